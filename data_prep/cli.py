@@ -4,10 +4,10 @@ module of the command that runs is imported."""
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.process import Interrupted, interruptible
@@ -19,8 +19,6 @@ USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
 INCOMPLETE = ": the data set being written is incomplete; --resume continues it"
-OUTSIDE = LostWorker, UnfitWorker, CannotWrite
-"""Errors whose cause is outside the data: the same command goes on once it is gone."""
 KEPT = "; finished shards are kept: --resume continues from them"
 
 
@@ -39,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def begun() -> bool:
         """True if there is something to resume: without an output folder there is nothing."""
-        return can_resume and (out is None or os.path.exists(out))
+        return can_resume and (not isinstance(out, Path) or out.exists())
 
     from vlds.runtime.cluster import LOCAL, LostWorker, UnfitWorker, open_cluster
 
@@ -47,12 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible(), open_cluster(getattr(args, "executor", LOCAL)) as args.cluster:
             return run(args) or 0
     except (ValueError, OSError) as error:
+        from vlds.data.errors import FetchError
         from vlds.runtime.disk import CannotWrite
 
         from .packing.file_check import MOST_SHOWN
 
         # What is outside the data: the same command goes on once it is gone.
-        outside = LostWorker, UnfitWorker, CannotWrite
+        outside = LostWorker, UnfitWorker, CannotWrite, FetchError
         kept = KEPT if begun() and isinstance(error, outside) else ""
         message = str(error)
         # Our own subclasses say what to do.

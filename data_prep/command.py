@@ -10,7 +10,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-from vlds.data.shards.store import is_url
+from vlds.data.shards.remote import is_url
+from vlds.data.shards.remote_folder import Folder, RemoteFolder, folder_at
 from vlds.runtime.cluster import LOCAL, executor_name
 
 from .catalogue import PROGRAM, SUMMARIES
@@ -58,7 +59,13 @@ def packs(parser: argparse.ArgumentParser, parse: Callable[..., SourceSet]) -> N
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
     """Add --out and the options about shards and pictures."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--out",
+        type=output,
+        required=True,
+        metavar="DIR",
+        help="folder to write, or one of an object store, such as s3://bucket/folder",
+    )
     group = parser.add_argument_group("shards")
     group.add_argument(
         "--shard-samples",
@@ -227,6 +234,14 @@ def where(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def output(text: str) -> Folder:
+    """Parse the folder of --out."""
+    try:
+        return folder_at(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def local_folder(text: str) -> Path:
     """Parse a folder of this machine: the commands that inspect shards do not download them."""
     if is_url(text):
@@ -240,4 +255,4 @@ def _as_json(value: Any) -> Any:
     """The value as JSON holds it: paths as text."""
     if isinstance(value, (list, tuple)):
         return [_as_json(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | RemoteFolder) else value

@@ -14,8 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vlds.data.shards.info import DATASET_FILE, DatasetInfo
-from vlds.data.shards.store import QUARANTINE_FILE
+from vlds.data.shards.info import DATASET_FILE, QUARANTINE_FILE, DatasetInfo
 from vlds.runtime.cluster import Cluster
 from vlds.runtime.files import write_whole
 from vlds.runtime.json_files import NotFinite

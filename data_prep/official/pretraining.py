@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlds.runtime.files import write_whole
+from vlds.data.shards.remote_folder import write_into
 from vlds.runtime.terminal import tell
 
 from ..command import add_shard_options, new_command, shard_options
@@ -273,5 +273,5 @@ def run(args: argparse.Namespace) -> None:
     options = shard_options(args)
     for dataset in ready(datasets, options):
         pack_ready(dataset, args.out / dataset.name.removeprefix("lxmert-"), options)
-    write_whole(args.out / EXCLUDED, "".join(f"{image_id}\n" for image_id in sorted(excluded)))
+    write_into(args.out, EXCLUDED, "".join(f"{image_id}\n" for image_id in sorted(excluded)))
     tell(f"left out {len(excluded):,} evaluation pictures: {args.out / EXCLUDED}")

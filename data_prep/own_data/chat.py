@@ -512,8 +512,9 @@ def _run_chat(args: argparse.Namespace) -> None:
     files = [table.path for table in tables] or [args.annotations]
     rows = read_columns(tables) if tables else ((None, row) for row in read_rows(args.annotations))
     # Beside the output, which has room for the pictures.
-    beside = next(folder for folder in args.out.absolute().parents if folder.is_dir())
-    scratch = Path(tempfile.mkdtemp(prefix=f".{args.out.name}-", dir=beside))
+    place = args.out if isinstance(args.out, Path) else args.out.workplace
+    beside = next(folder for folder in place.absolute().parents if folder.is_dir())
+    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=beside))
     try:
         albums = {
             "image": Album("image", args.images, scratch / "images"),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo, check_names
+from vlds.data.shards.remote_folder import Folder, RemoteFolder
 from vlds.runtime.cluster import Cluster
 from vlds.runtime.folders import folder_lock
 from vlds.runtime.terminal import follow, tell
@@ -202,19 +203,19 @@ class Options:
     """The command line, for the record in dataset.json."""
 
 
-def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
+def pack(dataset: SourceSet, out: Folder, options: Options) -> DatasetInfo:
     """Check a data set, write it and print what became of every sample."""
     check_folder(out)  # before `ready`, which may take minutes
     return pack_ready(ready([dataset], options)[0], out, options)
 
 
-def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
+def pack_ready(dataset: SourceSet, out: Folder, options: Options) -> DatasetInfo:
     """Write a data set that `ready` has checked, and print what became of every sample."""
     check_folder(out)
     by_id = {sample.id: sample for sample in dataset.samples}
     samples = [by_id[sample_id] for sample_id in shard_order(by_id, options.seed)]
     # A second command that writes here would mix its shards with these.
-    with folder_lock(out):
+    with folder_lock(out.workplace if isinstance(out, RemoteFolder) else out):
         shape = common_shape(samples)
         features: dict[str, Any] | None = None
         if shape:
@@ -290,8 +291,12 @@ def _landmarks(samples: Sequence[SourceSample]) -> list[Path]:
     return list(found.values())
 
 
-def check_folder(out: Path) -> None:
-    """Errors: ValueError if the output, or a folder above it, is a file."""
+def check_folder(out: Folder) -> None:
+    """Errors: ValueError if the output, or a folder above it, is a file, or a store cannot be
+    listed."""
+    if isinstance(out, RemoteFolder):
+        out.sizes()
+        return
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise ValueError(f"--out {out}: {existing} is a file; give a folder")
@@ -384,7 +389,7 @@ def _with_features(dataset: SourceSet, place: Path, boxes: bool) -> SourceSet:
     return replace(dataset, samples=samples)
 
 
-def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
+def _summary(dataset: SourceSet, info: DatasetInfo, out: Folder) -> str:
     """One line if everything was written; else in = written + dropped, with the reasons."""
     title = f"{info.name} {info.split}:"
     if not info.dropped:
@@ -420,7 +425,7 @@ class Division(Protocol):
 def pack_splits(
     datasets: Sequence[SourceSet],
     split: Division | None,
-    out: Path,
+    out: Folder,
     options: Options,
     *,
     apart: bool,
@@ -454,22 +459,33 @@ def pack_splits(
     tell_copies(checked, copies)
 
 
-def check_beside(out: Path, datasets: Sequence[SourceSet], is_drawn: bool) -> None:
+def check_beside(out: Folder, datasets: Sequence[SourceSet], is_drawn: bool) -> None:
     """Look for other splits below an output folder that an earlier command has left. `is_drawn`:
     the new splits divide all pictures, so that those of the others are among them.
 
     Errors: ValueError for such splits that remain, or if the folder holds a data set itself.
     """
-    if (out / DATASET_FILE).exists():
+    infos: dict[str, DatasetInfo] = {}
+    if isinstance(out, RemoteFolder):
+        places = [name for name in out.sizes() if name.split("/")[1:] in ([], [DATASET_FILE])]
+        for place in places:
+            if folder := place.rpartition("/")[0]:
+                data = out.read(place) or b""
+                infos[folder] = DatasetInfo.parse(data, f"{out}/{place}")
+        has_one = DATASET_FILE in places
+    else:
+        folders = sorted(path for path in out.iterdir() if path.is_dir()) if out.is_dir() else []
+        for path in folders:
+            if (path / DATASET_FILE).exists():
+                infos[path.name] = DatasetInfo.load(path)
+        has_one = (out / DATASET_FILE).exists()
+    if has_one:
         raise ValueError(
             f"--out {out} holds a data set itself, and its splits would mix with it; name a new "
             "folder, or remove it"
         )
-    folders = sorted(path for path in out.iterdir() if path.is_dir()) if out.is_dir() else []
     names, written = {data.name for data in datasets}, {data.split for data in datasets}
-    others = [folder for folder in folders if folder.name not in written]
-    others = [folder for folder in others if (folder / DATASET_FILE).exists()]
-    left = [folder.name for folder in others if DatasetInfo.load(folder).name in names]
+    left = [f for f, info in infos.items() if f not in written and info.name in names]
     if left and is_drawn:
         raise ValueError(
             f"--out {out} holds {' and '.join(left)} of an earlier command, whose pictures would "

@@ -88,8 +88,9 @@ class Journal:
         self.classes = classes
         self.identity = json.dumps(identity, sort_keys=True)
 
-    def finished(self) -> list[Finished]:
-        """The shards that need not be written again: those whose files are still what was written.
+    def finished(self, is_whole: Callable[[ShardInfo], bool] | None = None) -> list[Finished]:
+        """The shards that need not be written again: those whose files are still what was written,
+        which `is_whole` says of shards that are kept elsewhere.
 
         Errors: ValueError if another preparation wrote here.
         """
@@ -106,13 +107,16 @@ class Journal:
         for line in lines:
             try:
                 entry = parse_record(Finished, line)
-                load_index(self.path.parent, entry.shard, classes=self.classes)
-                if sha256(self.path.parent / entry.shard.name) != entry.shard.sha256:
+                if not (is_whole or self._is_here)(entry.shard):
                     break
             except (OSError, ValueError):  # cut off in writing, of another version, or untrue
                 break  # later shards too: samples go on from shard to shard
             entries.append(entry)
         return entries
+
+    def _is_here(self, shard: ShardInfo) -> bool:
+        load_index(self.path.parent, shard, classes=self.classes)
+        return sha256(self.path.parent / shard.name) == shard.sha256
 
     def begin(self, finished: Sequence[Finished]) -> None:
         """Continue after these shards, and forget all others."""

@@ -15,12 +15,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlds.data.shards.info import DATASET_FILE, KIND, SCHEMA, DatasetInfo, check_names
+from vlds.data.shards.info import (
+    DATASET_FILE,
+    KIND,
+    QUARANTINE_FILE,
+    SCHEMA,
+    DatasetInfo,
+    ShardInfo,
+    check_names,
+)
+from vlds.data.shards.remote_folder import Folder, RemoteFolder
 from vlds.data.shards.sample import feature_bytes
-from vlds.data.shards.store import QUARANTINE_FILE
+from vlds.data.shards.shard_index import beside, index_sizes
 from vlds.data.shards.writing import OpenShard
-from vlds.runtime.disk import check_own, make_folder, writable
-from vlds.runtime.files import read_file
+from vlds.runtime.disk import check_names_own, check_own, make_folder, writable
+from vlds.runtime.files import read_file, write_whole
 from vlds.runtime.json_files import sha256 as file_sha256
 from vlds.runtime.terminal import tell
 
@@ -161,11 +170,14 @@ class DatasetWriter:
     An earlier version of the data set (same name, kind, split) is replaced; another data set is
     refused. With `resume`, the finished shards of an interrupted writer are kept, and the caller
     leaves out the first `start` samples. `listing`: see SourceSet.
+
+    In an object store, each shard is made in the workplace of this machine, stored when it is
+    finished, and removed here. The journal is stored after it, so that any machine can resume.
     """
 
     def __init__(
         self,
-        out: Path,
+        out: Folder,
         *,
         name: str,
         kind: str,
@@ -181,7 +193,8 @@ class DatasetWriter:
     ) -> None:
         check_names(name, split)
         _make_room(out, (name, kind, split))
-        self.out, self.limits = out, limits
+        self.store = out if isinstance(out, RemoteFolder) else None
+        self.out, self.limits = out.workplace if isinstance(out, RemoteFolder) else out, limits
         self.stem = f"{name}-{split}"
         self.about: dict[str, Any] = {
             "name": name,
@@ -202,11 +215,30 @@ class DatasetWriter:
         identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
         # Only sets of this kind have the class of each sample in their index.
         self.classes = self.about["classes"] if kind == KIND else None
-        self.journal = Journal(out / f"{self.stem}.progress", identity, self.classes)
-        self.finished = self.journal.finished() if resume else []
+        self.journal = Journal(self.out / f"{self.stem}.progress", identity, self.classes)
+        self.finished = self._finished() if resume else []
         # The last one is written again, to see that it comes out the same: see `start`.
         self.repeated = self.finished.pop() if self.finished else None
         self.begun = False
+
+    def _finished(self) -> list[Finished]:
+        """The finished shards of an interrupted writer."""
+        if self.store is None:
+            return self.journal.finished()
+        sizes = self.store.sizes()
+        if (text := self.store.read(self.journal.path.name)) is None:
+            return []
+        write_whole(self.journal.path, text)
+
+        def is_stored(shard: ShardInfo) -> bool:
+            """By its size: a store has a file whole or not at all."""
+            expected = {shard.name: shard.bytes} | {
+                shard.name + suffix: index_sizes(shard.samples)[suffix]
+                for suffix in shard.index_hashes
+            }
+            return expected.items() <= sizes.items()
+
+        return self.journal.finished(is_stored)
 
     @property
     def start(self) -> int:
@@ -232,9 +264,11 @@ class DatasetWriter:
             )
         # Shards and indices that this version does not have would stay beside its own for ever.
         names = {shard.name for shard in shards}
-        for path in self.out.glob(f"{self.stem}-*.tar*"):  # of an earlier, longer version
-            if path.name.partition(".tar")[0] + ".tar" not in names:
-                path.unlink()
+        mine = re.compile(rf"{re.escape(self.stem)}-[^/]*\.tar.*")
+        present = self.store.sizes() if self.store else [path.name for path in self.out.iterdir()]
+        for name in filter(mine.fullmatch, present):  # of an earlier, longer version
+            if name.partition(".tar")[0] + ".tar" not in names:
+                self._remove(name)
         info = DatasetInfo(
             schema=SCHEMA,
             **self.about,
@@ -245,8 +279,17 @@ class DatasetWriter:
         )
         # Last: a folder with dataset.json is complete.
         info.save(self.out)
+        if self.store:
+            self.store.put(self.out / DATASET_FILE)
+            self.store.remove(self.journal.path.name)
+            (self.out / DATASET_FILE).unlink()
         self.journal.end()
         return info
+
+    def _remove(self, name: str) -> None:
+        (self.out / name).unlink(missing_ok=True)
+        if self.store:
+            self.store.remove(name)
 
     def _write_shards(self, records: Iterable[SampleRecord | Dropped]) -> list[Dropped]:
         """Fill shards up to the limits; returns the samples dropped after the last written one.
@@ -281,9 +324,11 @@ class DatasetWriter:
                     shard, in_shard = None, []
                 if not self.begun:
                     # A folder without dataset.json counts as incomplete.
-                    (self.out / DATASET_FILE).unlink(missing_ok=True)
-                    (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
+                    self._remove(DATASET_FILE)
+                    self._remove(QUARANTINE_FILE)
                     self.journal.begin(self.finished)  # this flushes the removals as well
+                    if self.store:
+                        self.store.put(self.journal.path)
                     self.begun = True
                 name = f"{self.stem}-{len(self.finished):05d}.tar"
                 shard = shard or OpenShard(self.out / name, self.classes)
@@ -310,12 +355,20 @@ class DatasetWriter:
                 "pictures or features are other ones under the same names; bring back those that "
                 "it was begun with, or leave out --resume to start over"
             )
+        files = [shard.path, *(beside(shard.path, s) for s in entry.shard.index_hashes)]
+        if self.store:
+            for path in files:
+                self.store.put(path)
         self.finished.append(entry)
         self.journal.add(entry)
+        if self.store:
+            self.store.put(self.journal.path)
+            for path in files:
+                path.unlink()
 
 
 def write_dataset(
-    out: Path,
+    out: Folder,
     *,
     records: Iterable[SampleRecord | Dropped],
     shard_samples: int = DEFAULT_LIMITS.samples,
@@ -325,14 +378,23 @@ def write_dataset(
     return DatasetWriter(out, limits=ShardLimits(samples=shard_samples), **options).write(records)
 
 
-def _make_room(out: Path, identity: tuple[str, str, str]) -> None:
+def _make_room(out: Folder, identity: tuple[str, str, str]) -> None:
     # What an earlier version of the data set, or an interrupted command, may have left.
     stem = re.escape(f"{identity[0]}-{identity[2]}")
     ours = re.compile(rf"{stem}(-\d+\.tar.*|\.progress.*)|{DATASET_FILE}|{QUARANTINE_FILE}")
-    if not (out / DATASET_FILE).exists():
-        check_own(out, "--out", ours, "a data set")
+    info: DatasetInfo | None = None
+    if isinstance(out, Path):
+        if (out / DATASET_FILE).exists():
+            info = DatasetInfo.load(out)
+        else:
+            check_own(out, "--out", ours, "a data set")
     else:
-        info = DatasetInfo.load(out)
+        names = {name.partition("/")[0] for name in out.sizes()}
+        if data := out.read(DATASET_FILE):
+            info = DatasetInfo.parse(data, f"{out}/{DATASET_FILE}")
+        else:
+            check_names_own(names, str(out), "--out", ours, "a data set")
+    if info is not None:
         existing = info.name, info.kind, info.split
         if existing != identity:
             raise ValueError(
@@ -340,8 +402,9 @@ def _make_room(out: Path, identity: tuple[str, str, str]) -> None:
                 f"({' '.join(identity)}): choose another folder, or remove it"
             )
         tell(f"{out} holds {info.samples:,} samples of an earlier command; these replace them")
-    with writable(out):
-        make_folder(out)
+    folder = out if isinstance(out, Path) else out.workplace
+    with writable(folder):
+        make_folder(folder)
 
 
 def _content(record: SampleRecord) -> dict[str, bytes]:

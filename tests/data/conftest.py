@@ -10,7 +10,7 @@ import pytest
 from data_prep.packing.writer import write_dataset
 from tests.toys.streams import ToyTask, records
 from tests.toys.web import Web
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -15,7 +16,7 @@ from data_prep.packing.writer import SampleRecord
 from tests.toys.pictures import noise
 from vlds.data.config import DataConfig
 from vlds.data.order.mixed_order import BatchCut
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, survey
@@ -196,6 +197,14 @@ def eval_streams(
         )
         for n in range(world_size)
     ]
+
+
+def wait_for_copies(cache: ShardCache, count: int) -> None:
+    """Wait until the copies of so many shards are there, and no download is left."""
+    until = time.monotonic() + 30
+    while len(cached_shards(cache)) < count or list(cache.folder.glob(".*.partial")):
+        assert time.monotonic() < until, f"{len(cached_shards(cache))} of {count} copies"
+        time.sleep(0.01)
 
 
 def cached_shards(cache: ShardCache) -> list[Path]:

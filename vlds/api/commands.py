@@ -10,7 +10,7 @@ from pathlib import Path
 from vlds.api.program import Listener, OnMetrics, Program
 from vlds.api.runs import Run
 from vlds.api.words import Changes, json_text, option_words, recipe_words, words_of
-from vlds.data.shards.store import is_url
+from vlds.data.shards.remote import is_url
 from vlds.evaluation.result import LEFT_IN, Scored, read_scores
 from vlds.evaluation.sources import path_of
 from vlds.recipe.config import parse_recipe

@@ -16,7 +16,7 @@ import vlds.tasks
 from vlds.data.errors import ShardError
 from vlds.data.order.epoch_order import WHOLE_SAMPLE
 from vlds.data.shards.pictures import MAX_PIXELS, decode_pictures
-from vlds.data.shards.store import is_url
+from vlds.data.shards.remote import is_url
 from vlds.data.streams.source import Source, fixed_example
 from vlds.evaluation.sources import open_datasets, path_of
 from vlds.runtime.checks import guess

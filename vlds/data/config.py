@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.runtime.checks import Count, Natural, Positive, SourcePath
 
 Unit = Literal["example", "global_batch"]

@@ -20,6 +20,10 @@ class FetchError(ShardError):
     """A file of a data set that cannot be fetched. The message is complete, cure included."""
 
 
+class FullDisk(FetchError):
+    """A file that cannot be fetched because the disk of this machine is full."""
+
+
 class ChangedSample(SkipSample):
     """A sample whose bytes changed after they were indexed."""
 

@@ -13,7 +13,8 @@ import torch
 
 from vlds.artifact import LoadedRun, load_run, read_recipe
 from vlds.data.order.epoch_order import hashed
-from vlds.data.shards.store import is_url, open_dataset
+from vlds.data.shards.remote import is_url
+from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source, check_cache_limit
 from vlds.evaluation.evaluator import Evaluator, choose_task, predict
 from vlds.evaluation.prediction_files import write_submissions

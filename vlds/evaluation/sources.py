@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.pictures import MAX_PIXELS, to_rgb, upright
 from vlds.data.shards.store import Dataset, few_shots, of_classes, open_dataset
 from vlds.data.streams.sequential import StreamedSource, open_streamed

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlds.data.shards.store import Dataset, is_url, open_dataset
+from vlds.data.shards.remote import is_url
+from vlds.data.shards.store import Dataset, open_dataset
 from vlds.recipe.config import Recipe
 from vlds.report.predictions import Predictions, texts_of
 from vlds.report.read import GalleryEntry, write_gallery

@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_IMODE
@@ -98,13 +98,15 @@ def check_own(folder: Path, option: str, ours: re.Pattern[str], what: str) -> No
 
     Errors: ValueError that begins with `option`, and says `what` would be written.
     """
-    if not folder.is_dir():
-        return
-    foreign = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.name[0] != "." and not ours.fullmatch(path.name)
-    )
+    if folder.is_dir():
+        check_names_own((path.name for path in folder.iterdir()), str(folder), option, ours, what)
+
+
+def check_names_own(
+    names: Iterable[str], folder: str, option: str, ours: re.Pattern[str], what: str
+) -> None:
+    """As `check_own`, of a folder that holds these files."""
+    foreign = sorted(name for name in names if name[0] != "." and not ours.fullmatch(name))
     if foreign:
         more = f" and {len(foreign) - 2:,} more" if len(foreign) > 2 else ""
         raise ValueError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import vlds.data.shards.store
+import vlds.data.shards.remote
 from data_prep.packing.writer import write_dataset
 from tests.toys.pictures import noise
 from tests.toys.streams import cached_shards, epoch_rows, records, red_source, rows_of, train_stream
@@ -20,7 +20,7 @@ from tests.toys.web import Web
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import check_cache_limit
 
@@ -115,7 +115,7 @@ def test_equal_names_do_not_mix_nor_do_versions(
     assert two.read(0).images[0] == noise(100)
     shutil.rmtree(tmp_path / "one")
     shutil.copytree(tmp_path / "two", tmp_path / "one")
-    monkeypatch.setattr(vlds.data.shards.store, "FRESH_S", 0.0)
+    monkeypatch.setattr(vlds.data.shards.remote, "FRESH_S", 0.0)
     assert open_dataset(web.url("one"), cache).read(0).images[0] == noise(100)
     web.shutdown()
 

@@ -19,7 +19,7 @@ from tests.toys.shards import by_hand, content
 from tests.toys.streams import ToyTask, records, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
 from vlds.data.shards.writing import index_folder

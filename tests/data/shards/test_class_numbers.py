@@ -15,7 +15,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.class_folders import CLASSES, change_info, write_classes
 from tests.toys.pictures import jpeg
 from vlds.data.errors import ShardError
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.info import NO_CLASS, DatasetInfo
 from vlds.data.shards.store import few_shots, open_dataset
 

@@ -15,7 +15,7 @@ from tests.toys.streams import COLLATOR, SPEC, ToyTask
 from tests.toys.web import Web
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy, ShardError
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup

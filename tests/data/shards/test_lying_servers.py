@@ -14,7 +14,7 @@ import pytest
 import vlds.data.shards.download
 from tests.toys.web import Handler, Web
 from vlds.data.errors import ShardError
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.shard_stream import read_shard
 from vlds.data.shards.store import open_dataset
 

@@ -16,10 +16,17 @@ import fsspec
 import pytest
 
 import vlds.data.shards.download
-from tests.toys.streams import cached_shards, epoch_rows, red_source, rows_of, train_stream
+from tests.toys.streams import (
+    cached_shards,
+    epoch_rows,
+    red_source,
+    rows_of,
+    train_stream,
+    wait_for_copies,
+)
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.evaluation.sources import open_datasets
 from vlds.tasks import VQA
@@ -52,7 +59,7 @@ def test_samples_are_those_of_the_folder(
             assert remote.read(number) == local.read(number)
     assert set(web.requests.values()) == {1}
     assert len(web.requests) == 1 + 4 * 6
-    assert not list(cache.folder.glob("*.partial"))
+    wait_for_copies(cache, 3 * 6)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -103,7 +110,7 @@ def test_what_a_killed_process_leaves_harms_nobody(web: Web, cache: ShardCache) 
     web.held.pop(name).set()
     assert open_dataset(web.url("small"), cache).read(0).id == "small-0"
     assert web.requests[name] == 2
-    assert not list(cache.folder.glob("*.partial"))
+    assert not list(cache.folder.glob(".*.partial"))
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "big-train-00000.tar.idx", "big-train-00000.tar"])

@@ -1,70 +1,255 @@
-"""Data sets and shards in S3, served on loopback by moto."""
+"""Data sets and shards in S3: moto's server in a process of its own, behind a line that fails on
+demand."""
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.toys.streams import COLLATOR, SPEC, ToyTask, train_stream
+import vlds.data.shards.download
+from data_prep.packing.writer import write_dataset
+from tests.toys.small_disk import small_disk
+from tests.toys.store import BUCKET, Line, s3_server, use_store
+from tests.toys.streams import (
+    COLLATOR,
+    SPEC,
+    ToyTask,
+    cached_shards,
+    epoch_rows,
+    records,
+    red_source,
+    rows_of,
+    train_stream,
+    wait_for_copies,
+)
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
-from vlds.data.streams.source import Source
 
-pytestmark = pytest.mark.slow
-BUCKET = "shards"
+BIG = f"s3://{BUCKET}/big"
+TARS = [f"big/big-train-{number:05d}.tar" for number in range(6)]
+FORK = multiprocessing.get_context("fork")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def s3(folders: dict[str, Path]) -> Iterator[None]:
-    """A server whose bucket holds "big"; everybody finds it by the environment, as users do."""
-    moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        files = s3fs.S3FileSystem()
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def line(server: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """The way to a bucket that holds "big"."""
+    line = Line(server)
+    files = use_store(monkeypatch, line.port)
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.02, 0.02, 0.02))
+    if not files.exists(BUCKET):
         files.mkdir(BUCKET)
-        files.put(str(folders["big"]), f"{BUCKET}/big", recursive=True)
-        yield
-    server.stop()
+    files.put(str(folders["big"]), f"{BUCKET}/", recursive=True)
+    vlds.data.shards.download._troubles.clear()
+    yield line
+    line.shutdown()
+    line.server_close()
+
+
+def rank(number: int, folder: Path, start: Any, answers: Any) -> None:
+    """A rank with two workers that reads an epoch, and a little more."""
+    source = red_source(BIG, ShardCache(folder))
+    stream = train_stream(
+        [source], world_size=3, global_rank=number, num_workers=2, window=2, global_batch_size=9
+    )
+    start.wait()
+    answers.put((number, [rows_of(batch) for batch in islice(stream, 22)]))
+
+
+def test_ranks_and_workers_of_a_machine_fetch_each_shard_once(
+    line: Line, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    line.delay, line.slow = 0.3, 1.0  # all of them want the same shards at once
+    start, answers = FORK.Barrier(3), FORK.Queue()
+    ranks = [
+        FORK.Process(target=rank, args=(number, tmp_path / "cache", start, answers))
+        for number in range(3)
+    ]
+    for process in ranks:
+        process.start()
+    parts = dict(answers.get(timeout=100) for _ in ranks)
+    for process in ranks:
+        process.join()
+    local = [
+        train_stream(
+            [red_source(folders["big"])], world_size=3, global_rank=n, window=2, global_batch_size=9
+        )
+        for n in range(3)
+    ]
+    for number, stream in enumerate(local):
+        assert parts[number] == [rows_of(batch) for batch in islice(stream, 22)]
+    assert {line.whole[tar] for tar in TARS} == {1}
+    index = [f"{tar}.{kind}" for tar in TARS for kind in ("idx", "cnt", "crc")]
+    assert {line.whole[name] for name in index} == {1}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_data_set_is_read_as_if_it_lay_here(
-    folders: dict[str, Path], cache: ShardCache, num_workers: int
+def test_a_flaky_store_changes_nothing(
+    line: Line,
+    folders: dict[str, Path],
+    cache: ShardCache,
+    num_workers: int,
 ) -> None:
-    here = Source("red", ToyTask(), [open_dataset(folders["big"])])
-    there = Source("red", ToyTask(), [open_dataset(f"s3://{BUCKET}/big", cache)])
-    expected = [batch.ids for batch in islice(train_stream([here]), 23)]
-    ids = [b.ids for b in islice(train_stream([there], num_workers=num_workers), 23)]
-    assert ids == expected
-    assert len(list(cache.folder.glob("*.tar"))) == 6
+    line.errors, line.cuts, line.slow, line.delay = 0.05, 0.05, 0.05, 0.2
+    expected = epoch_rows(folders["big"], window=2)
+    stream = train_stream([red_source(BIG, cache)], window=2, num_workers=num_workers)
+    begun = [rows_of(batch) for batch in islice(stream, 9)]
+    state = stream.state()
+    other = ShardCache(cache.folder.with_name("elsewhere"))
+    resumed = train_stream([red_source(BIG, other)], window=2, num_workers=num_workers)
+    resumed.load_state(state)
+    assert [*begun, *(rows_of(batch) for batch in islice(resumed, 15))] == expected
+    assert set(line.faults) == {"error", "cut", "slow"}
 
 
-def test_what_is_not_there_is_named(cache: ShardCache) -> None:
+@pytest.mark.slow  # s3fs pauses between tries of its own
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("errors", "the server refused or failed"),
+        ("cuts", "the body was cut off"),
+        ("slow", "the server is too slow"),
+    ],
+)
+def test_ways_to_fail_are_told_apart(
+    line: Line,
+    cache: ShardCache,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    words: str,
+) -> None:
+    dataset = open_dataset(BIG, cache)
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.02,))
+    setattr(line, how, 1.0)
+    if how == "slow":
+        line.delay = 5.0
+        monkeypatch.setattr(vlds.data.shards.download, "PATIENCE_S", 0.5)
+    with pytest.raises(ShardError, match=r"^s3://.*big-train-00000\.tar: 2 downloads broke"):
+        dataset.read(0)
+    lines = [text for text in capfd.readouterr().err.splitlines() if "asked again" in text]
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def test_a_replaced_object_is_named(line: Line, cache: ShardCache) -> None:
+    files = use_store(pytest.MonkeyPatch(), line.port)
+    dataset = open_dataset(BIG, cache)
+    whole = files.cat_file(f"{BUCKET}/{TARS[1]}")
+    files.pipe_file(f"{BUCKET}/{TARS[1]}", whole[: len(whole) // 2])
+    with pytest.raises(ShardError) as error:
+        dataset.read(19)  # its last sample
+    assert f"has {len(whole) // 2} bytes, dataset.json says {len(whole)}" in str(error.value)
+    assert "it is not the file that was prepared (its ETag is now" in str(error.value)
+    # The same size, other bytes: only the sums tell.
+    files.pipe_file(f"{BUCKET}/{TARS[2]}", bytes(files.info(f"{BUCKET}/{TARS[2]}")["size"]))
+    with pytest.raises(ShardError, match=r"came with sha256 .* it is not the file .*its ETag is"):
+        dataset.read(20)
+
+
+def test_a_copy_that_made_room_is_told(
+    line: Line, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sizes = [shard.bytes for shard in open_dataset(BIG, ShardCache(tmp_path / "x")).info.shards]
+    cache = ShardCache(tmp_path / "cache", limit=max(sizes))
+    dataset = open_dataset(BIG, cache)
+    for sample in (0, 10, 0):
+        expected = open_dataset(BIG, ShardCache(tmp_path / "x")).read(sample)
+        assert dataset.read(sample) == expected
+        wait_for_copies(cache, 1)
+        while dataset._files.cache.path(f"{BIG}/x") in cached_shards(cache):
+            time.sleep(0.01)
+        dataset.read(sample)
+    assert len(cached_shards(cache)) == 1
+    lines = [text for text in capfd.readouterr().err.splitlines() if "made room" in text]
+    assert len(lines) == 1
+    assert "big-train-00000.tar: its copy has made room before all of it was read" in lines[0]
+    assert "raise data.cache_bytes" in lines[0]
+
+
+def test_a_full_disk_only_costs_speed(
+    line: Line, folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shard = (folders["big"] / "big-train-00000.tar").stat().st_size
+    # Pages of the small files, and three shards.
+    with small_disk(tmp_path / "disk", f"{30 * 4 + shard * 3 // 1024}k") as disk:
+        rows = epoch_rows(BIG, ShardCache(disk / "cache"))
+        assert rows == epoch_rows(folders["big"])
+        assert 0 < len(list((disk / "cache").glob("*.tar"))) < 6
+    lines = [text for text in capfd.readouterr().err.splitlines() if "no space" in text]
+    assert len(lines) == 1
+    assert "data.cache" in lines[0]
+    assert "its samples are read without a copy" in lines[0]
+
+
+def test_what_is_not_there_is_named(
+    line: Line, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=rf"s3://{BUCKET}/small/dataset\.json: there is no such f"):
         open_dataset(f"s3://{BUCKET}/small", cache)
     with pytest.raises(ShardError, match=r"s3://nowhere/x\.tar"):
         streamed("s3://nowhere/x.tar")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    vlds.data.shards.download._object_store.cache_clear()
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(ValueError, match=r"dataset\.json: there are no credentials; give them as"):
+        open_dataset(BIG, ShardCache(cache.folder / "new"))
 
 
+def test_shards_to_come_are_fetched_ahead(line: Line, tmp_path: Path, cache: ShardCache) -> None:
+    """When a window begins, its shards are there."""
+    write_dataset(
+        tmp_path / "long",
+        name="long",
+        kind="vqa",
+        split="train",
+        records=records("long", 80),
+        shard_samples=5,
+    )
+    files = use_store(pytest.MonkeyPatch(), line.port)
+    files.put(str(tmp_path / "long"), f"{BUCKET}/", recursive=True)
+    source = red_source(f"s3://{BUCKET}/long", cache)
+    stream = train_stream([source], window=4)
+    assembler = stream.assembler()
+    examples = sum(map(np.sum, source.counts))
+    assert assembler.ahead == examples // 4 // 2  # half of 4 shards of 16
+    batches = iter(stream)
+    for _ in range(int(0.55 * examples / 4 / 8) + 1):
+        next(batches)
+    wait_for_copies(cache, 5)  # one of the window that has not begun
+    before = sum(line.ranges.values())
+    wait_for_copies(cache, 5)
+    assert sum(line.ranges.values()) == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_shards_are_streamed(folders: dict[str, Path], num_workers: int) -> None:
+def test_shards_are_streamed(line: Line, folders: dict[str, Path], num_workers: int) -> None:
     here = streamed(f"{folders['big']}/big-train-0000{{0..5}}.tar", num_workers)
-    there = streamed(f"s3://{BUCKET}/big/big-train-0000{{0..5}}.tar", num_workers)
+    there = streamed(f"{BIG}/big-train-0000{{0..5}}.tar", num_workers)
     assert [b.ids for b in islice(there, 12)] == [b.ids for b in islice(here, 12)]
 
 

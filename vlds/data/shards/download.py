@@ -1,8 +1,10 @@
-"""Files from a server, by fsspec, and their copies in a cache.
+"""Files from servers and object stores, by fsspec: whole, or a range of their bytes.
 
-A download ends whatever the server does: at the expected size, or when it almost stops. A login in
-a web address goes into the header of the request, so that no library's error can show it. An
-address without login may have one in ~/.netrc.
+A download ends whatever the server does: at the expected size, or when it almost stops. A request
+that broke is repeated after a pause of random length, because a thousand ranks whose requests
+broke together would otherwise come back together. A login in a web address goes into the header of
+the request, so that no library's error can show it. An address without login may have one in
+~/.netrc; object stores find credentials where their own clients look for them.
 """
 
 from __future__ import annotations
@@ -13,25 +15,24 @@ import netrc
 import os
 import time
 from base64 import b64encode
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
+from random import uniform
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from filelock import FileLock
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
-from vlds.data.errors import FetchError
+from vlds.data.errors import FetchError, FullDisk
 from vlds.data.shards.info import DATASET_FILE
-from vlds.runtime.files import LARGEST_FILE, whole_file
+from vlds.runtime.files import LARGEST_FILE
 from vlds.runtime.json_files import sha256 as file_sha256
-from vlds.runtime.terminal import lost_credentials, without_credentials
+from vlds.runtime.terminal import lost_credentials, tell, without_credentials
 
 Value = TypeVar("Value")
 
@@ -82,104 +83,14 @@ def check_whole(url: str) -> None:
         )
 
 
-SHARD_SUFFIX = ".tar"
-"""The limit counts these copies; the files beside shards are small and stay."""
-GONE = (errno.ENOENT, errno.ESTALE)
-
-
-@dataclass(frozen=True)
-class ShardCache:
-    """Copies of remote files, in a folder that the processes of a machine share.
-
-    A copy is there whole or not at all. One process fetches a file while the others wait for it.
-    Every read opens the copy and sets its modification time, so that the least recently used copies
-    make room for new ones. A copy that is removed while it is read stays readable to the end; a
-    removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
-    """
-
-    # Read when a cache is made: the variable may be set after the import.
-    folder: Path = field(
-        default_factory=lambda: (
-            Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlds"
-        )
-    )
-    limit: int | None = None
-    """Most bytes of shards; downloads in progress are not counted."""
-
-    def path(self, url: str, version: str = "") -> Path:
-        """Path of a file's copy.
-
-        Its name is a hash of the whole URL, because data sets may have shards of one name, and of
-        the file's `version`, because the file at a URL may change.
-        """
-        return self.folder / _name(url, version)
-
-    @contextmanager
-    def alone(self, path: Path) -> Iterator[None]:
-        """Lock a copy for this process. A process that dies leaves no lock behind."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{path}.lock").acquire()
-        except OSError as error:
-            raise FetchError(
-                f"data.cache: {self.folder} cannot be written ({error.strerror}); name another "
-                "folder"
-            ) from None
-        with lock:
-            yield
-
-    def add(self, path: Path, fetch: Callable[[Path], None]) -> None:
-        """Make a copy: `fetch` writes a partial file, which then gets the copy's name."""
-        # The lock on room is released after the copy has its name: exits run in reverse.
-        with ExitStack() as room, whole_file(path) as partial:
-            fetch(partial)
-            if self.limit is not None and path.suffix == SHARD_SUFFIX:
-                room.enter_context(self.alone(self.folder / "room"))
-                self._make_room(partial.stat().st_size, self.limit)
-
-    def read(self, path: Path, offset: int, size: int, whole: int) -> bytes | None:
-        """Read bytes of a copy and mark it as used; None if there is none of `whole` bytes."""
-        try:
-            with open(path, "rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != whole:
-                    return None
-                # By descriptor: the name may be another copy's by now, which keeps its own time.
-                now = time.time_ns()
-                os.utime(file.fileno(), ns=(now, now))
-                return os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            if error.errno in GONE:
-                return None
-            raise
-
-    def _make_room(self, size: int, limit: int) -> None:
-        """Remove the least recently used copies until `size` more bytes fit."""
-        copies = []
-        for path in self.folder.glob(f"*{SHARD_SUFFIX}"):
-            with suppress(FileNotFoundError):
-                status = path.stat()
-                copies.append((status.st_mtime_ns, status.st_size, path))
-        total = size + sum(bytes for _, bytes, _ in copies)
-        for _, bytes, path in sorted(copies):  # the least recently used first
-            if total <= limit:
-                return
-            path.unlink(missing_ok=True)
-            total -= bytes
-
-
-# Cached: every read of a sample asks for the path of its shard.
-@lru_cache(maxsize=4096)
-def _name(url: str, version: str) -> str:
-    return sha256(f"{url}\n{version}".encode()).hexdigest() + Path(url.partition("?")[0]).suffix
-
-
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new try of a download that broke."""
+"""Mean seconds before each new try of a request that broke."""
 SLOWEST = 1000
 """Bytes a second. A server that sends fewer for PATIENCE_S seconds counts as broken."""
 PATIENCE_S = 60.0
 CONNECT_S, SILENCE_S = 30.0, 60.0
 """Seconds after which a server that does not answer, or stops sending, counts as broken."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MOST_REDIRECTS = 5
 REDIRECTED = {
     "TooManyRedirects": f"more than {MOST_REDIRECTS} times",
@@ -197,30 +108,130 @@ class TooSlow(OSError):
     """A server that would block the run forever."""
 
 
+class Cut(OSError):
+    """Fewer bytes than were asked for."""
+
+
 def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None = None) -> None:
     """Write a file of the folder at a URL to `path`. With `expected`, check its sha256 and size;
     without, read at most LARGEST_FILE bytes.
 
     Errors: FetchError after the last try, or at once if another try would not help.
     """
-    files, root = _open_address(folder)
+    files, root = open_address(folder)
     url = below(without_credentials(folder), name)
     limit = expected[1] if expected else LARGEST_FILE
     cure = "check the connection and start again: what has been fetched is kept"
+    if expected is None:
+        retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
+        return
+    came: list[str] = []
     # A file that came whole but wrong is fetched once more: the transfer may have damaged it.
-    for last_try in (False, True):
-        _retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
-        if expected is None:
-            return
+    for _ in range(2):
+        retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
         actual, length = file_sha256(path), path.stat().st_size
         if (actual, length) == expected:
             return
-        if last_try:
-            raise FetchError(
-                f"{url}: came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says "
-                f"{expected[0][:12]} and {expected[1]} bytes: it is not the file that was "
-                "prepared; upload the whole data set again"
-            )
+        came.append(f"sha256 {actual[:12]} and {length} bytes")
+    stated = f"{DATASET_FILE} says {expected[0][:12]} and {expected[1]} bytes"
+    if came[0] == came[1]:
+        raise FetchError(
+            f"{url}: came with {came[1]}, {stated}: it is not the file that was prepared"
+            f"{_told_by_store(files, below(root, name))}; upload the whole data set again"
+        )
+    raise FetchError(
+        f"{url}: came with {came[0]}, then with {came[1]}, {stated}: it is damaged on its way; "
+        "check the connection and the store"
+    )
+
+
+def read_range(folder: str, name: str, offset: int, size: int, whole: int) -> bytes:
+    """Bytes of a file of `whole` bytes in the folder at a URL; not of a web server.
+
+    Errors: FetchError after the last try, or at once if the file has another size.
+    """
+    files, root = open_address(folder)
+    source, url = below(root, name), below(without_credentials(folder), name)
+
+    def read() -> bytes:
+        if files.async_impl:
+            data: bytes = sync(
+                files.loop, files._cat_file, source, start=offset, end=offset + size,
+                timeout=PATIENCE_S + size / SLOWEST,
+            )  # fmt: skip
+        else:
+            # Without a cache: by default, fsspec reads megabytes ahead.
+            with files.open(source, "rb", cache_type="none") as file:
+                file.seek(offset)
+                data = file.read(size)
+        if len(data) < size:
+            raise Cut(f"{len(data):,} of {size:,} bytes came")
+        return data
+
+    def read_known() -> bytes:
+        try:
+            return read()
+        except Exception:  # each sort of storage raises its own exceptions
+            actual = file_size(files, source)
+            if actual is not None and actual != whole:
+                raise FetchError(
+                    f"{url}: has {actual} bytes, {DATASET_FILE} says {whole}: it is not the file "
+                    f"that was prepared{_told_by_store(files, source)}; upload the whole data set "
+                    "again"
+                ) from None
+            raise
+
+    return retried(read_known, url, "check the connection", Path())
+
+
+def read_bytes(folder: str, name: str, *, most: int = LARGEST_FILE) -> bytes | None:
+    """A small file in the folder at a URL; None if there is none. Not of a web server.
+
+    Errors: FetchError.
+    """
+    files, root = open_address(folder)
+    source = below(root, name)
+
+    def read() -> bytes | None:
+        try:
+            if (size := files.info(source)["size"]) > most:
+                raise TooMuch(f"it has {size:,} bytes; at most {most:,} are read")
+            data: bytes = files.cat_file(source)
+        except FileNotFoundError:
+            return None
+        return data
+
+    return retried(read, below(without_credentials(folder), name), "check the address", Path())
+
+
+def file_size(files: Any, path: str) -> int | None:
+    """Bytes of a file now; None if that cannot be told."""
+    try:
+        files.invalidate_cache()
+        size = files.info(path)["size"]
+    except Exception:  # each sort of storage raises its own exceptions
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _told_by_store(files: Any, path: str) -> str:
+    """What an object store says of the version that it holds: " (ETag ..., modified ...)"."""
+    if is_web(path):  # whose libraries fetch the file once more to say this
+        return ""
+    told = {}
+    with suppress(Exception):
+        files.invalidate_cache()
+        told = files.info(path)
+    tag = next((told[name] for name in VERSIONS if told.get(name)), None)
+    time = next((told[name] for name in TIMES if told.get(name)), None)
+    words = [f"its ETag is now {tag}"] * (tag is not None)
+    words += [f"modified {time}"] * (time is not None)
+    return f" ({', '.join(words)})" if words else ""
+
+
+VERSIONS = ("ETag", "etag", "generation", "blob_id")
+TIMES = ("LastModified", "updated", "last_modified", "mtime", "last_commit")
+"""Names that S3, Google Cloud, Hugging Face and others have for these."""
 
 
 def open_stream(url: str) -> BytesReader:
@@ -228,38 +239,72 @@ def open_stream(url: str) -> BytesReader:
 
     Errors: FetchError that names the URL and what happened.
     """
-    files, path = _open_address(url)
+    files, path = open_address(url)
 
     def opened() -> BytesReader:
         stream: BytesReader = WebStream(files, path) if is_web(url) else files.open(path, "rb")
         return stream
 
     # A stream that has begun is not retried: what was read of it would come again.
-    return _retried(opened, without_credentials(url), "check the address", Path())
+    return retried(opened, without_credentials(url), "check the address", Path())
 
 
-def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Value:
-    """The result of an action that reads from a server, tried again after each of PAUSES. `url` is
-    for messages, without credentials."""
+def retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Value:
+    """The result of an action that reads from or writes to a server, tried again after each of
+    PAUSES. `url` is for messages, without credentials; `path`: of the file that is written here."""
     for pause in (*PAUSES, None):
         try:
             return action()
+        except FetchError:
+            raise
         except Exception as error:  # each sort of storage raises its own exceptions
             reason = _final_reason(error, path)
-            if reason is None and pause is not None:
-                time.sleep(pause)
-                continue
             # The class and the text: the `repr` of aiohttp's errors shows the request's headers,
             # with the login.
             shown = f"{type(error).__name__}({str(error)!r})"
+            if reason is None and pause is not None:
+                _tell_trouble(error, f"{url}: {{}} ({shown}); it is asked again")
+                time.sleep(pause * uniform(0.5, 1.5))
+                continue
+            is_full = isinstance(error, OSError) and error.errno in FULL
             tries = len(PAUSES) + 1
             reason = reason or f"{tries} downloads broke, the last one with {shown}; {cure}"
             # Not `from error`: a traceback would show the whole URL.
-            raise FetchError(f"{url}: {without_credentials(reason)}") from None
+            kind = FullDisk if is_full else FetchError
+            raise kind(f"{url}: {without_credentials(reason)}") from None
     raise AssertionError
 
 
-def _open_address(url: str) -> tuple[Any, str]:
+SLOW = ("TooSlow", "TimeoutError", "FSTimeoutError", "ReadTimeoutError", "SocketTimeoutError",
+        "ServerTimeoutError", "ConnectTimeoutError")  # fmt: skip
+BROKEN_OFF = ("Cut", "ClientPayloadError", "IncompleteReadError", "IncompleteRead",
+              "ServerDisconnectedError", "ConnectionResetError", "ResponseStreamingError",
+              "ConnectionClosedError")  # fmt: skip
+_troubles: Counter[str] = Counter()
+
+
+def _tell_trouble(error: Exception, line: str) -> None:
+    """Say what a server did; `line` has a place for it."""
+    name = type(error).__name__
+    what = "the server refused or failed"
+    if name in SLOW:
+        what = "the server is too slow"
+    elif name in BROKEN_OFF:
+        what = "the body was cut off"
+    tell_rarely(what, line.replace("{}", what, 1))
+
+
+def tell_rarely(sort: str, line: str) -> None:
+    """Say what has happened: the first time, the tenth, the hundredth, ... of its sort in this
+    process."""
+    _troubles[sort] += 1
+    count = _troubles[sort]
+    if count == 10 ** (len(str(count)) - 1):
+        times = f" ({count:,} times so far)" if count > 1 else ""
+        tell(f"{line}{times}", error=True, flush=True)
+
+
+def open_address(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL of a folder or file, and the path in it."""
     try:
         if is_web(url):
@@ -282,17 +327,28 @@ def _open_address(url: str) -> tuple[Any, str]:
             )
         else:
             check_whole(url)
-            files, root = url_to_fs(url)
+            files, root = _object_store(url, os.getpid())
     except FetchError:
         raise
     except (ImportError, ValueError) as error:
-        raise FetchError(
-            without_credentials(
-                f"data set {url}: {error}; give an address that fsspec can open here, such as "
-                "https://"
-            )
-        ) from None
+        cure = "give an address that fsspec can open here, such as https://"
+        extra = EXTRAS.get(url.partition("://")[0])
+        if extra and isinstance(error, ImportError):
+            cure = f"pip install 'vlds[{extra}]'"
+        raise FetchError(without_credentials(f"data set {url}: {error}; {cure}")) from None
     return files, root
+
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""Scheme -> our optional dependencies for it."""
+
+
+# fsspec itself makes a client for each thread, which for S3 takes a tenth of a second. By process:
+# a client does not survive a fork.
+@lru_cache(maxsize=64)
+def _object_store(url: str, process: int) -> tuple[Any, str]:
+    opened: tuple[Any, str] = url_to_fs(url)
+    return opened
 
 
 class BytesReader(Protocol):
@@ -428,7 +484,12 @@ def _final_reason(error: Exception, path: Path) -> str | None:
     # 408 and 429 (time-out, too many requests) pass, and so do the server's own errors from 500.
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
         return f"the server refuses it ({error}); check the address"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+        return (
+            "there are no credentials; give them as for this store's own client: in its "
+            "environment variables, its files, or ~/.config/fsspec"
+        )
+    if isinstance(error, OSError) and error.errno in FULL:
         return (
             f"no space for it in {path.parent}; name a larger disk as data.cache, or keep less by "
             "data.cache_bytes"

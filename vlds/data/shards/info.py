@@ -23,6 +23,7 @@ from vlds.runtime.json_files import in_words, parse_json, parse_member, parse_re
 
 SCHEMA = 2
 DATASET_FILE = "dataset.json"
+QUARANTINE_FILE = "quarantine.jsonl"
 REBUILD = "write its index again with `vlds data index`"
 
 

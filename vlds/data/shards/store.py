@@ -1,20 +1,14 @@
 """Data sets of indexed shards: any sample by its number, with one pread.
 
-The files of a data set lie in a folder of this machine, or at a URL: http://, s3://, gs://,
-whatever fsspec opens. Remote files are fetched whole, checked against dataset.json, and then read
-as local ones. The files beside the shards are fetched when the data set is opened, a shard when its
-first sample is read. Every run fetches dataset.json itself; the processes of a run share one copy.
+The files of a data set lie in a folder of this machine, or at a URL (remote.py).
 """
 
 from __future__ import annotations
 
 import os
-import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -25,152 +19,24 @@ from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
-from vlds.data.shards.download import ShardCache, below, fetch
-from vlds.data.shards.info import DATASET_FILE, KIND, NO_CLASS, REBUILD, DatasetInfo, ShardInfo
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.info import (
+    DATASET_FILE,
+    KIND,
+    NO_CLASS,
+    QUARANTINE_FILE,
+    REBUILD,
+    DatasetInfo,
+    ShardInfo,
+)
+from vlds.data.shards.remote import RemoteFiles, is_url, parse_quarantine
 from vlds.data.shards.sample import UNUSABLE, parse_sample
-from vlds.data.shards.shard_index import Counts, ShardIndex, index_sizes, load_index
+from vlds.data.shards.shard_index import Counts, ShardIndex, load_index
 from vlds.data.shards.shard_stream import is_pattern
 from vlds.data.shards.tar import read_members
-from vlds.runtime.files import open_descriptor, read_file, read_text
-from vlds.runtime.json_files import in_words, parse_json
-from vlds.runtime.json_files import sha256 as file_sha256
-from vlds.runtime.terminal import without_credentials
+from vlds.runtime.files import open_descriptor, read_file
+from vlds.runtime.json_files import in_words
 from vlds.schema import Sample, SkipSample
-
-FRESH_S = 60.0
-"""A younger copy of dataset.json was made by a process of the same run."""
-
-
-def is_url(folder: str | Path) -> bool:
-    """True for a data set that is fetched, False for a folder of this machine."""
-    return isinstance(folder, str) and "://" in folder
-
-
-class RemoteFiles:
-    """The files of a data set at a URL, through copies in a cache."""
-
-    def __init__(self, url: str, cache: ShardCache) -> None:
-        self._address = url
-        self.folder = without_credentials(url).rstrip("/")
-        """For messages, and for names in the cache."""
-        self.cache = cache
-        self._failed: dict[str, tuple[float, str]] = {}
-        self._hashed: set[str] = set()
-        """Names of the shards whose copies were compared with their sha256."""
-
-    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
-        """dataset.json, and the index of every shard.
-
-        Errors: ValueError that names the URL, what is wrong, and the cure.
-        """
-        url = below(self.folder, DATASET_FILE)
-        path = self._copy(DATASET_FILE)
-        age: float | None = None
-        # One process of the machine fetches; the others wait here and find fresh copies.
-        with self.cache.alone(path):
-            try:
-                with suppress(FileNotFoundError):
-                    age = time.time() - path.stat().st_mtime
-                # abs: a clock that was set back must not make an old copy fresh for hours.
-                if age is None or abs(age) >= FRESH_S:
-                    self._download(path, DATASET_FILE)
-                info = DatasetInfo.parse(read_file(path), url)
-                # The files beside shards are small: most of their time is the server's answer.
-                with ThreadPoolExecutor(16) as pool:
-                    indexes = list(pool.map(self._index, info.shards))
-            except ValueError:
-                path.unlink(missing_ok=True)  # it may be corrected within FRESH_S
-                raise
-        return info, indexes
-
-    def location(self, shard: ShardInfo) -> str:
-        """Where a shard is, for messages."""
-        return below(self.folder, shard.name)
-
-    def cure(self, shard: ShardInfo) -> str:
-        """What to do about damage in a shard."""
-        path = self._copy(shard.name, shard.sha256)
-        return f"remove its copy {path}, or prepare the data set again"
-
-    def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
-        """Nothing: `vlds data verify` writes to local folders only."""
-        return {}
-
-    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
-        """Bytes of a shard, which is fetched if it is not in the cache.
-
-        Errors: FetchError that names the URL, what happened, and the cure.
-        """
-        path, limit = self._copy(shard.name, shard.sha256), self.cache.limit
-        # Another process may remove the copy before its first byte is read; three times in a row,
-        # the cache is too small.
-        for _ in range(3):
-            data = self.cache.read(path, offset, size, shard.bytes)
-            if data is not None:
-                return data
-            if limit is not None and shard.bytes > limit:
-                raise FetchError(
-                    f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
-                    "give at least that many"
-                )
-            # A server that is down stalls each try for minutes: for ten minutes, substitutes from
-            # the same shard fail at once.
-            since, message = self._failed.get(shard.name, (0.0, ""))
-            if message and time.monotonic() - since < 600:
-                raise FetchError(message)
-            try:
-                with self.cache.alone(path):
-                    # Another process may have fetched it while this one waited for the lock.
-                    if not path.exists() or path.stat().st_size != shard.bytes:
-                        self._download(path, shard.name, (shard.sha256, shard.bytes))
-            except FetchError as error:
-                self._failed[shard.name] = time.monotonic(), str(error)
-                raise
-        raise FetchError(
-            f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
-            "before it can be read; raise data.cache_bytes, or give this run another data.cache"
-        )
-
-    def renew(self, shard: ShardInfo) -> bool:
-        """Remove a copy that is not the file that dataset.json describes; False if this process has
-        checked it before. Hashing takes long, so a process hashes a copy once, and only if a sample
-        in it was wrong."""
-        if shard.name in self._hashed:
-            return False
-        self._hashed.add(shard.name)
-        path = self._copy(shard.name, shard.sha256)
-        with self.cache.alone(path):
-            if path.exists() and file_sha256(path) != shard.sha256:
-                path.unlink()
-        # True even for a good copy: another process may have replaced it after the sample was read.
-        return True
-
-    def _copy(self, name: str, version: str = "") -> Path:
-        """Path of a file's copy, the same for all signatures of its URL."""
-        # A signature is new in each run; a query without secrets may name the data.
-        secret = self.folder != self._address.rstrip("/")
-        folder = self.folder.partition("?")[0] if secret else self.folder
-        return self.cache.path(below(folder, name), version)
-
-    def _index(self, shard: ShardInfo) -> ShardIndex:
-        sizes, files = index_sizes(shard.samples), {}
-        for suffix, expected in shard.index_hashes.items():
-            name = shard.name + suffix
-            path = self._copy(name, expected)
-            data = b""
-            with suppress(FileNotFoundError):
-                data = read_file(path)
-            if sha256(data).hexdigest() != expected:
-                self._download(path, name, (expected, sizes[suffix]))
-                data = read_file(path)
-            files[suffix] = data
-        return ShardIndex.parse(files, shard, self.location(shard))
-
-    def _download(self, path: Path, name: str, expected: tuple[str, int] | None = None) -> None:
-        self.cache.add(path, lambda partial: fetch(self._address, name, partial, expected))
-
-
-QUARANTINE_FILE = "quarantine.jsonl"
 
 
 class LocalFiles:
@@ -218,29 +84,15 @@ class LocalFiles:
         return data
 
     def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
-        """Index of each sample that `vlds data verify` rejected -> what is wrong with it. A run
-        replaces them without reading them.
-
-        Errors: ValueError that names the file and line.
-        """
+        """See `parse_quarantine`."""
         path = self.folder / QUARANTINE_FILE
-        if not path.is_file():
-            return {}
-        # The file names shards; a run counts samples through all of them.
-        counts = accumulate((shard.samples for shard in info.shards), initial=0)
-        first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
-        faults = {}
-        # splitlines would also split at U+2028, which may be what is wrong with an id.
-        for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
-            try:
-                entry = parse_json(line)
-                faults[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: not what `vlds data verify` writes "
-                    f"({in_words(error)}); run it again, or remove the file"
-                ) from None
-        return faults
+        return parse_quarantine(read_file(path), str(path), info) if path.is_file() else {}
+
+    def gather(self, wanted: Sequence[tuple[ShardInfo, int, int]]) -> None:
+        """Nothing: the system reads ahead."""
+
+    def expect(self, shards: Sequence[ShardInfo]) -> None:
+        """Nothing: they are here."""
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_open": OrderedDict()}
@@ -336,9 +188,7 @@ class Dataset:
 
         Errors: ShardError for a damaged shard, SkipSample for a damaged sample.
         """
-        # Shards of 3 and 2 samples begin at 0, 3 and 5: sample 3 is row 0 of shard 1.
-        shard = bisect_right(self._first_sample, sample) - 1
-        row = sample - self._first_sample[shard]
+        shard, row = self._place(sample)
         try:
             return self._read(shard, row)
         except FetchError:  # a ShardError, but fetching again would fail again
@@ -347,6 +197,25 @@ class Dataset:
             if not self._files.renew(self.info.shards[shard]):
                 raise
         return self._read(shard, row)
+
+    def gather(self, samples: Sequence[int]) -> None:
+        """Read the bytes of remote samples at once, for the calls of `read` that follow."""
+        wanted = []
+        for shard, row in map(self._place, samples):
+            begin, end = self._offsets[shard][row : row + 2].tolist()
+            wanted.append((self.info.shards[shard], begin, end - begin))
+        self._files.gather(wanted)
+
+    def expect(self, samples: Sequence[int]) -> None:
+        """Fetch the shards of remote samples that will be read soon, in the background."""
+        shards = dict.fromkeys(shard for shard, _ in map(self._place, samples))
+        self._files.expect([self.info.shards[shard] for shard in shards])
+
+    def _place(self, sample: int) -> tuple[int, int]:
+        """Shard of a sample, and its row there."""
+        # Shards of 3 and 2 samples begin at 0, 3 and 5: sample 3 is row 0 of shard 1.
+        shard = bisect_right(self._first_sample, sample) - 1
+        return shard, sample - self._first_sample[shard]
 
     def _read(self, shard_index: int, row: int) -> Sample:
         info, shard = self.info, self.info.shards[shard_index]
@@ -412,6 +281,12 @@ class Subset(Dataset):
 
     def read(self, sample: int) -> Sample:
         return self._whole.read(int(self.chosen[sample]))
+
+    def gather(self, samples: Sequence[int]) -> None:
+        self._whole.gather(self.chosen[list(samples)].tolist())
+
+    def expect(self, samples: Sequence[int]) -> None:
+        self._whole.expect(self.chosen[list(samples)].tolist())
 
 
 def of_classes(dataset: Dataset, names: tuple[str, ...]) -> Subset:

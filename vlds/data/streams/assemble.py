@@ -178,6 +178,9 @@ class SampleReader(ABC, Generic[AnySource]):
     def load(self, places: Sequence[Place], batch: OpenBatch) -> None:
         """Open the samples of a batch at once, as far as they are known beforehand."""
 
+    def expect(self, places: Sequence[Place]) -> None:
+        """Prepare to open samples that a later batch will need."""
+
     @abstractmethod
     def candidates(self, position: int, place: Place, batch: OpenBatch) -> Iterator[Candidate]:
         """The sample of a position, then its substitutes, without end.
@@ -214,10 +217,13 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         reader: SampleReader[TaskSource[object]],
         order: MixedOrder | EvalOrder,
         first_task: int = 0,
+        ahead: int = 0,
     ) -> None:
-        """`first_task`: index of the first source's task in the recipe."""
+        """`first_task`: index of the first source's task in the recipe. `ahead`: how many positions
+        later samples are to be expected; 0: none."""
         self.reader = reader
         self.order = order
+        self.ahead = ahead
         self.first_task = first_task
         self._draws = Draws(reader.setup.seed)
         self._num_images = 0
@@ -227,9 +233,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         """The batch of these positions."""
         setup = self.reader.setup
         parcel = Parcel(positions)
-        # Three columns (source, sample, annotation) become one place for each position.
-        columns = self.order.at(np.array(positions, np.int64))
-        places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
+        places = self._places(positions)
         batch = OpenBatch(ImageStack(max(len(positions), self._num_images), setup.image))
         most = self.reader.policy.max_in_a_row + 1
         slots = []
@@ -238,6 +242,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             candidates = self.reader.candidates(position, place, batch)
             slots.append(Slot(position, place[0], enumerate(islice(candidates, most))))
         rows = []
+        if self.ahead:
+            self.reader.expect(self._places([position + self.ahead for position in positions]))
         try:
             self.reader.load(places, batch)
             for slot in slots:
@@ -267,6 +273,11 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         except ValueError as error:  # ShardError is one
             parcel.error = error
         return parcel
+
+    def _places(self, positions: list[int]) -> list[Place]:
+        # Three columns (source, sample, annotation) become one place for each position.
+        columns = self.order.at(np.array(positions, np.int64))
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
     def _row(self, slot: Slot, bad: list[BadSample]) -> Row | None:
         """The next example of a slot; None if too many are bad.

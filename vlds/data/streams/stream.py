@@ -11,7 +11,7 @@ import re
 import reprlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, count
@@ -335,6 +335,19 @@ class TrainStream(MixedStream):
         self.sources = list(sources)
         self._indexed_reader = IndexedReader(sources, config.errors, setup)
 
+    def assembler(self) -> Assembler:
+        # Half a window before a source's next one begins, its shards are fetched. Of a whole window
+        # ahead, the order would keep tables of four windows at once.
+        windows = [
+            source.num_annotations * self.config.lanes * self.config.window / share / shards
+            for source, share in zip(self.sources, self.order.shares, strict=True)
+            if any(dataset.is_remote for dataset in source.datasets)
+            # A source within one window has nothing to expect.
+            and (shards := len(source.counts)) > self.config.lanes * self.config.window
+        ]
+        ahead = int(min(windows) / 2) if windows else 0
+        return Assembler(self._reader(), self.order, ahead=ahead)
+
     def _reader(self) -> IndexedReader:
         return self._indexed_reader
 
@@ -398,6 +411,9 @@ class IndexedReader(SampleReader[Source]):
         caches: alternating, reading takes twice as long.
         """
         undecoded = []
+        # Not of a substitute, which comes alone.
+        for dataset, indices in self._remote(places) if len(places) > 1 else ():
+            dataset.gather(indices)
         for source, source_sample, _ in places:
             dataset, index = self.sources[source].locate(source_sample)
             key = (dataset.key, index)  # the same for all sources that have the data set
@@ -408,6 +424,20 @@ class IndexedReader(SampleReader[Source]):
                     undecoded.append((key, opened.sample))
         for key, sample in undecoded:
             batch.samples[key] = self._with_images(key, sample, batch)
+
+    def expect(self, places: Sequence[Place]) -> None:
+        """Fetch the shards of later samples in the background."""
+        for dataset, indices in self._remote(places):
+            dataset.expect(indices)
+
+    def _remote(self, places: Sequence[Place]) -> Iterable[tuple[Dataset, list[int]]]:
+        """The remote data sets among the places, with the samples wanted of each."""
+        wanted: dict[str, tuple[Dataset, list[int]]] = {}
+        for source, source_sample, _ in places:
+            dataset, index = self.sources[source].locate(source_sample)
+            if dataset.is_remote:
+                wanted.setdefault(dataset.key, (dataset, []))[1].append(index)
+        return [(dataset, list(dict.fromkeys(indices))) for dataset, indices in wanted.values()]
 
     def _read(self, dataset: Dataset, index: int, batch: OpenBatch) -> Opened:
         """Read a sample, and copy its features to the stack."""

@@ -10,14 +10,17 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from tests.toys.recipes import short_recipe
+from vlds.data.streams import assemble
 from vlds.models.collate import JointCollator
 from vlds.models.kernels import fused
 from vlds.models.kernels.dropout import StepDropout
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods.bottleneck import BottleneckModule
+from vlds.models.model import Model
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.prove.bench import Bench
 from vlds.prove.command import found
@@ -26,6 +29,8 @@ from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 from vlds.training import loss as step_loss
+from vlds.training import optimizer
+from vlds.training.optimizer import TaskAdamW
 
 Plant: TypeAlias = Callable[[pytest.MonkeyPatch], None]
 STARTED = {"rank-free", "resume-free", "leaves-right", "fits"}
@@ -216,6 +221,83 @@ def frozen_connector(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, call)
 
 
+def neighbours_pictures(patch: pytest.MonkeyPatch) -> None:
+    """A row gets the picture of the sample that was opened before its own."""
+    row = assemble.Assembler._row
+
+    def call(*args: Any) -> Row | None:
+        made = row(*args)
+        return made and made._replace(images=[max(0, image - 1) for image in made.images])
+
+    patch.setattr(assemble.Assembler, "_row", call)
+
+
+def swapped_colours(patch: pytest.MonkeyPatch) -> None:
+    """Red and blue change places before the model, as where a library reads BGR."""
+    decode = assemble.decode_pictures
+    patch.setattr(
+        assemble, "decode_pictures", lambda *args: [each[::-1].copy() for each in decode(*args)]
+    )
+
+
+def mixed_pictures(batch: Batch, _: Sequence[Row]) -> Batch:
+    """Each row is shown the picture of the row before it."""
+    batch.image_index = batch.image_index.roll(1, 0)
+    return batch
+
+
+def unasked_in_evaluation(patch: pytest.MonkeyPatch) -> None:
+    original = JointCollator.__call__
+
+    def call(*args: Any, evaluation: bool) -> Batch:
+        batch = original(*args, evaluation=evaluation)
+        return dropped_questions(batch, []) if evaluation else batch
+
+    patch.setattr(JointCollator, "__call__", call)
+
+
+def always_training(patch: pytest.MonkeyPatch) -> None:
+    """Evaluation leaves dropout on."""
+    patch.setattr(Model, "eval", lambda self: self)
+
+
+def halved_sums(patch: pytest.MonkeyPatch) -> None:
+    """The engine takes the mean of micro-batches, whose losses are shares of the whole already."""
+    backward = DeepSpeedEngine.backward
+
+    def call(self: Any, loss: Tensor, **options: Any) -> Any:
+        return backward(self, loss / 2, **options)
+
+    patch.setattr(DeepSpeedEngine, "backward", call)
+
+
+def rate_twice(patch: pytest.MonkeyPatch) -> None:
+    """A group has its own rate times that of all."""
+    update = TaskAdamW._update
+
+    def call(self: TaskAdamW, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        update(self, flat, gradient, group | {"lr": group["lr"] * group["peak_lr"]})
+
+    patch.setattr(TaskAdamW, "_update", call)
+
+
+def rounded_masters(patch: pytest.MonkeyPatch) -> None:
+    """The masters that the optimizer moves are in bf16."""
+    step = TaskAdamW.step
+
+    def call(self: TaskAdamW, closure: None = None) -> None:
+        step(self, closure)
+        for flat in self.segments:
+            flat.data.copy_(flat.bfloat16())
+
+    patch.setattr(TaskAdamW, "step", call)
+
+
+def decaying_norms(patch: pytest.MonkeyPatch) -> None:
+    """All that trains decays, norms and biases too."""
+    patch.setattr(optimizer, "decays", lambda *args: True)
+
+
 FAULTS: dict[str, tuple[Plant, str]] = {
     "padding is learned": (collated(learned_padding), "reads-right"),
     "labels are shifted": (collated(shifted_labels), "reads-right"),
@@ -224,9 +306,18 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     "questions are dropped": (collated(dropped_questions), "reads-right"),
     "a template cuts the answer": (collated(cut_answers), "reads-right"),
     "rows learn others' answers": (collated(others_answers), "reads-right"),
+    "pictures are the neighbours'": (neighbours_pictures, "reads-right"),
+    "rows are shown others' pictures": (collated(mixed_pictures), "reads-right"),
+    "colours are swapped": (swapped_colours, "reads-right"),
+    "evaluation does not ask": (unasked_in_evaluation, "reads-right"),
+    "dropout is always on": (always_training, "source-parity"),
     "a method is detached": (detached_adapter, "what-trains"),
     "the connector is frozen": (frozen_connector, "what-trains"),
     "a frozen weight moves": (moved_backbone, "what-trains"),
+    "micro-batches are averaged": (halved_sums, "what-trains"),
+    "a rate counts twice": (rate_twice, "what-trains"),
+    "masters are rounded": (rounded_masters, "what-trains"),
+    "norms decay": (decaying_norms, "what-trains"),
     "a kernel is wrong": (wrong_kernel, "gradient-parity"),
     "the mean of a batch is wrong": (wrong_mean, "gradient-parity"),
     "padding is attended": (padding_attended, "batch-free"),

@@ -8,8 +8,8 @@ ways to compute the same examples differ in nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.evaluation.sources import with_lists
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.collate import only_used
-from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by, step_kernels
+from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by
 from vlds.models.kernels.dropout import Draws, StepDropout, dropout_by
 from vlds.models.methods.context import StepRule
-from vlds.models.model import Model
+from vlds.models.model import Model, step_draws
 from vlds.prove.started import Launch, launch
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.ranks import Ranks
-from vlds.schema import Batch, Collator, Images, Row, Turn
+from vlds.schema import Batch, Collator, Images, Row, Sample, Turn
 from vlds.training.loss import StepLoss
 from vlds.training.optimizer import similar_rows
 from vlds.training.prepare import Prepared, prepare, stream_of, with_steps
@@ -49,6 +49,8 @@ class NotingCollator:
     collator: Collator
     rows: Sequence[Row] = ()
     images: Images = None
+    stored: dict[int, Sample] = field(default_factory=dict)
+    """Row -> its sample, as it is read from its shard again; of rows that a shard's index names."""
 
     def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
         # Again for the same rows where some were refused and replaced: the last call counts.
@@ -214,7 +216,14 @@ class Bench:
                     positions.append(position)
             if min(found.values()) == each:
                 break
-        stream.assembler().__getitems__(positions).unpack()
+        parcel = stream.assembler().__getitems__(positions)
+        parcel.unpack()
+        replaced = {bad.position for bad in parcel.bad}
+        for number, position in enumerate(positions if train else ()):
+            if position not in replaced:
+                (source,), (sample,), _ = stream.order.at(np.array([position]))
+                dataset, index = train[source].locate(int(sample))
+                noting.stored[number] = dataset.read(index)
         return noting
 
     @property
@@ -263,11 +272,11 @@ class Bench:
         model.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         for numbers, batch in zip(cuts, batches, strict=True):
-            draws = StepDropout(self.alone.seed, 0) if dropout else NoDropout()
-            torch.manual_seed(0)
-            model.context.begin_step(self.alone.seed, 0)
+            # What is drawn depends on examples alone, so that each cut draws the same.
+            place = (self.alone.seed, 0, 0, self.ranks.global_rank)
+            off = nullcontext() if dropout else dropout_by(NoDropout())
             pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
-            with step_kernels(model, draws):
+            with step_draws(model, *place), off:
                 output = model(batch, loss.coefficients(batch).to(self.ranks.device), pieces)
                 loss.backward_loss(output).backward()
             sums = sum(output.added.values(), output.token_nll_sum).detach().cpu()

@@ -17,9 +17,10 @@ Verdict = Literal["holds", "fails", "left out"]
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11,
             torch.bfloat16: 2.0**-8}  # fmt: skip
 """Type -> the largest relative error of one rounded operation."""
-OF_LOSSES, OF_GRADIENTS = 2**8, 2**12
-"""How many of these roundings may add up in a number that went through a whole model: in losses and
-logits, and in gradients and what follows from them. Sums in another order differ by a few roundings
+OF_UPDATES, OF_LOSSES, OF_GRADIENTS = 2**4, 2**8, 2**12
+"""How many of these roundings may add up: in a weight that one update has moved, and in a number
+that went through a whole model, in losses and logits, and in gradients and what follows from them.
+Sums in another order differ by a few roundings
 in each layer, which add up like random steps. docs/prove.md has what was measured."""
 TOLERANCE_OF_LOSSES = OF_LOSSES * ROUNDING[torch.float32]
 TOLERANCE_OF_GRADIENTS = OF_GRADIENTS * ROUNDING[torch.float32]
@@ -66,7 +67,7 @@ class Comparison:
         if self.source or not self.tolerance:
             return self.source or "nothing may differ"
         for dtype, one in ROUNDING.items():
-            for many in (OF_LOSSES, OF_GRADIENTS):
+            for many in (OF_UPDATES, OF_LOSSES, OF_GRADIENTS):
                 if self.tolerance == many * one:
                     name = str(dtype).removeprefix("torch.")
                     return f"{many:,} roundings of {name}, each at most {one:.1e}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -13,14 +13,29 @@ from torch import Tensor
 from vlds.models.loss import targets_of
 from vlds.models.model import Model
 from vlds.models.partitioned import gathered
+from vlds.models.roles import optimizer_rules
 from vlds.prove.bench import Bench
-from vlds.prove.finding import Comparison, Finding
+from vlds.prove.finding import (
+    OF_GRADIENTS,
+    OF_UPDATES,
+    ROUNDING,
+    Comparison,
+    Finding,
+    compare_numbers,
+)
+from vlds.prove.runs import tolerance
 from vlds.runtime.process import find
-from vlds.schema import IGNORED_LABEL, Images
+from vlds.schema import IGNORED_LABEL, Images, OptimizerRule
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine
+from vlds.training.engine import Engine, State
 from vlds.training.gradients import GradientWatch, is_explained
-from vlds.training.optimizer import parameter_groups, set_learning_rate
+from vlds.training.optimizer import (
+    MOMENTS,
+    decays,
+    parameter_groups,
+    peak_learning_rate,
+    set_learning_rate,
+)
 from vlds.training.run import load_model
 
 NUM_LEARNED = 8
@@ -52,6 +67,11 @@ def what_trains(bench: Bench) -> Finding:
     counts = model.count_parameters()
     model.to(bench.ranks.device)
     before = whole_state(model)
+    rules = optimizer_rules(model)
+    numbers = list(range(len(bench.rows)))
+    # Two micro-batches, whose gradients the engine adds up.
+    half = len(numbers) if bench.compares else (len(numbers) + 1) // 2
+    cuts = [part for part in (numbers[:half], numbers[half:]) if part]
     config = complete_deepspeed_config(find(recipe.training.deepspeed), recipe, cut)
     engine = Engine(
         model, parameter_groups(model, recipe), config, ranks=bench.ranks,
@@ -61,14 +81,20 @@ def what_trains(bench: Bench) -> Finding:
     )  # fmt: skip
     watch = GradientWatch(engine.model, engine.model.trained_by, bench.ranks)
     said: list[str] = []
+    compared: list[Comparison] = []
     try:
         set_learning_rate(engine.parameter_groups, 1.0)
         held = {name for name, _ in engine.trainable_parameters()}
-        batch = bench.batch(range(len(bench.rows)))
+        batches = [bench.batch(part) for part in cuts]
+        start = engine.export()
         for step in range(1, STEPS_TO_MOVE + 1):
-            engine.step([batch])
+            report = engine.step(batches)
             said += watch.after_step(step == STEPS_TO_MOVE)
-        engine.export()  # masters go back into the weights that are compared
+            state = engine.export()  # masters go back into the weights that are compared
+            if step == 1 and not report.skipped:
+                assert start is not None
+                assert state is not None
+                compared += first_step(bench, start, state, cuts, rules)
         after = whole_state(model)
     except ValueError as error:  # a whole method takes no part
         said.append(str(error))
@@ -85,9 +111,55 @@ def what_trains(bench: Bench) -> Finding:
     notes = [line for line in said if is_explained(line)]
     notes.append(f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %)")
     return Finding(
-        compared=(Comparison("frozen weights that have moved", len(strays), 0),),
+        compared=(Comparison("frozen weights that have moved", len(strays), 0), *compared),
         faults=tuple(faults),
         notes=tuple(notes),
+    )
+
+
+def first_step(
+    bench: Bench,
+    before: State,
+    after: State,
+    cuts: Sequence[Sequence[int]],
+    rules: Mapping[str, OptimizerRule],
+) -> Iterator[Comparison]:
+    """Compare what the engine's first step has made of the gradient with AdamW's formula, and the
+    gradient with that of `Bench.measure`. `rules`: of each trained weight."""
+    config, limit = bench.recipe.optimizer, tolerance(bench, OF_GRADIENTS)
+    names = [name for name, tensors in before.items() if "fp32" in tensors]
+    if bench.ranks.device.type == "cpu" or not bench.drops:  # on a GPU each pass draws its own
+        gradients = bench.measure(cuts, dropout=True).gradients
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+        clipped = min(1.0, config.clip_norm / norm) if config.clip_norm and norm else 1.0
+        yield compare_numbers(
+            "gradient of each trained weight: of the run's engine, in two micro-batches, and of a "
+            "step that only computes",
+            {name: after[name]["exp_avg"] / (1 - config.betas[0]) for name in names},
+            {name: (clipped * gradients[name]).cpu() for name in names},
+            limit,
+        )
+    expected: dict[str, Tensor] = {}
+    for name in names:
+        first, second = (
+            after[name][moment].double() / (1 - beta)
+            for moment, beta in zip(MOMENTS, config.betas, strict=True)
+        )
+        rate = peak_learning_rate(bench.model.part_of(name), bench.recipe) * rules[name].rate
+        decay = rate * config.weight_decay * decays(rules[name], config)
+        # transformers adds epsilon before the second moment's correction, and decays at the end.
+        old = config.update == "transformers"
+        eps = config.eps / math.sqrt(1 - config.betas[1]) if old else config.eps
+        start, move = before[name]["fp32"].double(), rate * first / (second.sqrt() + eps)
+        moved = (start - move) * (1 - decay) if old else start * (1 - decay) - move
+        # What no loss has read stays, and so does what belongs to a task that is not there.
+        expected[name] = torch.where(second > 0, moved, after[name]["fp32"].double())
+    yield compare_numbers(
+        "weights after the first step: of the run's engine, and by AdamW's formula at the recipe's "
+        "rates",
+        {name: after[name]["fp32"] for name in names},
+        expected,
+        OF_UPDATES * ROUNDING[torch.float32],
     )
 
 

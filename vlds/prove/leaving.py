@@ -90,10 +90,9 @@ class OnRows(Verification):
         self, differences: Mapping[str, tuple[float, float]], dtype: torch.dtype, by: str = ""
     ) -> float:
         worst = max(differences, key=lambda t: (math.isnan(differences[t][0]), differences[t]))
-        # fp16 rounds less than bf16.
-        limit = TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
         share, where = differences[worst][0], f"tasks.{worst}"
-        self.found.append(Comparison(f"{by}logits of {self.layout}", share, limit, where))
+        what = f"{by}logits of {self.layout}"
+        self.found.append(Comparison(what, share, limit_of(dtype), where))
         return share
 
 
@@ -106,11 +105,19 @@ def leaves_right(bench: Bench) -> Finding:
     numbers = {name: bench.of_task(name)[:SHOWN] for name in bench.recipe.tasks}
     rows = {name: [bench.rows[n] for n in of] for name, of in numbers.items() if of}
     check = OnRows(rows=rows, images=bench.images)
-    reference = masters_of(bench, run)
+    compared, faults, notes = list[Comparison](), list[str](), changes_of(bench)
+    reference = as_built(bench, run)
     dtype = states_type(reference.model)
+    untrained = {task: check.logits(reference, task) for task in rows}
+    put_masters(reference, run)
     ours, our_answers = check.opened(reference)
     del reference
-    compared, faults, notes = list[Comparison](), list[str](), changes_of(bench)
+    moved = max(difference(ours[task], untrained[task])[0] for task in ours)
+    if moved <= (limit := limit_of(dtype)):
+        notes.append(
+            f"{STEPS} steps have changed the logits by {moved:.2g}, which a tolerance of {limit:g} "
+            "hides: whether what they have trained is left does not show here"
+        )
     processes = {1: "the artifact in a fresh process"}
     methods = bench.recipe.methods.values()
     can_share = bench.recipe.model.packed_bits is None and not any(
@@ -149,19 +156,29 @@ def leaves_right(bench: Bench) -> Finding:
     return Finding(compared=tuple(compared), faults=tuple(faults), notes=tuple(notes))
 
 
-def masters_of(bench: Bench, run: Trained) -> LoadedRun:
-    """The run's model as it was built, with the masters of its last state."""
+def limit_of(dtype: torch.dtype) -> float:
+    """How far logits may be off in a type, as `vlds convert` has it; fp16 rounds less than bf16."""
+    return TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
+
+
+def as_built(bench: Bench, run: Trained) -> LoadedRun:
+    """The run's model before its first step."""
     precision = run.recipe.training.precision
     recipe = replace(bench.alone, training=replace(bench.alone.training, precision=precision))
     folder = run.state_folder(STEPS)
     model, _ = load_model(recipe, bench.prepared, bench.processor, bench.ranks, folder)
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.moving_buffers())}
-    with torch.no_grad():
-        for key, values in run.tensors(STEPS).items():
-            name, _, what = key.rpartition(" ")
-            if what in ("fp32", "buffer"):
-                tensors[name].copy_(values)
     return LoadedRun(recipe, bench.processor, model.eval())
+
+
+@torch.no_grad()
+def put_masters(built: LoadedRun, run: Trained) -> None:
+    """Put the masters of the run's last state into its model."""
+    model = built.model
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.moving_buffers())}
+    for key, values in run.tensors(STEPS).items():
+        name, _, what = key.rpartition(" ")
+        if what in ("fp32", "buffer"):
+            tensors[name].copy_(values)
 
 
 def in_fresh_processes(num: int, check: OnRows, run: Trained) -> Opened:

@@ -8,20 +8,24 @@ cuts an answer show here, before any number is computed.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from vlds.data.shards.pictures import RESAMPLING, open_picture, to_rgb, upright
 from vlds.evaluation.evaluator import cut_texts, num_cut
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, ShownRow, Token
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, ImageSpec, Row
 
 SHOWN = 3
 """Rows of each task on the page."""
+LEVELS = 4
+"""Of 256: how far a picture may be from what Pillow reads, in the mean. Decoders round and resize
+in other ways, most of all where `data.decode` is fast."""
 
 
 def reads_right(bench: Bench) -> Finding:
@@ -31,12 +35,17 @@ def reads_right(bench: Bench) -> Finding:
     tokenizer = getattr(bench.processor, "tokenizer", bench.processor)
     writes = not bench.compares
     faults = [*padding_faults(batch)]
+    # What is asked in evaluation is made apart, without the answers.
+    asked = bench.batch(numbers, evaluation=True)
     for number in numbers:
         row = bench.rows[number]
-        place = f"tasks.{row.example.task}: example {row.example.id}"
-        faults += [
-            f"{place}: {fault}" for fault in row_faults(batch, number, row, tokenizer, writes)
-        ]
+        place = f"tasks.{row.example.task}: example {row.example.id}:"
+        found = [*picture_faults(bench, batch, number), *read_faults(batch, number, row, tokenizer)]
+        if not found:
+            found = [f"in evaluation {f}" for f in read_faults(asked, number, row, tokenizer)]
+        if row.example.masking is None:  # else words are predicted in their places
+            found += learned_faults(batch, number, row, tokenizer, writes)
+        faults += [f"{place} {fault}" for fault in found]
     shown = [
         shown_row(bench, batch, number, tokenizer)
         for name in bench.recipe.tasks
@@ -73,9 +82,8 @@ def padding_faults(batch: Batch) -> Iterator[str]:
         yield "attention_mask: a row's real tokens do not stand at its beginning"
 
 
-def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool) -> Iterator[str]:
-    """What differs between an example and its row of a batch. `writes`: the tokens of answers
-    are learned, not their places among those of other rows."""
+def read_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[str]:
+    """What differs between an example's question and its row of a batch."""
     example = row.example
     # A model without a template drops the oldest turns and their pictures: the rest is compared.
     given = len(row.images)
@@ -83,7 +91,7 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool
     if shown != given and not example.turns:
         yield f"has {given} pictures, and the model is shown {shown}"
     if example.masking is not None:
-        return  # words of the prompt are replaced, and predicted in their places
+        return  # words of the prompt are replaced
     read = batch.input_ids[number][batch.attention_mask[number].bool()].tolist()
     heard = spoken(tokenizer, read)
     texts = [text for turn in example.asked(0) for text in turn.texts]
@@ -94,6 +102,14 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool
         wanted = spoken(tokenizer, ids if whole else ids[: row.max_prompt_tokens // 2])
         if wanted and wanted not in heard:
             yield f"asks {text!r:.80}, and the model reads {tokenizer.decode(read)!r:.160}"
+
+
+def learned_faults(
+    batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool
+) -> Iterator[str]:
+    """What differs between an example's answer and its row of a batch. `writes`: the tokens of
+    answers are learned, not their places among those of other rows."""
+    example = row.example
     if example.class_scores is not None:
         targets = batch.class_targets
         scores = {} if targets is None else dict(enumerate(targets[number].tolist()))
@@ -126,6 +142,36 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool
             f"has the answer {example.target!r:.80}, and the model learns "
             f"{tokenizer.decode(learned)!r:.160}"
         )
+
+
+def picture_faults(bench: Bench, batch: Batch, number: int) -> Iterator[str]:
+    """What differs between the pictures of a row's sample, as Pillow reads them, and those that
+    come to the model."""
+    row, sample = bench.rows[number], bench.noted.stored.get(number)
+    if bench.images is None or sample is None or bench.recipe.data.blank_images:
+        return
+    kept = [bench.images[image] for image in row.images]
+    if not row.example.turns and (pictures := batch.pictures) is not None:
+        index = batch.image_index[number]
+        shown = pictures[index[index != NO_IMAGE]].cpu()
+        if not all(map(torch.equal, shown, kept)):
+            yield "is shown pictures of another row"
+    spec = bench.recipe.image
+    stored: Sequence[Any] = sample.features if spec is None else sample.images
+    if len(stored) != len(kept):
+        yield f"has {len(stored)} pictures in its shard, and {len(kept)} when it comes to the model"
+        return
+    mode = spec.resize if isinstance(spec, ImageSpec) else "bicubic"
+    for place, (data, image) in enumerate(zip(stored, kept, strict=True), 1):
+        pixels = image.float().numpy()
+        wanted = data
+        if spec is not None:
+            size = (pixels.shape[2], pixels.shape[1])
+            picture = to_rgb(upright(open_picture(data))).resize(size, RESAMPLING[mode])
+            wanted = np.asarray(picture).transpose(2, 0, 1)
+        far = float(np.abs(pixels - wanted.astype(np.float32)).mean())
+        if far > (LEVELS if spec is not None else 0):
+            yield f"picture {place} is not that of its shard, from which it differs by {far:.3g}"
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:

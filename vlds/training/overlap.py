@@ -15,7 +15,8 @@ import numpy as np
 
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import NO_CLASS
-from vlds.data.shards.store import Dataset, is_url
+from vlds.data.shards.remote import is_url
+from vlds.data.shards.store import Dataset
 from vlds.data.streams.sequential import StreamedSource
 from vlds.data.streams.source import Source
 from vlds.evaluation.sources import data_source

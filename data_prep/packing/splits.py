@@ -59,6 +59,18 @@ class HashSplit:
         (dataset,) = datasets
         leaders = leaders_of(dataset, copies)
         splits = [*self.shares, TRAIN]
+        num, whole = len(set(leaders.values())), len(dataset.samples)
+        if num < len(splits):  # no seed helps
+            sets = (
+                f", in {num:,} set{'s' * (num > 1)} that stay together (rows of one picture or "
+                "group, pictures with the same bytes)"
+            )
+            raise ValueError(
+                f"{self.option} leaves no picture for one of {', '.join(sorted(splits))}: there "
+                f"{'are' if whole > 1 else 'is'} {whole:,} sample{'s' * (whole > 1)}"
+                f"{sets if num < whole else ''}; add others, or give each row's split in a field, "
+                "with --split-field"
+            )
         parts: dict[str, list[SourceSample]] = {split: [] for split in splits}
         for sample in dataset.samples:
             parts[self.of(leaders[sample.id])].append(sample)

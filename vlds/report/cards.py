@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from vlds.data.shards.pictures import PagePicture, page_picture, thumbnail
+from vlds.data.shards.pictures import PagePicture, page_picture
 from vlds.recipe.config import Recipe
+from vlds.report.clips import Seen, digest_of, small_picture
 from vlds.report.examples import Answered, TaskAnswers, asked_of
 from vlds.report.read import GalleryEntry, suffix_of
 from vlds.report.report import Report
 from vlds.report.scores import TOLERANCE, Difference
 from vlds.runtime.files import read_file
-from vlds.schema import Encoded
 
 SURE = 0.8
 """Probability from which a prediction counts as sure."""
@@ -210,9 +209,9 @@ def look_up(
     numbers: dict[str, int | None] = {}
     card_bytes = left_out = 0
 
-    def on_card(encoded: Encoded, number: int) -> Shown:
+    def on_card(seen: Seen, number: int) -> Shown:
         nonlocal card_bytes
-        small = thumbnail(encoded)
+        small = small_picture(seen)
         picture = page_picture(small) if small else None
         if picture is None:
             return f"picture {number} is damaged"
@@ -221,13 +220,13 @@ def look_up(
         card_bytes += len(picture.url)
         return picture
 
-    def listed_number(encoded: Encoded) -> int | None:
+    def listed_number(seen: Seen) -> int | None:
         nonlocal left_out
         # Many questions share a picture, and a page or folder holds it once.
-        name = sha256(encoded).hexdigest()[:24]
+        name = digest_of(seen)
         if name not in numbers:
             numbers[name] = None
-            small = thumbnail(encoded) if folder else thumbnail(encoded, SMALL)
+            small = small_picture(seen) if folder else small_picture(seen, SMALL)
             picture = page_picture(small) if small else None
             if small and picture:
                 url = picture.url
@@ -258,7 +257,7 @@ def look_up(
                 found.last_turns[at] = asked.last_turn
             if at in cards and pictures != "none":
                 several = enumerate(asked.pictures[:MOST_PICTURES], 1)
-                entries = [on_card(encoded, number) for number, encoded in several]
+                entries = [on_card(seen, number) for number, seen in several]
                 if more := len(asked.pictures) - MOST_PICTURES:
                     entries += [f"{more} more"] if more > 0 else []
                 found.card_pictures[at] = entries

@@ -14,11 +14,12 @@ import numpy as np
 from vlds.data.shards.remote import is_url
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.recipe.config import Recipe
+from vlds.report.clips import Frames, Seen
 from vlds.report.predictions import Predictions, texts_of
 from vlds.report.read import GalleryEntry, write_gallery
 from vlds.report.report import RunReport
 from vlds.report.scores import TaskResult
-from vlds.schema import Clip, Encoded, Example, Sample, SkipSample, plain_text
+from vlds.schema import Clip, Example, Sample, SkipSample, plain_text
 from vlds.tasks.base import SPLITS, Task, ask, label_of, task_of
 from vlds.tasks.metrics.plain_scores import split as cell_of
 
@@ -119,8 +120,8 @@ class Asked(NamedTuple):
     prompt: str
     last_turn: str
     """What is asked at the end of a conversation of several turns; "" for others."""
-    pictures: Sequence[Encoded]
-    """Views of the sample's bytes, which are gone with it; of a clip its first frame."""
+    pictures: Sequence[Seen]
+    """Views of the sample's bytes, which are gone with it."""
 
 
 def asked_of(recipe: Recipe, wanted: Mapping[str, Collection[str]]) -> Iterator[Asked]:
@@ -146,17 +147,22 @@ def asked_of(recipe: Recipe, wanted: Mapping[str, Collection[str]]) -> Iterator[
                 break
 
 
-def pictures_of(example: Example, sample: Sample) -> list[Encoded]:
-    """The pictures of an example, and the first frame of each of its clips."""
+def pictures_of(example: Example, sample: Sample) -> list[Seen]:
+    """The pictures and clips of an example."""
     pictures = list(sample.images)
     pieces = [piece for turn in example.turns for piece in turn.content]
     # A conversation's pictures and frames lie in the sample in the order in which it names them.
-    firsts, place = [], 0
+    seen: list[Seen] = []
+    place = 0
     for piece in pieces:
-        if not isinstance(piece, str):
-            firsts.append(place)
-            place += len(piece.times) if isinstance(piece, Clip) else 1
-    return [pictures[place] for place in firsts] if place == len(pictures) else pictures
+        if isinstance(piece, Clip):
+            frames = pictures[place : place + len(piece.times)]
+            seen.append(Frames(frames, piece.times))
+            place += len(piece.times)
+        elif piece is None:
+            seen += pictures[place : place + 1]
+            place += 1
+    return seen if place == len(pictures) else [*pictures]
 
 
 def example_id(sample: Sample, annotation: int | None) -> str:
@@ -189,7 +195,7 @@ def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predict
     Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
     examples.
     """
-    chosen: list[tuple[GalleryEntry, Sequence[Encoded]]] = []
+    chosen: list[tuple[GalleryEntry, Sequence[Seen]]] = []
     for task_name, split in product(recipe.tasks, SPLITS):
         task, name = recipe.tasks[task_name], label_of(task_name, split)
         if name in predictions:
@@ -225,7 +231,7 @@ def spread(datasets: list[Dataset]) -> Iterator[Sample]:
 
 def gallery_entry(
     name: str, task: Task, sample: Sample, index: int, predicted: Predictions
-) -> tuple[GalleryEntry, Sequence[Encoded]] | None:
+) -> tuple[GalleryEntry, Sequence[Seen]] | None:
     """One example of a sample, for the page, and its pictures; `index` chooses among its
     annotations. None if it was not predicted."""
     # Samples at different places show annotations at different places: questions of one kind often

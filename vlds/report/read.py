@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlds.data.shards.pictures import thumbnail
 from vlds.evaluation.result import Scored, current_scores
+from vlds.report.clips import Seen, small_picture
 from vlds.runtime.files import read_text, whole_folder
 from vlds.runtime.folders import PREDICTIONS, read_starts
 from vlds.runtime.json_files import read_metric_lines, read_record
 from vlds.runtime.yaml_file import parse_yaml
-from vlds.schema import Encoded
 from vlds.tasks.base import task_of
 from vlds.tasks.metrics.plain_scores import split
 
@@ -345,7 +344,7 @@ def suffix_of(small: bytes) -> str:
     return "png" if small.startswith(PNG) else "jpg"
 
 
-def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:
+def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Seen]]]) -> None:
     """Write the gallery of a run folder, replacing an older one: the entries, and thumbnails of
     each entry's encoded pictures.
 
@@ -357,7 +356,7 @@ def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[E
             images = []
             for position, data in enumerate(encoded):
                 # A picture that cannot be decoded is left out; the entry stays.
-                if small := thumbnail(data):
+                if small := small_picture(data):
                     name = f"{number:04d}-{position}.{suffix_of(small)}"
                     (partial / name).write_bytes(small)
                     images.append(f"{GALLERY}/{name}")

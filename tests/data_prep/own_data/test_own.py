@@ -149,3 +149,18 @@ def test_rows_without_pictures(desk: Path, capsys: pytest.CaptureFixture[str]) -
     assert "no column names pictures below photos; it has question, answer" in (
         capsys.readouterr().err
     )
+
+
+def test_pictures_that_are_all_one_cannot_be_divided(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No draw is tried: the message says what belongs together."""
+    lines = ["image,q,a"]
+    for number in range(12):
+        first = (desk / "photos" / NAMES[0]).read_bytes()
+        (desk / "photos" / f"same{number}.jpg").write_bytes(first)
+        lines.append(f"same{number}.jpg,what is it?,{number % 2}")
+    assert own(write(desk / "rows.csv", "\n".join(lines))) == 2
+    told = capsys.readouterr()
+    assert told.out.count("vlds data jsonl") == 1
+    assert "there are 12 samples, in 1 set that stay together (rows of one" in told.err

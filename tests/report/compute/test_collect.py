@@ -32,6 +32,7 @@ from vlds.data.shards.store import open_dataset
 from vlds.models.methods import Adapter, LoRA
 from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report import examples
+from vlds.report.clips import Frames
 from vlds.report.collect import collect, compared_scores
 from vlds.report.page import markdown
 from vlds.report.predictions import Predictions
@@ -597,8 +598,11 @@ def test_inputs_of_conversations_say_where_pictures_stand(tmp_path: Path) -> Non
         "chat", "two", "user: <image> Is it in\n<video>?\nassistant: No.\nuser: Why?",
     )  # fmt: skip
     assert two.last_turn == "Why?"
-    # The picture, and of the clip its first frame.
-    assert [len(asked.pictures) for asked in (one, two)] == [2, 2]
+    for asked in (one, two):
+        picture, frames = asked.pictures
+        assert isinstance(frames, Frames)
+        assert [bytes(each) for each in (picture, *frames.pictures)] == [d for _, d in members]  # type: ignore[arg-type]
+        assert frames.times == (1.0, 3.0)
     said = {"one": "No.", "two": "So."}
     answers = {key: {"answer": text, "turn": 1} for key, text in said.items()}
     predicted = Predictions(Path("chat.jsonl"), None, said, answers, {}, {}, {})

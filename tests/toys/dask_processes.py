@@ -77,7 +77,7 @@ class DaskProcesses:
         self.processes = [scheduler, workers]
         (self.folder / "scheduler.pid").write_text(str(scheduler.pid))
         self.started += self.num_workers
-        until(lambda: self.log().count("Register worker addr") >= self.started, 60)
+        until(lambda: self.log().count("Register worker addr") >= self.started, 240)
 
     def workers(self) -> list[psutil.Process]:
         """The processes that work, below the nannies' command."""
@@ -111,19 +111,20 @@ class DaskProcesses:
         return (self.folder / "dask.log").read_text("utf-8", "replace")
 
 
-def kill_once(marker: Path, pid: int) -> None:
-    """Kill a process, unless that has been done before."""
+def kill_once(marker: Path | None, pid: int) -> None:
+    """Kill a process, unless that has been done before; without a marker, always."""
     with suppress(FileExistsError):
-        marker.touch(exist_ok=False)
+        if marker is not None:
+            marker.touch(exist_ok=False)
         os.kill(pid, signal.SIGKILL)
         time.sleep(5)  # of another process: let its end be seen while this one still works
 
 
 @dataclass(frozen=True)
 class DeadlyPicture(RawPicture):
-    """Kills the worker that reads it first, or the scheduler."""
+    """Kills the worker that reads it first, or each without a marker, or the scheduler."""
 
-    marker: Path = Path()
+    marker: Path | None = None
     victim: Path | None = None
     """File with the number of the process; None: the one that reads."""
 

@@ -215,6 +215,7 @@ class Cluster(ABC):
             except Exception:  # the scheduler is gone, as whoever waits for the task finds out
                 never: Future[bytes] = Future()
                 never.cancel()
+                never.set_running_or_notify_cancel()  # else `wait` waits for it
                 return Task(work, never)
 
         def first() -> Iterator[Result]:

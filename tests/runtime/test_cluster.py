@@ -112,16 +112,16 @@ def test_what_a_worker_needs(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"one")
     needs = Needs(software(), os.getcwd(), (Seen.of(file),))
+    file.write_bytes(b"two")
+    assert f"has another file at {file} than" in needs.unmet()
+    file.write_bytes(b"one")
     assert needs.unmet() == ""
     other = replace(needs, software={**software(), "pillow": "1.0"}).unmet()
     assert f"(pillow: {software()['pillow']} there, 1.0 here); install the same" in other
     assert (
         "sources of vlds" in replace(needs, software={**software(), "sources of vlds": "0"}).unmet()
     )
-    here = os.getcwd()
     assert "does not see the folder /nowhere" in replace(needs, folder="/nowhere").unmet()
-    file.write_bytes(b"two")
-    assert f"has another file at {file} than" in needs.unmet()
     file.unlink()
     assert f"does not see {file} as this command does (No such file" in needs.unmet()
 

@@ -77,6 +77,7 @@ class DaskProcesses:
         self.processes = [scheduler, workers]
         (self.folder / "scheduler.pid").write_text(str(scheduler.pid))
         self.started += self.num_workers
+        until(lambda: "Scheduler at:" in self.log(), 240)
         until(lambda: self.log().count("Register worker addr") >= self.started, 240)
 
     def workers(self) -> list[psutil.Process]:

@@ -224,7 +224,7 @@ COMMANDS: Mapping[str, tuple[Callable[[Path], object], list[str]]] = {
     "chat": (chat, ["--annotations", "rows.json", "--images", "photos"]),
     "imagefolder": (
         lambda folder: folders(folder / "classes", {"ant": 4, "cat": 4}),
-        ["--images", "classes", "--split-by-image", "0.5"],
+        ["--images", "classes", "--split-sizes", "test=0.5"],
     ),
 }
 

@@ -32,9 +32,11 @@ class DaskProcesses:
         workers: int = 2,
         environment: Mapping[str, str] | None = None,
         hidden: Path | None = None,
+        forks: bool = True,
     ) -> None:
-        """`hidden`: a folder that the workers do not see."""
-        self.hidden, self.started = hidden, 0
+        """`hidden`: a folder that the workers do not see. `forks`: workers have imported everything
+        when they start, for which the first of them start later."""
+        self.hidden, self.forks, self.started = hidden, forks, 0
         self.folder, self.num_workers = folder, workers
         self.address = f"tcp://127.0.0.1:{free_port()}"
         self.executor = f"dask={self.address}"
@@ -42,8 +44,7 @@ class DaskProcesses:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
-            # Workers are forks of a process that has imported everything: they start at once.
-            "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "fork",
+            "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "fork" if forks else "spawn",
             "DS_ACCELERATOR": "cpu",
             **(environment or {}),
         }
@@ -72,7 +73,7 @@ class DaskProcesses:
         workers = self._start(
             "worker", self.address, "--nworkers", str(self.num_workers), "--nthreads", "1",
             "--no-dashboard", "--local-directory", str(self.folder),
-            "--preload-nanny", "tests.toys.dask_imports", hidden=self.hidden,
+            *["--preload-nanny", "tests.toys.dask_imports"] * self.forks, hidden=self.hidden,
         )  # fmt: skip
         self.processes = [scheduler, workers]
         (self.folder / "scheduler.pid").write_text(str(scheduler.pid))

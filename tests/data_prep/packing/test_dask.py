@@ -116,7 +116,7 @@ def test_a_scheduler_that_is_restarted(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    dask = DaskProcesses(tmp_path)
+    dask = DaskProcesses(tmp_path, forks=False)
     try:
         deadly = {random.Random(100 + kill).randrange(NUM): tmp_path / "scheduler.pid"}
         for old in packed_here.glob("died-at-*"):
@@ -253,7 +253,7 @@ def test_a_folder_that_a_worker_does_not_see(
     hide = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {packed_here} && exec sleep 0"]
     if subprocess.run(hide, capture_output=True).returncode:
         pytest.skip("this system lets no test mount a file system")
-    dask = DaskProcesses(tmp_path, hidden=packed_here)
+    dask = DaskProcesses(tmp_path, hidden=packed_here, forks=False)
     try:
         begun = time.monotonic()
         assert main(["verify", str(packed_here / "out"), "--executor", dask.executor]) == 2
@@ -274,7 +274,7 @@ def test_a_worker_of_another_version(
         shutil.copytree(root / name, other / name, ignore=ignored)
     with (other / "vlds" / "schema.py").open("a") as file:
         file.write("# another version\n")
-    dask = DaskProcesses(tmp_path, 1, {"PYTHONPATH": str(other)})
+    dask = DaskProcesses(tmp_path, 1, {"PYTHONPATH": str(other)}, forks=False)
     try:
         assert main(["stats", str(packed_here / "out"), "--executor", dask.executor]) == 2
     finally:
@@ -287,7 +287,7 @@ def test_a_worker_of_another_version(
 def test_nobody_answers(
     how: str, packed_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dask = DaskProcesses(tmp_path, 0)
+    dask = DaskProcesses(tmp_path, 0, forks=False)
     if how == "nobody":
         dask.stop()
     try:

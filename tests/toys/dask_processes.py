@@ -32,9 +32,11 @@ class DaskProcesses:
         workers: int = 2,
         environment: Mapping[str, str] | None = None,
         hidden: Path | None = None,
+        forks: bool = True,
     ) -> None:
-        """`hidden`: a folder that the workers do not see."""
-        self.hidden, self.started = hidden, 0
+        """`hidden`: a folder that the workers do not see. `forks`: workers have imported everything
+        when they start, for which the first of them start later."""
+        self.hidden, self.forks, self.started = hidden, forks, 0
         self.folder, self.num_workers = folder, workers
         self.address = f"tcp://127.0.0.1:{free_port()}"
         self.executor = f"dask={self.address}"
@@ -42,8 +44,7 @@ class DaskProcesses:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
-            # Workers are forks of a process that has imported everything: they start at once.
-            "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "fork",
+            "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "fork" if forks else "spawn",
             "DS_ACCELERATOR": "cpu",
             **(environment or {}),
         }
@@ -72,12 +73,13 @@ class DaskProcesses:
         workers = self._start(
             "worker", self.address, "--nworkers", str(self.num_workers), "--nthreads", "1",
             "--no-dashboard", "--local-directory", str(self.folder),
-            "--preload-nanny", "tests.toys.dask_imports", hidden=self.hidden,
+            *["--preload-nanny", "tests.toys.dask_imports"] * self.forks, hidden=self.hidden,
         )  # fmt: skip
         self.processes = [scheduler, workers]
         (self.folder / "scheduler.pid").write_text(str(scheduler.pid))
         self.started += self.num_workers
-        until(lambda: self.log().count("Register worker addr") >= self.started, 60)
+        until(lambda: "Scheduler at:" in self.log(), 240)
+        until(lambda: self.log().count("Register worker addr") >= self.started, 240)
 
     def workers(self) -> list[psutil.Process]:
         """The processes that work, below the nannies' command."""
@@ -111,19 +113,20 @@ class DaskProcesses:
         return (self.folder / "dask.log").read_text("utf-8", "replace")
 
 
-def kill_once(marker: Path, pid: int) -> None:
-    """Kill a process, unless that has been done before."""
+def kill_once(marker: Path | None, pid: int) -> None:
+    """Kill a process, unless that has been done before; without a marker, always."""
     with suppress(FileExistsError):
-        marker.touch(exist_ok=False)
+        if marker is not None:
+            marker.touch(exist_ok=False)
         os.kill(pid, signal.SIGKILL)
         time.sleep(5)  # of another process: let its end be seen while this one still works
 
 
 @dataclass(frozen=True)
 class DeadlyPicture(RawPicture):
-    """Kills the worker that reads it first, or the scheduler."""
+    """Kills the worker that reads it first, or each without a marker, or the scheduler."""
 
-    marker: Path = Path()
+    marker: Path | None = None
     victim: Path | None = None
     """File with the number of the process; None: the one that reads."""
 

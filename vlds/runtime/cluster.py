@@ -112,9 +112,7 @@ class Needs:
                     f"has another software than this command ({name}: {here} there, {there} here); "
                     "install the same on all machines"
                 )
-        with suppress(OSError):
-            os.chdir(self.folder)
-        if os.getcwd() != self.folder:
+        if not os.path.isdir(self.folder):
             return f"does not see the folder {self.folder}; {SHARED}"
         return self.unseen()
 
@@ -122,8 +120,11 @@ class Needs:
         """Which file this process does not see, in words that follow its name; "" for none."""
         for file in self.files:
             try:
-                if Seen.of(Path(file.path)) != file:
+                # The bytes once: tasks are short, and files lie on a network.
+                known = file in _seen_before and os.stat(file.path).st_size == file.size
+                if not known and Seen.of(Path(file.path)) != file:
                     return f"has another file at {file.path} than this command; {SHARED}"
+                _seen_before.add(file)
             except OSError as error:
                 reason = error.strerror or error
                 return f"does not see {file.path} as this command does ({reason}); {SHARED}"
@@ -131,6 +132,7 @@ class Needs:
 
 
 SHARED = "all workers must see the command's files under the same paths (a shared file system)"
+_seen_before: set[Seen] = set()
 _one_at_a_time = Lock()
 """Workers of Dask may have several threads, and the working directory belongs to the process."""
 
@@ -149,6 +151,7 @@ def perform(needs: Needs, work: bytes) -> bytes:
     with _one_at_a_time:
         if fault := needs.unmet():
             raise UnfitWorker(f"{this_worker()} {fault}")
+        os.chdir(needs.folder)
         function, items = pickle.loads(work)
         results = [function(item) for item in items]
         # A file system that went away in the meantime makes files look as if they were missing.
@@ -207,7 +210,13 @@ class Cluster(ABC):
         waiting: deque[Task] = deque()
 
         def submit(work: bytes) -> Task:
-            return Task(work, self.executor.submit(perform, needs, work))
+            try:
+                return Task(work, self.executor.submit(perform, needs, work))
+            except Exception:  # the scheduler is gone, as whoever waits for the task finds out
+                never: Future[bytes] = Future()
+                never.cancel()
+                never.set_running_or_notify_cancel()  # else `wait` waits for it
+                return Task(work, never)
 
         def first() -> Iterator[Result]:
             """The results of the oldest chunk, even if later ones are done."""
@@ -232,13 +241,7 @@ class Cluster(ABC):
 
         try:
             for chunk in chunks:
-                work = pickle.dumps((function, chunk), pickle.HIGHEST_PROTOCOL)
-                try:
-                    waiting.append(submit(work))
-                except Exception:  # the scheduler is gone, which the next look finds out
-                    never: Future[bytes] = Future()
-                    never.cancel()
-                    waiting.append(Task(work, never))
+                waiting.append(submit(pickle.dumps((function, chunk), pickle.HIGHEST_PROTOCOL)))
                 if len(waiting) >= self.size() * AHEAD:
                     yield from first()
             while waiting:

@@ -56,7 +56,9 @@ Epochs = Iterator[Iterator[Any]]
 class Store(BaseHTTPRequestHandler):
     """S3's GET, HEAD and list of the files below `root`, whose answers come late."""
 
-    protocol_version = "HTTP/1.1"
+    # Each connection has one answer. The workers of mosaicml-streaming 0.13 inherit the connection
+    # of the process that they are forked from, and would read each other's answers on it.
+    protocol_version = "HTTP/1.0"
     root, latency = Path(), 0.0
     disable_nagle_algorithm = True
 

@@ -56,7 +56,9 @@ Epochs = Iterator[Iterator[Any]]
 class Store(BaseHTTPRequestHandler):
     """S3's GET, HEAD and list of the files below `root`, whose answers come late."""
 
-    protocol_version = "HTTP/1.1"
+    # Each connection has one answer. The workers of mosaicml-streaming 0.13 inherit the connection
+    # of the process that they are forked from, and would read each other's answers on it.
+    protocol_version = "HTTP/1.0"
     root, latency = Path(), 0.0
     disable_nagle_algorithm = True
 
@@ -233,20 +235,16 @@ def energon(out: Path, cache: Path) -> Epochs:
         stateless,
     )
 
-    @stateless
     def cook(sample: Any) -> Any:
-        return CrudeSample(
-            {"__key__": sample["__key__"], "__restore_key__": sample["__restore_key__"],
-             "__subflavors__": None, "data": torch.from_numpy(sample["features.npy"])}
-        )  # fmt: skip
+        kept = {name: sample[name] for name in ("__key__", "__restore_key__")}
+        data = torch.from_numpy(sample["features.npy"])
+        return CrudeSample({**kept, "__subflavors__": None, "data": data})
 
-    class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
-        cookers = [Cooker(cook)]  # noqa: RUF012 (as its docs have it)
+    def batch(self: Any, samples: list[Any]) -> Any:
+        return torch.stack([sample["data"] for sample in samples])
 
-        @stateless
-        def batch(self, samples: list[Any]) -> Any:
-            return torch.stack([sample["data"] for sample in samples])
-
+    about = {"cookers": [Cooker(stateless(cook))], "batch": stateless(batch)}
+    encoder = type("Encoder", (DefaultTaskEncoder,), about)
     config = cache.parent / f"{cache.name}.yaml"
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     options = {"base_path": BUCKET, "region_name": "us-east-1", "endpoint_url": endpoint}
@@ -259,7 +257,7 @@ def energon(out: Path, cache: Path) -> Epochs:
         batch_size=BATCH,
         shuffle_buffer_size=1000,
         max_samples_per_sequence=100,
-        task_encoder=Encoder(),
+        task_encoder=encoder(),
         repeat=True,
     )
     batches = iter(get_loader(dataset))

@@ -82,6 +82,8 @@ class Line(ThreadingHTTPServer):
         """Key -> times that all of it was sent."""
         self.ranges: Counter[str] = Counter()
         """Key -> times that a range of it was sent."""
+        self.puts = 0
+        """Files that were stored."""
         self.faults: Counter[str] = Counter()
         self._random, self._lock = Random(seed), threading.Lock()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -145,6 +147,7 @@ class Passing(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.wfile.write(data)
+        line.puts += self.command == "PUT" and answer.status == 200
         if is_file and answer.status == 200:
             line.whole[key] += 1
         elif is_file and answer.status == 206:

@@ -59,7 +59,8 @@ class DataConfig:
     blank_images: bool = False
     """Replace every picture by plain grey, in evaluation too: the control that sees nothing."""
     cache: SourcePath | None = None
-    """Folder for copies of data sets named by URL; default: vlds in $XDG_CACHE_HOME or ~/.cache."""
+    """Folder for copies of data sets named by URL, which all processes of a machine share; default:
+    vlds in $XDG_CACHE_HOME or ~/.cache."""
     cache_bytes: Count | None = None
     """Bytes of shards that the cache keeps at most: the longest unused go; default: no limit."""
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)

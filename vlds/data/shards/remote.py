@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -145,8 +145,10 @@ class RemoteFiles:
             gathered = self._gathered.pop((shard.name, offset), None)
             if gathered is not None and len(gathered) == size:
                 return gathered
-            if self._reads_range(shard):
-                return self._read_range(shard, offset, size)
+            if self._may_range(shard):
+                data = self._read_range(shard, offset, size)
+                self._want([shard], first=True)
+                return data
             self._copy_now(shard)
         raise FetchError(
             f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
@@ -160,7 +162,7 @@ class RemoteFiles:
         if not self.has_ranges:
             return
         missing = [w for w in wanted if not self._copy(w[0].name, w[0].sha256).exists()]
-        missing = [w for w in missing if w[0].name not in self._failed and self._reads_range(w[0])]
+        missing = [w for w in missing if self._may_range(w[0])]
         if len(missing) < 2:
             return
 
@@ -171,22 +173,27 @@ class RemoteFiles:
 
         with ThreadPoolExecutor(min(AT_ONCE, len(missing))) as pool:
             list(pool.map(read_one, missing))
+        # Afterwards: copies would share the line with what the batch waits for.
+        self._want([shard for shard, _, _ in missing], first=True)
 
     def expect(self, shards: Sequence[ShardInfo]) -> None:
         """Copy shards that will be read soon, in the background."""
-        for shard in shards if self.has_ranges else ():
-            if shard.name not in self._failed:
-                path = self._copy(shard.name, shard.sha256)
-                if shard.name not in self._copied and not path.exists():
-                    self._copier.want(shard, first=False)
+        if self.has_ranges:
+            self._want([shard for shard in shards if shard.name not in self._copied], first=False)
 
-    def _reads_range(self, shard: ShardInfo) -> bool:
+    def _may_range(self, shard: ShardInfo) -> bool:
         """Whether to read from the store what is wanted of a shard without a copy."""
-        if not self.has_ranges or shard.name in self._failed:  # of the disk, which is full
-            return self.has_ranges
-        self._copier.want(shard, first=True)
         # What comes as ranges comes again in the copy: where the line is the limit, that is waste.
-        return self._ranged[shard.name] < shard.bytes * MOST_RANGED
+        # A full disk leaves no choice.
+        is_few = self._ranged[shard.name] < shard.bytes * MOST_RANGED
+        return self.has_ranges and (is_few or shard.name in self._failed)
+
+    def _want(self, shards: Iterable[ShardInfo], *, first: bool) -> None:
+        """Copy shards in the background."""
+        for shard in dict.fromkeys(shards):
+            path = self._copy(shard.name, shard.sha256)
+            if shard.name not in self._failed and not path.exists():
+                self._copier.want(shard, first=first)
 
     def _read_range(self, shard: ShardInfo, offset: int, size: int) -> bytes:
         self._ranged[shard.name] += size

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,34 @@ def test_a_refused_recipe_gets_a_page(
     tree: dict[str, Any] = json.loads((out / "proof.json").read_text("utf-8"))
     assert (tree["holds"], tree["properties"]) == (False, [])
     assert tree["refused"]["why"].startswith(message)
+
+
+def test_what_the_bench_replaces_is_refused_too(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe's own precision and DeepSpeed file; and a recipe in which nothing trains."""
+    (tmp_path / "zero.json").write_text('{"fp16": 3}', "utf-8")
+    out = tmp_path / "proof"
+    assert run(recipe, out, *ONLY, "--training.deepspeed", str(tmp_path / "zero.json")) == 2
+    assert "zero.json has fp16 = 3" in capsys.readouterr().err
+    model: Any = replace(recipe.model, train_norms=False, train_visual_embedding=False)
+    optimizer = replace(recipe.optimizer, connector_learning_rate=None)
+    still = replace(recipe, model=model, methods={}, optimizer=optimizer)
+    assert run(still, out, *ONLY) == 2
+    said = capsys.readouterr().err
+    assert "nothing trains" in said
+    assert "while building the model" in said
+
+
+def test_a_closed_pipe_ends_no_proof(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as nobody, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", nobody)
+        assert run(recipe, tmp_path / "proof", *ONLY) == 0
+    assert (tmp_path / "proof" / "proof.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,13 @@ from vlds.models.model import Model, step_draws
 from vlds.prove.started import Launch, launch
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
+from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch, Collator, Images, Row, Sample, Turn
+from vlds.training.deepspeed_config import complete_deepspeed_config
 from vlds.training.loss import StepLoss
 from vlds.training.optimizer import similar_rows
-from vlds.training.prepare import Prepared, prepare, stream_of, with_steps
+from vlds.training.prepare import Prepared, check_precision, prepare, stream_of, with_steps
 from vlds.training.run import load_model
 
 FARTHEST = 1 << 16
@@ -131,6 +133,10 @@ class Bench:
             training=replace(self.recipe.training, best=None, precision="fp32", deepspeed=ALONE),
         )
         self.prepared: Prepared = prepare(self.alone, self.ranks, False)
+        # What the bench replaces must be right too.
+        given = self.recipe.training
+        check_precision(given.precision, self.ranks.device)
+        complete_deepspeed_config(find(given.deepspeed), self.recipe, self.prepared.cut)
         sources = self.prepared.train_sources or self.prepared.streamed_sources
         self.alone = with_steps(self.alone, sources)
 
@@ -297,18 +303,10 @@ class Bench:
         """The model with torch's own attention and norms, and without dropout."""
 
         def attention(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attn_mask: Tensor | None = None,
-            dropout_p: float = 0.0,
-            is_causal: bool = False,
-            scale: float | None = None,
-            enable_gqa: bool = False,
-        ) -> Tensor:
-            return TORCH_ATTENTION(
-                query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
+            query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+            dropout_p: float = 0.0, is_causal: bool = False, **how: Any,
+        ) -> Tensor:  # fmt: skip
+            return TORCH_ATTENTION(query, key, value, attn_mask, 0.0, is_causal, **how)
 
         self.model.context.begin_step(self.alone.seed, 0)
         with attention_by(attention), dropout_by(NoDropout()):

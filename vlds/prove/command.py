@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from vlds.artifact import read_recipe
+from vlds.convert.output import tell as tell_result
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, Property
 from vlds.prove.page import Proof, Tried, write_proof
@@ -27,6 +28,7 @@ from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.terminal import Pace, can_redraw, duration_text, open_console, tell, visible
 from vlds.training.faults import explained
+from vlds.training.optimizer import parameter_groups
 
 NAME_WIDTH = max(len(each.name) for each in PROPERTIES)
 WIDTH = 80
@@ -189,7 +191,7 @@ def opened(recipe: Recipe, scratch: Path, rows: int, steps: int) -> Bench:
             step = "reading the first examples"
             assert bench.rows
             step = "building the model"
-            assert bench.model.context
+            parameter_groups(bench.model, bench.alone)
     except ValueError as error:
         raise Refused(step, error) from error
     return bench
@@ -219,7 +221,8 @@ def prove_recipe(
             "computed several times"
         )
     check_writable(out, "--out")
-    say = partial(tell, error=as_json, flush=True)
+    # A closed pipe ends no proof: its page is written anyway.
+    say = partial(tell, error=True, flush=True) if as_json else tell_result
     begin = time.perf_counter()
     proof = Proof(recipe, device_name(device_of()), rows, steps)
     refused: Refused | None = None
@@ -234,7 +237,7 @@ def prove_recipe(
     proof = replace(proof, seconds=time.perf_counter() - begin)
     page = write_proof(proof, out)
     if as_json:
-        tell(json.dumps(proof.as_tree(), indent=1))
+        tell_result(json.dumps(proof.as_tree(), indent=1))
     if refused is not None:
         raise ValueError(f"{refused} (while {refused.at}; {page})") from refused
     say(f"{proof.verdict}; {duration_text(proof.seconds)}")

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 STEPS, HALF, FEW = 10, 5, 3
 """Steps of a run that is resumed, of its part before, and of one whose first steps are compared."""
-MOST_RANKS, MOST_ROWS = 4, 64
-"""Ranks, and rows of a batch: more show no more, and take longer."""
+MOST_RANKS, MOST_ROWS, MOST_LOADERS = 4, 64, 2
+"""Ranks, rows of a batch, and loader processes of all ranks: more show no more, and take longer."""
 POLL_S, ENDS_S, LAST_LINES = 0.01, 10.0, 3
 
 Launch = Callable[[Sequence[str], Path, Callable[[], bool]], int]
@@ -140,8 +140,10 @@ def recipe_of(bench: Bench, way: Way, name: str = "") -> Recipe:
         for key, task in given.tasks.items()
     }
     size, workers = given.data.global_batch_size, given.data.num_workers
-    # Loader processes take part if the recipe has any, but one is enough.
-    data = replace(given.data, global_batch_size=min(size, most), num_workers=min(workers, 1))
+    # Loader processes take part if the recipe has any: two, one or none on a rank, so that an order
+    # that depends on their number shows.
+    workers = min(workers, MOST_LOADERS // way.ranks)
+    data = replace(given.data, global_batch_size=min(size, most), num_workers=workers)
     # The first of few steps has the rate 0: its state holds the initial weights and one gradient.
     warmup = 0.5 if few else given.optimizer.warmup_ratio
     return replace(

@@ -245,19 +245,11 @@ def inputs_of(tree: Any, options: type) -> list[str]:
 
 
 def check_files(tree: Any, options: type) -> None:
-    """Look for the files that a recipe names, and for the folders of data that it trains and is
-    evaluated on, before any long work.
+    """Look for the files that a recipe names, before any long work.
 
     Errors: ValueError that names the key and the file.
     """
     for key, name, mark in file_names(tree, options):
-        # Test data may come later; a URL or a pattern is no folder.
-        is_folder = mark.kind == "data" and not key.endswith(".test") and not NO_FOLDER.search(name)
-        if is_folder and not Path(name).expanduser().exists():
-            raise ValueError(
-                f"{key}: data set {name}: no such folder; check the path, or prepare it with "
-                "`vlds data`"
-            )
         if mark.kind != "file":
             continue
         try:
@@ -269,6 +261,21 @@ def check_files(tree: Any, options: type) -> None:
             raise ValueError(f"{key}: {cure}") from None
         if file.is_dir():
             raise ValueError(f"{key}: {name} is a folder; name a file")
+
+
+def check_data(tree: Any, options: type) -> None:
+    """Look for the folders of data that a recipe trains and is evaluated on.
+
+    Errors: ValueError that names the key and the folder.
+    """
+    for key, name, mark in file_names(tree, options):
+        # Test data may come later; a URL or a pattern is no folder.
+        is_folder = mark.kind == "data" and not key.endswith(".test") and not NO_FOLDER.search(name)
+        if is_folder and not Path(name).expanduser().exists():
+            raise ValueError(
+                f"{key}: data set {name}: no such folder; check the path, or prepare it with "
+                "`vlds data`"
+            )
 
 
 def moved(tree: Any, folders: Mapping[str, str], options: type) -> Any:

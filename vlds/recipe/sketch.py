@@ -22,7 +22,7 @@ from typing import Any
 from vlds.recipe.build import check_part
 from vlds.recipe.choices import NotSketched, Sketched, SketchedChoice
 from vlds.recipe.parse import HELP, PRINT, read_words
-from vlds.recipe.paths import check_files
+from vlds.recipe.paths import check_data, check_files
 
 RECIPE, SWEEP = "vlds.recipe.config.Recipe", "vlds.report.sweep.Sweep"
 """The dataclasses that files of users describe."""
@@ -49,6 +49,7 @@ def check_words(words: Sequence[str], options: str = RECIPE, files: bool = False
         check_part(tree, cls)
         if files:
             check_files(tree, cls)
+            check_data(tree, cls)
     except NotSketched:
         return
 

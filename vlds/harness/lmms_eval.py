@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -117,7 +117,7 @@ class Vlds(lmms):
             [Message(m["role"], list(map(part_of, m["content"]))) for m in messages]
         )
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """lmms-eval itself refuses such tasks for models that read messages."""
         raise NotImplementedError("vlds: tasks that compare likelihoods need --force_simple")
 
@@ -151,7 +151,7 @@ class VldsSimple(Vlds):
             parts = [*shown, text]
         return self.asked.read([Message("user", parts)])
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Of each continuation a number, and whether it is the greedy answer.
 
         What the number is depends on what lmms-eval does with it. Of a task of type
@@ -178,7 +178,10 @@ class VldsSimple(Vlds):
             ):
                 nll, length = (float("inf"), 1) if found is None else (found.nll, found.num_tokens)
                 value = nll / length if is_choice else -nll
-                results.append((value, found is not None and found.is_greedy))
+                # lmms-eval 0.7.3 makes a text of the pair (unwrap_generation_output), on which its
+                # scores then fail, unless it is wrapped like an answer.
+                pair = (value, found is not None and found.is_greedy)
+                results.append(GenerationResult(pair))
         return results
 
 

@@ -82,6 +82,7 @@ def what_trains(bench: Bench) -> Finding:
     watch = GradientWatch(engine.model, engine.model.trained_by, bench.ranks)
     said: list[str] = []
     compared: list[Comparison] = []
+    notes: list[str] = []
     try:
         set_learning_rate(engine.parameter_groups, 1.0)
         held = {name for name, _ in engine.trainable_parameters()}
@@ -91,7 +92,9 @@ def what_trains(bench: Bench) -> Finding:
             report = engine.step(batches)
             said += watch.after_step(step == STEPS_TO_MOVE)
             state = engine.export()  # masters go back into the weights that are compared
-            if step == 1 and not report.skipped:
+            if report.skipped:
+                notes.append(f"step {step} was skipped: its gradient is not finite")
+            elif step == 1:
                 assert start is not None
                 assert state is not None
                 compared += first_step(bench, start, state, cuts, rules)
@@ -108,7 +111,7 @@ def what_trains(bench: Bench) -> Finding:
     faults += [f"{name}: is frozen, and in the optimizer" for name in sorted(held - wanted)]
     # A weight may stand still for a reason that the watch knows, such as boxes that are all zero.
     faults += [line for line in said if not is_explained(line)]
-    notes = [line for line in said if is_explained(line)]
+    notes += [line for line in said if is_explained(line)]
     notes.append(f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %)")
     return Finding(
         compared=(Comparison("frozen weights that have moved", len(strays), 0), *compared),

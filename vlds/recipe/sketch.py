@@ -16,13 +16,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from vlds.recipe.build import check_part
 from vlds.recipe.choices import NotSketched, Sketched, SketchedChoice
-from vlds.recipe.parse import HELP, PRINT, read_words
+from vlds.recipe.parse import CONFIG, HELP, PRINT, read_words
 from vlds.recipe.paths import check_data, check_files
+from vlds.runtime.process import find
 
 RECIPE, SWEEP = "vlds.recipe.config.Recipe", "vlds.report.sweep.Sweep"
 """The dataclasses that files of users describe."""
@@ -43,6 +45,10 @@ def check_words(words: Sequence[str], options: str = RECIPE, files: bool = False
 
     Errors: ValueError that names the key, class or file, and a near one.
     """
+    # A missing file needs no sketch, which takes longer than all the rest.
+    for option, value in pairwise(words):
+        if option == CONFIG and not value.startswith("--"):
+            find(value)
     cls = sketched(options)
     try:
         tree = read_words([word for word in words if word not in (HELP, PRINT)], cls)

@@ -185,8 +185,9 @@ class RemoteFiles:
         """Whether to read from the store what is wanted of a shard without a copy."""
         # What comes as ranges comes again in the copy: where the line is the limit, that is waste.
         # A full disk leaves no choice.
-        is_few = self._ranged[shard.name] < shard.bytes * MOST_RANGED
-        return self.has_ranges and (is_few or shard.name in self._failed)
+        if (failed := self._failed.get(shard.name)) is not None:
+            return self.has_ranges and is_full(failed[1])
+        return self.has_ranges and self._ranged[shard.name] < shard.bytes * MOST_RANGED
 
     def _want(self, shards: Iterable[ShardInfo], *, first: bool) -> None:
         """Copy shards in the background."""

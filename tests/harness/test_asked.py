@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -127,6 +126,6 @@ def test_a_conversation_has_its_pictures_and_clips_in_place(tmp_path: Path) -> N
     shown, words = last.content
     assert isinstance(shown, Clip)
     assert (len(shown.times), words) == (3, "and this?")
-    assert np.shape(question.pictures)[0] == 4
+    assert len(question.pictures) == 4
     first_answer, second_answer = asked.answers([question, question])
     assert first_answer == second_answer

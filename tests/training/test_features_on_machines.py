@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import redirect_stderr
 from dataclasses import replace
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def compute_on(recipe: Recipe, folder: str, out: Path, executor: str) -> tuple[i
 
 
 dask_only = pytest.mark.skipif(
-    not any((Path(path) / "distributed").is_dir() for path in sys.path),
+    find_spec("distributed") is None,
     reason="Dask is missing: pip install 'vlds[dask]'",
 )
 

@@ -303,7 +303,9 @@ def test_nobody_answers(
     assert expected[how] in capsys.readouterr().err
 
 
-def test_mpi_gives_the_same_bytes(packed_here: Path, root: Path, tmp_path: Path) -> None:
+def test_mpi_gives_the_same_bytes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a rank that dies ends the job; --resume goes on from the finished shards."""
     pytest.importorskip("mpi4py", reason="mpi4py is missing: pip install 'vlds[mpi]'")
     mpiexec = Path(sys.executable).parent / "mpiexec"
@@ -349,6 +351,6 @@ def test_mpi_gives_the_same_bytes(packed_here: Path, root: Path, tmp_path: Path)
     _, said = second.communicate(timeout=100)
     assert (second.returncode, "2 workers" in said) == (0, True), said
     (tmp_path / "out").rename(tmp_path / "there")
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     assert main([*words, "--workers", "1", "--resume"]) == 0
     assert files(tmp_path / "out") == files(tmp_path / "there")

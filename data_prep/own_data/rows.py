@@ -232,7 +232,8 @@ def picture_of(row: Fields, form: RowForm) -> str:
 def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation | Dropped]:
     """The annotations of a row, and what cannot be used of it."""
     picture = picture_of(row, form)
-    if fault := text_fault({"picture": picture, "id": row_id}):
+    group = text_of(row, form.group) if form.group else ""
+    if fault := text_fault({"picture": picture, "id": row_id, "group": group}):
         results: list[Result] = [fault]
     elif form.text_rows or picture:
         results = form.task.annotate(row, row_id, form)

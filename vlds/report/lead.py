@@ -29,8 +29,8 @@ ENOUGH = 20
 WEAKEST_NOTE = (
     f"A group is named only if its score is below that of the other examples at the "
     f"{100 * SIGNIFICANT:g} % level, divided by the number of groups (two-sided z test; the larger "
-    "of the pooled standard error and that between pictures); groups of fewer than "
-    f"{ENOUGH} examples are not tried."
+    "of the pooled standard error and that between pictures, or what else brackets draw); groups "
+    f"of fewer than {ENOUGH} examples are not tried."
 )
 
 
@@ -81,6 +81,7 @@ def run_leads(run: RunReport, resamples: int) -> list[Lead]:
                 chance = f", which can be chance ({p_text(paired.p)})"
             gaps.append(f"{gap_text(value - other)} {words}{chance}")
         size = f"{task.examples:,} examples" if task.examples is not None else ""
+        size = " in ".join(filter(None, [size, result.drawn if result else ""]))
         data = " of ".join(filter(None, [size, task.data_name]))
         of_what = metric + direction(task, metric) + (f" on {data}" if data else "")
         text = "; ".join(filter(None, [of_what, ", ".join(gaps)])) + "."
@@ -110,7 +111,7 @@ def weakest_group(result: TaskResult) -> Weakest | str | None:
     if result.values is None:
         return None
     values = result.values
-    samples = resampled(result.groups, values)
+    units = resampled(result.units, values)
     sign = -1 if result.headline in result.task.lower_is_better else 1
     tried: list[tuple[float, Weakest]] = []
     for way, names in groups_by_way(result).items():
@@ -126,12 +127,12 @@ def weakest_group(result: TaskResult) -> Weakest | str | None:
                 continue
             outside = counts & ~inside
             score, rest = float(values[inside].mean()), float(values[outside].mean())
-            # What each picture adds to the difference of the means: several examples of one
-            # picture count once. A group that is all wrong has no spread of its own, so the
-            # spread of all examples is the least that counts.
+            # What each picture (or patient, ...) adds to the difference of the means: several
+            # examples of one count once. A group that is all wrong has no spread of its own, so
+            # the spread of all examples is the least that counts.
             shares = np.where(inside, (values - score) / size, 0.0)
             shares -= np.where(outside, (values - rest) / others, 0.0)
-            between = float((np.bincount(samples, shares) ** 2).sum())
+            between = float((np.bincount(units, shares) ** 2).sum())
             error = max(between, spread * (1 / size + 1 / others)) ** 0.5
             distance = sign * (rest - score) / error if error else 0.0
             group = f"{way.replace('_', ' ')} {name}"

@@ -8,20 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlds.report.baselines import BLIND, FREQUENT, FROZEN, frequent_answers
 from vlds.report.examples import groups_by_way
 from vlds.report.report import Report, RunReport
 from vlds.report.run_tables import direction
-from vlds.report.scores import (
-    BLIND,
-    FREQUENT,
-    FROZEN,
-    SIGNIFICANT,
-    Difference,
-    TaskResult,
-    difference,
-    frequent_answer,
-    resampled,
-)
+from vlds.report.scores import SIGNIFICANT, Difference, TaskResult, difference, resampled
 from vlds.report.tables import interval_text, p_text, score_text
 
 ENOUGH = 20
@@ -64,9 +55,9 @@ def run_leads(run: RunReport, resamples: int) -> list[Lead]:
         if metric is None or value is None:
             continue
         result = run.result(name, metric)
-        answer = frequent_answer(result) if result else None
+        frequent = frequent_answers(result) if result else None
         rivals = {
-            FREQUENT: "the most frequent answer" + (f" ({answer})" if answer else ""),
+            FREQUENT: frequent.in_words if frequent else "the most frequent answer",
             BLIND: "the same model without pictures",
             FROZEN: "the model before training",
         }

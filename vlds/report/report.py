@@ -10,17 +10,11 @@ from functools import cached_property
 
 from vlds.models.methods.base import Method
 from vlds.recipe.config import Recipe
+from vlds.report.baselines import Baselines
 from vlds.report.numbers import groups_of_seeds
 from vlds.report.predictions import Predictions
 from vlds.report.read import RunInputs, Scores, TaskScores
-from vlds.report.scores import (
-    SEED,
-    Baselines,
-    Difference,
-    TaskResult,
-    difference,
-    resampling_notes,
-)
+from vlds.report.scores import SEED, Difference, TaskResult, difference, resampling_notes
 from vlds.report.tables import score_text
 from vlds.runtime.folders import Start
 from vlds.runtime.terminal import duration_text

@@ -1,12 +1,11 @@
 """Each task's scores of a run, from its newest predictions: checked against the log, with a
-bootstrap interval where the score is a mean over examples, and with baselines on the same data."""
+bootstrap interval where the score is a mean over examples; and whether two runs can be told
+apart."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 
 from vlds.data.shards.sample import joined
 from vlds.report.numbers import Interval
-from vlds.report.predictions import AGAIN, Predictions, read_predictions
+from vlds.report.predictions import AGAIN, Predictions
 from vlds.report.read import headline_of
-from vlds.runtime.folders import BLANK, PREDICTIONS
 from vlds.tasks.base import Task, task_of
 
 RAISED = (LookupError, TypeError, AttributeError, ArithmeticError)
@@ -447,54 +445,3 @@ def resampling_notes(runs: Mapping[str, Mapping[str, TaskResult]]) -> list[str]:
             for (task, reason), names in without.items()
         ),
     ]
-
-
-FREQUENT, BLIND, FROZEN = "most frequent answer", "without pictures", "before training"
-Baselines = Mapping[str, Mapping[str, TaskResult]]
-"""What a run is compared with -> task -> result on the same data."""
-
-
-def baselines_of(
-    run: Path, results: Mapping[str, TaskResult], logged: Logged, notes: list[str], resamples: int
-) -> Baselines:
-    """Up to three: one answer to everything; the same model with blank pictures, if `vlds evaluate
-    --data.blank_images true` has scored it; the model before its first step, if
-    `training.evaluate_first` has. What cannot be read or scored here gets a note."""
-    baselines: dict[str, dict[str, TaskResult]] = {FREQUENT: {}, BLIND: {}, FROZEN: {}}
-
-    def add(label: str, name: str, made: Predictions, scores: Mapping[str, float]) -> None:
-        known = results_of(
-            {task_of(made.label): results[name].task}, {name: made}, {name: scores}, resamples
-        )
-        baselines[label] |= known
-
-    for name, result in results.items():
-        made = result.predictions
-        blank = run / PREDICTIONS / BLANK / f"{name}.jsonl"
-        before = run / PREDICTIONS / "step-00000000" / f"{name}.jsonl"
-        try:
-            if (answer := frequent_answer(result)) is not None:
-                always = replace(made, predictions=dict.fromkeys(made.references, answer))
-                scores = result.task.score(always.predictions, made.references)
-                add(FREQUENT, name, always, scores)
-            # Other data than the run's newest predictions would compare two things at once.
-            if blank.is_file() and (blind := read_predictions(blank)).data == made.data:
-                add(BLIND, name, blind, checked_scores(result.task, blind))
-            # Newest predictions of step 0 are themselves those before the training.
-            first = read_predictions(before) if made.step != 0 and before.is_file() else None
-            if first is not None and first.data == made.data:
-                add(FROZEN, name, first, logged.get((0, name), {}))
-        except ValueError as error:
-            notes.append(f"Not all scores to compare {name} with: {error}")
-    return {label: of_tasks for label, of_tasks in baselines.items() if of_tasks}
-
-
-def frequent_answer(result: TaskResult) -> str | None:
-    """The answer that is right most often in the data; None for tasks of free text."""
-    task, references = result.task, result.predictions.references.values()
-    if task.unit != "annotation":
-        return None
-    known = (task.answer_of(reference) for reference in references if reference is not None)
-    answers = Counter(answer for answer in known if answer is not None)
-    # Of equally frequent ones the first by name: the order of examples must not matter.
-    return min(answers, key=lambda answer: (-answers[answer], answer), default=None)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.toys.scored_runs import Runs
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.lead import ENOUGH, Weakest, pair_leads, run_leads, weakest_group
 from vlds.report.predictions import Predictions
-from vlds.report.scores import FREQUENT, Difference, TaskResult, flip_test
+from vlds.report.scores import Difference, TaskResult, flip_test
 from vlds.tasks import ImageClass
 
 

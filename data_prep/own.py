@@ -166,7 +166,7 @@ def look_at(args: argparse.Namespace) -> Found:
         words += [*given(args, "group"), *each_turn(args)]
         words += ["--images", str(args.images)] if args.images else []
         return Found("a table of Hugging Face, read as conversations", words, FEW)
-    rows = read_rows(place)
+    rows = read_rows(place, "--data")
     if not rows:
         raise ValueError(f"{place}: no rows")
     assert images is not None

@@ -74,6 +74,15 @@ def test_tables(
     assert sum(info.samples for info in sets.values()) == len(NAMES)
 
 
+def test_a_file_of_another_encoding_is_refused(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the option that the user wrote, which is not that of the command for the rows."""
+    (desk / "rows.csv").write_bytes("image,question,answer\n".encode("utf-16"))
+    assert own(desk / "rows.csv") == 2
+    assert f"--data {desk}/rows.csv is UTF-16; save it as UTF-8" in capsys.readouterr().err
+
+
 def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = rows("image,question,answer,split,patient", "NAME,what?,COLOUR,PART,GROUP")
     lines = table.splitlines()

@@ -207,7 +207,7 @@ class Report:
         if any(result.interval and result.value in (0, 1) for result in every):
             notes.append(
                 "Where all examples score 0, or all 1, brackets are the exact interval (Clopper "
-                "and Pearson) for as many samples."
+                "and Pearson) for as many samples, or groups where these are drawn."
             )
         if any(result.interval and result.headline in CIDERS for result in every):
             notes.append(

@@ -418,7 +418,8 @@ def resampling_notes(runs: Mapping[str, Mapping[str, TaskResult]]) -> list[str]:
     for name, results in runs.items():
         for task, result in results.items():
             if result.interval and result.units is not None and result.drawn:
-                few = result.units.max() + 1 < FEW_UNITS
+                # Where all examples score alike, the interval is the exact one.
+                few = result.units.max() + 1 < FEW_UNITS and result.value not in (0, 1)
                 by_group.setdefault((task, result.drawn, few), []).append(name)
             if result.interval and result.units is None:
                 by_example.setdefault(task, []).append(name)

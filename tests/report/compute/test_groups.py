@@ -19,8 +19,10 @@ from tests.toys.world import COLOURS, world_recipe
 from vlds.cli.main import run_command
 from vlds.data.shards.sample import groups_of, joined
 from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source, survey
 from vlds.recipe.config import Recipe, save_recipe
 from vlds.report.collect import collect
+from vlds.report.examples import asked_of
 from vlds.report.lead import run_leads
 from vlds.report.numbers import Interval
 from vlds.report.predictions import Predictions
@@ -142,6 +144,26 @@ def test_what_samples_have_in_common_joins_them() -> None:
     assert units is not None
     assert units.tolist() == [0, 1]
     assert joined([[1], [2], [3], [2, 1], []]) == [0, 0, 2, 0, 4]
+
+
+def test_several_data_sets_tell_their_samples_and_groups_apart(world: Path, tmp_path: Path) -> None:
+    """A patient of two splits of one data set is one, of two data sets two; and a reader of the
+    predictions finds each one's question."""
+    group = ("--group-field", "patient")
+    shards = [
+        pack(tmp_path / "one", "red", *group),
+        pack(tmp_path / "two", "red", *group, "--split", "val"),
+        pack(tmp_path / "other", "red", *group, "--name", "other"),
+    ]
+    task = VQA(evaluate=list(map(str, shards)))
+    asked = survey(Source("vqa", task, [open_dataset(path) for path in shards]), range(144))
+    names = {found.name for groups in asked.groups.values() for found in groups}
+    assert names == {f"{name}/p{n}" for name in ("rows", "other") for n in range(PATIENTS)}
+    assert len(asked.groups) == 3 * PATIENTS * EACH
+    recipe = replace(world_recipe(world, tmp_path / "run"), tasks={"vqa": task})
+    found = list(asked_of(recipe, {"vqa": asked.ids}))
+    assert sorted(entry.id for entry in found) == sorted(asked.ids)
+    assert asked.ids[0].startswith("rows-train/")
 
 
 @pytest.mark.parametrize("wrong", ["p1", [["patient"]], [["patient", 1]], {"patient": "p"}, 3])

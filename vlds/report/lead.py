@@ -105,6 +105,7 @@ def weakest_group(result: TaskResult) -> Weakest | str | None:
     units = resampled(result.units, values)
     sign = -1 if result.headline in result.task.lower_is_better else 1
     tried: list[tuple[float, Weakest]] = []
+    ways: dict[str, None] = {}
     for way, names in groups_by_way(result).items():
         numbers: dict[str, int] = {}
         codes = np.array([-1 if n is None else numbers.setdefault(n, len(numbers)) for n in names])
@@ -126,14 +127,17 @@ def weakest_group(result: TaskResult) -> Weakest | str | None:
             between = float((np.bincount(units, shares) ** 2).sum())
             error = max(between, spread * (1 / size + 1 / others)) ** 0.5
             distance = sign * (rest - score) / error if error else 0.0
-            group = f"{way.replace('_', ' ')} {name}"
-            tried.append((distance, Weakest(group, score, size, rest)))
+            way = way.replace("_", " ")
+            ways[way] = None
+            tried.append((distance, Weakest(f"{way} {name}", score, size, rest)))
     if not tried:
         return None
     far = NormalDist().inv_cdf(1 - SIGNIFICANT / 2 / len(tried))
     below = [group for distance, group in tried if distance > far]
     if not below:
-        return f"None of {len(tried)} groups can be told apart from the rest."
+        # With their names: other groups, such as patients, may be what a resample draws.
+        kinds = ", ".join(ways)
+        return f"None of {len(tried)} groups ({kinds}) can be told apart from the rest."
     return min(below, key=lambda group: sign * group.score)
 
 

@@ -412,15 +412,16 @@ def resampling_notes(runs: Mapping[str, Mapping[str, TaskResult]]) -> list[str]:
     which tasks have no interval, and why. Runs (name -> task -> result) with the same reason share
     a note."""
     unknown = "the predictions do not say which sample each example is of"
-    by_group: dict[tuple[str, str, bool], list[str]] = {}
+    by_group: dict[tuple[str, str], list[str]] = {}
+    are_few = False
     by_example: dict[str, list[str]] = {}
     without: dict[tuple[str, str], list[str]] = {}
     for name, results in runs.items():
         for task, result in results.items():
             if result.interval and result.units is not None and result.drawn:
+                by_group.setdefault((task, result.drawn), []).append(name)
                 # Where all examples score alike, the interval is the exact one.
-                few = result.units.max() + 1 < FEW_UNITS and result.value not in (0, 1)
-                by_group.setdefault((task, result.drawn, few), []).append(name)
+                are_few |= result.units.max() + 1 < FEW_UNITS and result.value not in (0, 1)
             if result.interval and result.units is None:
                 by_example.setdefault(task, []).append(name)
             if result.reason:
@@ -433,9 +434,9 @@ def resampling_notes(runs: Mapping[str, Mapping[str, TaskResult]]) -> list[str]:
         *(
             f"For {whose(task, names)} {drawn} were drawn instead of single samples, each with "
             "all of its samples; groups that share a sample count as one."
-            + (" With so few, brackets are still too narrow." if few else "")
-            for (task, drawn, few), names in by_group.items()
+            for (task, drawn), names in by_group.items()
         ),
+        *([f"Of fewer than {FEW_UNITS} groups, brackets are still too narrow."] * are_few),
         *(
             f"For {whose(task, names)} single examples were drawn: {unknown}. Where several are of "
             "one picture, this interval is too narrow; evaluate the run again."

@@ -166,7 +166,7 @@ def look_at(args: argparse.Namespace) -> Found:
         words += [*given(args, "group"), *each_turn(args)]
         words += ["--images", str(args.images)] if args.images else []
         return Found("a table of Hugging Face, read as conversations", words, FEW)
-    rows = read_rows(place)
+    rows = read_rows(place, "--data")
     if not rows:
         raise ValueError(f"{place}: no rows")
     assert images is not None
@@ -342,22 +342,18 @@ class Rows:
     def with_splits(self, what: str, words: list[str], split: str | None = None) -> Found:
         """The command with the rows' own splits, or the number of what is divided."""
         what = f"{len(self.rows):,} rows: {what}" if words[0] != "chat" else what
-        notes = []
-        if split is not None:
-            if self.args.group_field:
-                notes.append(f"--group-field is left out: {split!r} says each row's split")
-            notes += self.crossing(split)
-            words = [*words, "--split-field", split]
-            return Found(f"{what}, splits in {split!r}", words, 0, notes)
         group = self.args.group_field
+        words = words if group is None else [*words, "--group-field", group]
+        if split is not None:
+            words = [*words, "--split-field", split]
+            return Found(f"{what}, splits in {split!r}", words, 0, self.crossing(split))
+        notes = []
         if group is None:
             notes += [
                 f"{column!r} recurs: if its rows belong together, --group-field "
                 f"{shlex.quote(column)} keeps them in one split; else scores are too good"
                 for column in self.group_columns()
             ]
-        else:
-            words = [*words, "--group-field", group]
         divided = group or (
             words[words.index("--image-field") + 1] if "--image-field" in words else ""
         )

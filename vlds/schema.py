@@ -61,6 +61,14 @@ Images: TypeAlias = "Tensor | list[Tensor] | None"
 of pictures (3, h, w) of unlike sizes; None if there are none."""
 
 
+class Group(NamedTuple):
+    """What several samples have in common: a patient, document or scene."""
+
+    field: str
+    """The source's field that names it."""
+    name: str
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image, image pair or clip with all its annotations, as stored in a shard."""
@@ -177,6 +185,8 @@ class Example:
     """What the score compares the prediction with; a JSON value."""
     sample: str = ""
     """Id of the example's sample, unique where `id` is; only evaluation fills it."""
+    groups: tuple[Group, ...] = ()
+    """Those of the example's sample, named alike where `id` is unique; only evaluation fills it."""
     class_scores: Mapping[int, float] | None = None
     """For a task with a head: number of a class -> its score, 0 to 1; others have 0. The target is
     then ""."""

@@ -154,8 +154,6 @@ def _run_csv(args: argparse.Namespace) -> None:
         )
     if not named:
         files = [SplitFile(args.split or TRAIN, files[0].path)]
-    if args.group_field and not args.split_sizes:
-        raise ValueError(f"--group-field {args.group_field}: goes with --split-sizes")
     fields = (args.image_field, args.label_field, args.split_field, args.group_field)
     source = read_table_of_classes(files, args.images, *fields, apart=bool(named))
     _pack(source, args, files[0].path.stem)

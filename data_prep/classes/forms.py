@@ -19,6 +19,7 @@ from vlds.data.shards.sample import UNFIT
 from vlds.runtime.checks import guess
 from vlds.runtime.files import read_file
 from vlds.runtime.terminal import tell
+from vlds.schema import Group
 
 from ..json_rows import clean, open_text, read_object, shown
 from ..own_data.rows import UserRow, list_fields, read_rows
@@ -427,7 +428,7 @@ def shown_pictures(
         place = entry.place.partition(", ")[2]  # FILE, line 7 -> line 7
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
         if group is not None and (shared := clean(str(entry.source.get(group) or ""))):
-            sample = replace(sample, groups=(shared,))
+            sample = replace(sample, groups=(Group(group, shared),))
         found.append(Shown(entry.split, entry.key, sample))
     return found, repeats
 

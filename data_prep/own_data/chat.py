@@ -20,7 +20,7 @@ from typing import Any
 
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
-from vlds.schema import LONGEST_TEXT
+from vlds.schema import LONGEST_TEXT, Group
 
 from ..command import add_shard_options, at_least, new_command, shard_options
 from ..packing.pack import Options, pack_splits, text_fault
@@ -283,9 +283,9 @@ def parse_chat(
             key = (count == 1, sample_id)
             sample = parts.setdefault(key, new)
             sample.annotations.append(annotation)
-            if kept.group:
-                groups = tuple(dict.fromkeys((*sample.groups, kept.group)))
-                parts[key] = replace(sample, groups=groups)
+            if form.group is not None:
+                groups = dict.fromkeys((*sample.groups, Group(form.group, kept.group)))
+                parts[key] = replace(sample, groups=tuple(groups))
     asked = [a for of in samples.values() for s in of.values() for a in s.annotations]
     if unlearned := sum("answer" in a and not _teaches(a) for a in asked):
         tell(

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlds.schema import Group
+
 from ..command import add_shard_options, new_command, shard_options
 from ..json_rows import JsonRow
 from ..packing.pack import pack_splits
@@ -104,9 +106,9 @@ def parse_jsonl(
                 new = replace(new, id=picture.id, images=(picture.path,))
             sample = samples[part].setdefault(new.id, new)
             sample.annotations.append(entry)
-            if form.group is not None:
-                groups = dict.fromkeys((*sample.groups, text_of(row.fields, form.group)))
-                samples[part][new.id] = replace(sample, groups=tuple(filter(None, groups)))
+            if form.group is not None and (named := text_of(row.fields, form.group)):
+                groups = dict.fromkeys((*sample.groups, Group(form.group, named)))
+                samples[part][new.id] = replace(sample, groups=tuple(groups))
             used.append((part, entry["id"], row))
     # Rows that are named by their lines differ in any case.
     if form.id is not None:

@@ -79,26 +79,26 @@ class UserRow:
         return f"{self.noun} {self.number}"
 
 
-def read_rows(path: Path) -> list[UserRow]:
+def read_rows(path: Path, option: str = "--annotations") -> list[UserRow]:
     """Rows by the first character: `[` begins a JSON list, `{` JSON lines or one JSON object, which
-    becomes the only row; anything else is a table."""
+    becomes the only row; anything else is a table. `option`: what named the file, for messages."""
     if not path.exists():
         files = [other.name for other in path.parent.glob("*") if other.is_file()]
         hint = guess(path.name, files).rstrip()
-        raise ValueError(f"--annotations {path} does not exist{'; ' if hint else ''}{hint}")
+        raise ValueError(f"{option} {path} does not exist{'; ' if hint else ''}{hint}")
     if path.is_dir():
-        raise ValueError(f"--annotations {path} is a folder; give the file of rows in it")
+        raise ValueError(f"{option} {path} is a folder; give the file of rows in it")
     with open_file(path) as binary:
         begin = binary.read(16)
     for magic, fault in BINARY:
         if begin.startswith(magic):
-            raise ValueError(f"--annotations {path} {fault}")
+            raise ValueError(f"{option} {path} {fault}")
     # "at" is 61 00 74 00 in UTF-16LE: every second byte of English text is 0.
     for encoding, positions in UTF_16.items():
         high_bytes = begin[positions]
         if high_bytes.count(0) > len(high_bytes) / 2:
             raise ValueError(
-                f"--annotations {path} looks like UTF-16 without a byte-order mark (it has zero "
+                f"{option} {path} looks like UTF-16 without a byte-order mark (it has zero "
                 f"bytes); save it as UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > NEW"
             )
     # Only to choose the reader, which then says in which line a byte is wrong.
@@ -232,7 +232,8 @@ def picture_of(row: Fields, form: RowForm) -> str:
 def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation | Dropped]:
     """The annotations of a row, and what cannot be used of it."""
     picture = picture_of(row, form)
-    if fault := text_fault({"picture": picture, "id": row_id}):
+    group = text_of(row, form.group) if form.group else ""
+    if fault := text_fault({"picture": picture, "id": row_id, "group": group}):
         results: list[Result] = [fault]
     elif form.text_rows or picture:
         results = form.task.annotate(row, row_id, form)

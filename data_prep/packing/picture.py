@@ -56,7 +56,7 @@ from vlds.data.shards.pictures import (
 from vlds.runtime.files import open_file, read_file
 from vlds.runtime.json_files import sha256
 from vlds.runtime.terminal import tell
-from vlds.schema import ImageSpec, SkipSample
+from vlds.schema import Group, ImageSpec, SkipSample
 
 from .source import SHOWN, SourceSet, first_few
 
@@ -468,11 +468,11 @@ def warn_of_leaks(
     """Warn of pictures that are in several splits: a test on them tells little."""
     # Copies count as one picture, by the path of the first.
     one_name = {path: group[0] for group in copies for path in group}
-    splits: dict[Path | str, dict[str, str]] = {}
+    splits: dict[Path | Group, dict[str, str]] = {}
     for dataset in datasets:
         for sample in dataset.samples:
-            keys: list[Path | str] = [one_name.get(path, path) for path in sample.images]
-            for key in (*keys, *sample.groups):
+            keys: list[Path | Group] = [one_name.get(path, path) for path in sample.images]
+            for key in [*keys, *sample.groups]:
                 splits.setdefault(key, {}).setdefault(dataset.split, sample.id)
     leaks = [
         " and ".join(f"{sample} ({split})" for split, sample in where.items())

@@ -26,6 +26,7 @@ from vlds.data.shards.shard_index import load_index
 from vlds.runtime.disk import append
 from vlds.runtime.files import LARGEST_FILE, open_file, read_text, write_whole
 from vlds.runtime.json_files import parse_json, parse_record, sha256
+from vlds.schema import Group
 
 CHANNELS = 3
 
@@ -347,8 +348,9 @@ class SourceSample:
     """More fields of the sample's json: a clip's subtitles and span."""
     clips: Mapping[int, Span] = field(default_factory=dict)
     """Which of `images` are clips: its number -> the part that is wanted."""
-    groups: tuple[str, ...] = ()
-    """What else it has in common with others: the patients, documents or scenes of its rows."""
+    groups: tuple[Group, ...] = ()
+    """What else it has in common with others: the patients, documents or scenes of its rows. A
+    sample's json keeps them: reports draw groups for their intervals."""
     lead: str = ""
     """Of a sample without groups: the name that decides its split, and keeps it with others that
     have it; default: its id."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlds.data.shards.sample import joined
+
 from .source import Dropped, SourceSample, SourceSet
 
 TRAIN = "train"
@@ -101,25 +103,22 @@ def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str
     of all samples that belong together. `copies`: pictures with the same bytes, perhaps of several
     data sets."""
     first_of = {path: group[0] for group in copies for path in group}
-    # Union-find: each sample leads to an earlier one that shares a picture or group with it.
-    above = list(range(len(dataset.samples)))
-
-    def top(number: int) -> int:
-        while above[number] != number:
-            above[number] = number = above[above[number]]
-        return number
-
-    owners: dict[Path | str, int] = {}
-    for number, sample in enumerate(dataset.samples):
-        keys: list[Path | str] = [first_of.get(path, path) for path in sample.images]
-        for key in [*keys, *sample.groups, *filter(None, [sample.lead])]:
-            above[top(number)] = top(owners.setdefault(key, number))
+    first_samples = joined(
+        [
+            [
+                *(first_of.get(path, path) for path in sample.images),
+                *sample.groups,
+                *filter(None, [sample.lead]),
+            ]
+            for sample in dataset.samples
+        ]
+    )
     together: dict[int, list[SourceSample]] = {}
-    for number, sample in enumerate(dataset.samples):
-        together.setdefault(top(number), []).append(sample)
+    for first, sample in zip(first_samples, dataset.samples, strict=True):
+        together.setdefault(first, []).append(sample)
     leaders: dict[str, str] = {}
     for samples in together.values():
-        groups = {group for sample in samples for group in sample.groups}
+        groups = {group.name for sample in samples for group in sample.groups}
         leader = min(groups or {sample.lead or sample.id for sample in samples})
         leaders |= {sample.id: leader for sample in samples}
     return leaders
@@ -174,5 +173,6 @@ NEAR_COPIES: Mapping[str, Any] = {
 }
 GROUP_FIELD: Mapping[str, Any] = {
     "metavar": "NAME",
-    "help": "field with the patient, document or scene; rows of one stay in one split",
+    "help": "field with the patient, document or scene: rows of one stay in one split where splits "
+    "are drawn, and the intervals of reports draw them together",
 }

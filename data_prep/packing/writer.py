@@ -142,6 +142,8 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
         "annotations": annotations,
         **sample.extra,
     }
+    if sample.groups:
+        content["groups"] = sample.groups
     if sample.source:
         content["source"] = sample.source
     return SampleRecord(id=sample.id, members=members, json=content)

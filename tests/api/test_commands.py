@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 import vlds
+from tests.toys.scored_runs import vqa_run
+from tests.toys.world import COLOURS
 from vlds.api.commands import write_rows
 from vlds.api.program import Listener, Program
 from vlds.api.progress import Shown
@@ -129,7 +131,10 @@ def test_a_notebook_has_one_bar(
     assert repr(bars[1]) == "4/4 loss 0.500"
 
 
-def test_a_program_that_fails_says_its_last_words(tmp_path: Path) -> None:
+def test_a_program_that_fails_says_its_last_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, as the exception; another program's are shown."""
     module = tmp_path / "talking.py"
     module.write_text(
         "import sys\nprint('hello')\nprint('talking go: broken', file=sys.stderr)\n"
@@ -142,7 +147,9 @@ def test_a_program_that_fails_says_its_last_words(tmp_path: Path) -> None:
             Program("talking", ["go", "2"]).run()
         with pytest.raises(RuntimeError, match=r"^talking go: broken$"):
             Program("talking", ["go", "1"]).run()
+        assert capsys.readouterr().out == 2 * "hello\nadvice\n"
         assert Program("talking", ["go", "0"]).run() is False
+        assert "talking go: broken\n" in capsys.readouterr().out
 
 
 def test_a_run_is_a_path(run: Path) -> None:
@@ -159,6 +166,27 @@ def test_a_run_is_a_path(run: Path) -> None:
         vlds.Run(7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on_metrics: got int; give a function of one dict"):
         vlds.train("vqa.yaml", on_metrics=7)  # type: ignore[arg-type]
+
+
+def test_predictions_stand_beside_their_questions(run: Path, tmp_path: Path) -> None:
+    made = vlds.Run(vqa_run(run.parent / "world", tmp_path / "run", 3))
+    rows = made.predictions("vqa", pictures=True)
+    assert rows.columns == [
+        "id", "sample", "picture", "question", "prediction", "right_answer", "confidence",
+        "reference",
+    ]  # fmt: skip
+    row = rows[0]
+    assert row["question"] == "vqa: what colour is it ?"
+    assert row["prediction"] in (row["right_answer"], "no idea")
+    assert str(row["right_answer"]) in COLOURS
+    assert rows[:5]._repr_html_().count("<img") == 5
+    plain = made.predictions()
+    assert [r["question"] for r in plain] == [r["question"] for r in rows]
+    assert "picture" not in plain.columns
+    # Without its data, what the predictions hold is left.
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    (bare, *_) = made.predictions()
+    assert (bare["question"], bare["prediction"]) == (None, row["prediction"])
 
 
 @pytest.mark.slow
@@ -179,7 +207,6 @@ def test_metrics_come_while_the_run_trains(home: Path) -> None:
     assert run.scores == scores
     rows = run.predictions("vqa")
     assert len(rows) == 48
-    assert rows.columns == ["id", "sample", "prediction", "confidence", "reference"]
     assert "soft_score" in run._repr_html_()
     assert run.report() == Path("run/report.html")
 

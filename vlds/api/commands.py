@@ -95,7 +95,11 @@ def train(
     with scratch_folder() as scratch:
         # Parsed here too: mistakes come before processes start, and the run's folder is known.
         words = recipe_words(recipe, changes, scratch)
-        run = Run(parse_recipe(words, "vlds train").output)
+        try:
+            run = Run(parse_recipe(words, "vlds train").output)
+        except ValueError as error:
+            # A notebook shows each frame of the parser with its lines around it.
+            raise error.with_traceback(None) from None
         words = ["train", *words, *rank_words(ranks)]
 
         def start(words: list[str], name: str) -> bool:

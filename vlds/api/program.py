@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -56,13 +55,14 @@ class Program:
         self.command = [sys.executable, "-m", module, *words]
         self.listener, self.unsaid = listener, unsaid
         self.speaker = "error: " if words[0] == "data" else f"{module} {words[0]}: "
-        """Begins the program's own message in its last lines."""
+        """Begins the program's own message."""
 
     def run(self) -> bool:
         """Run it to its end; True if the listener has stopped it.
 
-        Errors: with its last line, ValueError for a user's mistake, else RuntimeError; whatever the
-        listener's function raises, once the program has ended.
+        Errors: with its own message, which is not shown then, or else its last line: ValueError for
+        a user's mistake, else RuntimeError; whatever the listener's function raises, once the
+        program has ended.
         """
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if self.listener is not None:
@@ -81,8 +81,8 @@ class Program:
         lines: queue.Queue[str | None] = queue.Queue()
         reader = threading.Thread(target=self._read, args=(process, lines), daemon=True)
         reader.start()
-        # A command's error message is among its last lines.
-        last: deque[str] = deque(maxlen=20)
+        last = ""
+        messages: dict[str, None] = {}
         shown, stopped = Shown(), False
         try:
             line: str | None = ""
@@ -91,9 +91,11 @@ class Program:
                     line = lines.get(timeout=POLL_S)
                 except queue.Empty:
                     line = ""
-                if line and line != self.unsaid:
+                if line and line.startswith(self.speaker):
+                    messages[line] = None
+                elif line and line != self.unsaid:
                     shown.line(line)
-                    last.append(line)
+                    last = line
                 if self.listener is not None and not stopped and self.listener.read():
                     stopped = True
                     process.send_signal(signal.SIGINT)
@@ -101,18 +103,16 @@ class Program:
         except BaseException:  # Ctrl-C too: no run outlives the program that asked for it
             end(process)
             raise
-        if stopped and code == STOPPED:
-            return True
-        if code:
-            # The supervisor's advice may follow the command's own message.
-            messages = [line for line in last if line.startswith(self.speaker)]
-            message = (
-                (messages or list(last) or [f"exit code {code}"])[-1]
-                .rstrip()
-                .removeprefix("error: ")
-            )
-            raise ValueError(message) if code == MISTAKE else RuntimeError(message)
-        return False
+        is_stopped = stopped and code == STOPPED
+        *others, message = messages or [""]
+        if not code or is_stopped:
+            others.append(message)
+        for line in filter(None, others):
+            shown.line(line)
+        if code and not is_stopped:
+            words = (message or last or f"exit code {code}").rstrip().removeprefix("error: ")
+            raise ValueError(words) if code == MISTAKE else RuntimeError(words)
+        return is_stopped
 
     def _read(self, process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
         assert process.stdout is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 
@@ -10,12 +11,17 @@ from markupsafe import escape
 
 from vlds.api.answers import Model, load
 from vlds.api.program import Program
-from vlds.api.rows import Rows
+from vlds.api.rows import PICTURE, Row, Rows, small_copy
 from vlds.api.words import Changes
 from vlds.evaluation.sources import path_of
+from vlds.report.clips import Frames
+from vlds.report.collect import read_recipe
+from vlds.report.examples import asked_of
 from vlds.report.predictions import newest_predictions, read_predictions
+from vlds.report.scores import RAISED
 from vlds.runtime.checks import guess
 from vlds.runtime.json_files import DESCRIPTION, read_metric_lines
+from vlds.tasks.base import task_of
 
 
 class Run(PathLike[str]):
@@ -56,9 +62,11 @@ class Run(PathLike[str]):
                 newest = scores
         return newest
 
-    def predictions(self, task: str | None = None) -> Rows:
-        """What the newest evaluation predicted: a row for each example with id, sample, prediction,
-        confidence and reference. `task`: required if several were evaluated.
+    def predictions(self, task: str | None = None, *, pictures: bool = False) -> Rows:
+        """What the newest evaluation predicted: a row for each example with id, sample, question,
+        prediction, right answer, confidence and reference. `task`: required if several were
+        evaluated. `pictures`: a small copy of each too, for which all are opened. Questions and
+        pictures are read from the data sets of the run's recipe that are on this machine.
 
         Errors: ValueError if there are none, or their file is damaged.
         """
@@ -71,16 +79,36 @@ class Run(PathLike[str]):
             hint = guess(name, files) if files else "`vlds.evaluate(run)` makes some; "
             raise ValueError(f"task: {self} has no predictions of {name!r}; {hint}it has: {known}")
         read = read_predictions(files[name])
-        return Rows(
-            {
-                "id": key,
-                "sample": read.samples.get(key),
-                "prediction": prediction,
-                "confidence": read.confidences.get(key),
-                "reference": read.references[key],
-            }
-            for key, prediction in read.predictions.items()
-        )
+        recipe = read_recipe(self.folder, [])
+        by_id: dict[str, Row] = {}
+        for found in () if recipe is None else asked_of(recipe, {name: read.predictions.keys()}):
+            by_id[found.id] = {"question": found.prompt}
+            if pictures:
+                # Of a clip, all frames that the sample holds.
+                parts = [s.pictures if isinstance(s, Frames) else [s] for s in found.pictures]
+                small = [small_copy(bytes(data)) for part in parts for data in part]
+                by_id[found.id][PICTURE] = small
+        of_task = None if recipe is None else recipe.tasks.get(task_of(name))
+        rows = []
+        for key, prediction in read.predictions.items():
+            about, reference, answer = by_id.get(key, {}), read.references[key], None
+            if of_task is not None and reference is not None:
+                # A file that another program has written may hold references of another form.
+                with suppress(ValueError, *RAISED):
+                    answer = of_task.answer_of(reference)
+            rows.append(
+                {
+                    "id": key,
+                    "sample": read.samples.get(key),
+                    **({PICTURE: about.get(PICTURE)} if pictures else {}),
+                    "question": about.get("question"),
+                    "prediction": prediction,
+                    "right_answer": answer,
+                    "confidence": read.confidences.get(key),
+                    "reference": reference,
+                }
+            )
+        return Rows(rows)
 
     def report(self) -> Path:
         """Write the run's page, with curves, scores and predictions; its path.

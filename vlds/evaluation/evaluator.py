@@ -28,7 +28,17 @@ from vlds.recipe.config import Recipe
 from vlds.runtime.checks import guess
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock
-from vlds.schema import Batch, Collator, Example, RefusedRows, Row, Sample, SkipSample, Turn
+from vlds.schema import (
+    Batch,
+    Collator,
+    Example,
+    Group,
+    RefusedRows,
+    Row,
+    Sample,
+    SkipSample,
+    Turn,
+)
 from vlds.tasks.base import check_unique
 
 SAMPLES = 200
@@ -358,9 +368,12 @@ class Evaluator:
                 source.check(recipe.image)
         self.orders: dict[str, EvalOrder] = {}
         """Of the sources whose examples are answered one by one."""
+        self.groups: dict[str, Mapping[str, Sequence[Group]]] = {}
+        """Source -> sample -> its groups; on the first rank."""
         for source in sources:
             if source.datasets:
                 merged = self._survey(source, collator)
+                self.groups[source.name] = merged.groups if merged else {}
                 if source.task.ranks:
                     continue
                 self.orders[source.name] = EvalOrder(
@@ -386,7 +399,7 @@ class Evaluator:
             share = survey(source, range(start, stop), collator)
         except ValueError as error:
             problem = str(error)
-        if collator is not None:  # the caller needs only costs, and the rest is much to send
+        if collator is not None:  # the caller needs costs and groups; the rest is much to send
             share.references, share.samples = [], []
         merged = Survey()
         for part, part_problem in ranks.gather((share, problem)) or []:
@@ -485,7 +498,7 @@ class Evaluator:
         gathered = self.ranks.gather((decoded, stream.bad))
         if gathered is None:
             return None
-        evaluation = Evaluation.of(source, gathered, seconds)
+        evaluation = Evaluation.of(source, gathered, seconds, self.groups[source.name])
         assert len(evaluation.predictions) == num
         return evaluation.scored(source.task) if score else evaluation
 
@@ -511,6 +524,6 @@ class Evaluator:
         gathered = ranking.gathered()
         if gathered is None:
             return None
-        evaluation = Evaluation.of(source, [gathered], seconds)
+        evaluation = Evaluation.of(source, [gathered], seconds, self.groups[source.name])
         assert len(evaluation.predictions) == source.num_annotations
         return evaluation.scored(source.task) if score else evaluation

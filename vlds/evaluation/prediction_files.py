@@ -265,7 +265,7 @@ def score_file(
     references = dict(zip(asked.ids, asked.references, strict=True))
     details = dict(zip(asked.ids, map(Details, asked.samples), strict=True))
     evaluation = Evaluation(
-        source.name, {}, predictions, references, details, data=source.data_id
+        source.name, {}, predictions, references, details, groups=asked.groups, data=source.data_id
     ).scored(task)
     if out is None:
         tell("\n".join(evaluation.lines()))

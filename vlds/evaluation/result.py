@@ -24,6 +24,7 @@ from vlds.runtime.files import read_file, write_whole
 from vlds.runtime.folders import newest_step
 from vlds.runtime.json_files import MANIFEST, parse_record, recorded_hash
 from vlds.runtime.terminal import tell
+from vlds.schema import Group
 from vlds.tasks.base import Task
 from vlds.tasks.metrics.plain_scores import plain
 
@@ -148,6 +149,8 @@ class Evaluation:
     references: dict[str, Any] = field(repr=False)
     details: dict[str, Details] = field(repr=False, default_factory=dict)
     """Id -> what is known of a prediction besides its text; others are left out."""
+    groups: Mapping[str, Sequence[Group]] = field(repr=False, default_factory=dict)
+    """Id of a sample -> its groups; only samples that have some."""
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
@@ -166,6 +169,7 @@ class Evaluation:
         source: Source,
         gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]],
         seconds: float,
+        groups: Mapping[str, Sequence[Group]],
     ) -> Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((e for _, rank_bad in gathered for e in rank_bad), key=lambda e: e.id)
@@ -180,6 +184,7 @@ class Evaluation:
             {example.id: example.prediction for example in examples},
             {example.id: example.reference for example in examples},
             {example.id: example.details for example in examples},
+            groups,
             [f"{entry.id}: {entry.reason}" for entry in bad],
             data=source.data_id,
             seconds=seconds,
@@ -193,8 +198,8 @@ class Evaluation:
 
     def write(self, folder: Path) -> None:
         """Write TASK.jsonl: a line per example with id, number of lines, the step of the newest
-        training evaluation in the folder, data, sample, prediction, confidences and reference;
-        unknown fields are left out.
+        training evaluation in the folder, data, sample, its groups, prediction, confidences and
+        reference; unknown fields are left out.
 
         Errors: CannotWrite.
         """
@@ -207,6 +212,7 @@ class Evaluation:
                 "after": after,
                 "data": self.data,
                 "sample": details.sample,
+                "groups": self.groups.get(details.sample or ""),
                 "prediction": prediction,
                 # Four digits: the rest is noise of the arithmetic.
                 "confidence": details.confidence and round(details.confidence, 4),

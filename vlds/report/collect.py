@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlds.recipe.config import Recipe, load_recipe
+from vlds.report.baselines import Baselines, baselines_of, frequent_answers
 from vlds.report.examples import collect_gallery
 from vlds.report.predictions import (
     KEPT,
@@ -20,15 +21,7 @@ from vlds.report.predictions import (
 )
 from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_run
 from vlds.report.report import Report, RunReport, facts_of, is_same_data
-from vlds.report.scores import (
-    RESAMPLES,
-    Baselines,
-    TaskResult,
-    baselines_of,
-    frequent_answer,
-    results_of,
-    scores_of_predictions,
-)
+from vlds.report.scores import RESAMPLES, TaskResult, results_of, scores_of_predictions
 from vlds.runtime.folders import PREDICTIONS, read_starts
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import SPLITS, Task, label_of, task_of
@@ -86,8 +79,8 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     baselines = baselines_of(folder, results, logged, notes, resamples)
     scores = compared_scores(run.scores, run.name, recipe.tasks, results, baselines)
     facts = facts_of(recipe, run, read_starts(folder))
-    answers = {name: frequent_answer(result) for name, result in results.items()}
-    if known := [f"{name}: {answer}" for name, answer in answers.items() if answer is not None]:
+    frequent = {name: frequent_answers(result) for name, result in results.items()}
+    if known := [f"{name}: {answers.listed}" for name, answers in frequent.items() if answers]:
         facts["most frequent answers"] = ", ".join(known)
     if results:
         files = (result.predictions.file for result in results.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
@@ -180,7 +181,17 @@ def samples_of(recipe: Recipe, folders: Collection[str]) -> Iterator[Sample]:
             dataset = open_dataset(folder, recipe.data.shard_cache)
             for index in range(dataset.num_samples):
                 with suppress(SkipSample):
-                    yield dataset.read(index)
+                    yield with_label(dataset.read(index), dataset, len(folders) > 1)
+
+
+def with_label(sample: Sample, dataset: Dataset, several: bool) -> Sample:
+    """The sample with the ids that its predictions have: they begin with the data set's label, if
+    the task has `several`."""
+    if not several:
+        return sample
+    start = f"{dataset.label}/"
+    named = tuple({**known, "id": f"{start}{known.get('id')}"} for known in sample.annotations)
+    return replace(sample, id=start + sample.id, annotations=named)
 
 
 # The gallery: pictures of a run's evaluation data, each with the run's prediction.
@@ -223,7 +234,7 @@ def spread(datasets: list[Dataset]) -> Iterator[Sample]:
         for dataset in datasets:
             if index < dataset.num_samples:
                 with suppress(SkipSample):
-                    yield dataset.read(index)
+                    yield with_label(dataset.read(index), dataset, len(datasets) > 1)
                 break
             # From a number over all data sets to one from the next data set on.
             index -= dataset.num_samples

@@ -8,20 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlds.report.baselines import BLIND, FREQUENT, FROZEN, frequent_answers
 from vlds.report.examples import groups_by_way
 from vlds.report.report import Report, RunReport
 from vlds.report.run_tables import direction
-from vlds.report.scores import (
-    BLIND,
-    FREQUENT,
-    FROZEN,
-    SIGNIFICANT,
-    Difference,
-    TaskResult,
-    difference,
-    frequent_answer,
-    resampled,
-)
+from vlds.report.scores import SIGNIFICANT, Difference, TaskResult, difference, resampled
 from vlds.report.tables import interval_text, p_text, score_text
 
 ENOUGH = 20
@@ -29,8 +20,8 @@ ENOUGH = 20
 WEAKEST_NOTE = (
     f"A group is named only if its score is below that of the other examples at the "
     f"{100 * SIGNIFICANT:g} % level, divided by the number of groups (two-sided z test; the larger "
-    "of the pooled standard error and that between pictures); groups of fewer than "
-    f"{ENOUGH} examples are not tried."
+    "of the pooled standard error and that between pictures, or what else brackets draw); groups "
+    f"of fewer than {ENOUGH} examples are not tried."
 )
 
 
@@ -64,9 +55,9 @@ def run_leads(run: RunReport, resamples: int) -> list[Lead]:
         if metric is None or value is None:
             continue
         result = run.result(name, metric)
-        answer = frequent_answer(result) if result else None
+        frequent = frequent_answers(result) if result else None
         rivals = {
-            FREQUENT: "the most frequent answer" + (f" ({answer})" if answer else ""),
+            FREQUENT: frequent.in_words if frequent else "the most frequent answer",
             BLIND: "the same model without pictures",
             FROZEN: "the model before training",
         }
@@ -81,6 +72,7 @@ def run_leads(run: RunReport, resamples: int) -> list[Lead]:
                 chance = f", which can be chance ({p_text(paired.p)})"
             gaps.append(f"{gap_text(value - other)} {words}{chance}")
         size = f"{task.examples:,} examples" if task.examples is not None else ""
+        size = " in ".join(filter(None, [size, result.drawn if result else ""]))
         data = " of ".join(filter(None, [size, task.data_name]))
         of_what = metric + direction(task, metric) + (f" on {data}" if data else "")
         text = "; ".join(filter(None, [of_what, ", ".join(gaps)])) + "."
@@ -110,9 +102,10 @@ def weakest_group(result: TaskResult) -> Weakest | str | None:
     if result.values is None:
         return None
     values = result.values
-    samples = resampled(result.groups, values)
+    units = resampled(result.units, values)
     sign = -1 if result.headline in result.task.lower_is_better else 1
     tried: list[tuple[float, Weakest]] = []
+    ways: dict[str, None] = {}
     for way, names in groups_by_way(result).items():
         numbers: dict[str, int] = {}
         codes = np.array([-1 if n is None else numbers.setdefault(n, len(numbers)) for n in names])
@@ -126,22 +119,25 @@ def weakest_group(result: TaskResult) -> Weakest | str | None:
                 continue
             outside = counts & ~inside
             score, rest = float(values[inside].mean()), float(values[outside].mean())
-            # What each picture adds to the difference of the means: several examples of one
-            # picture count once. A group that is all wrong has no spread of its own, so the
-            # spread of all examples is the least that counts.
+            # What each picture (or patient, ...) adds to the difference of the means: several
+            # examples of one count once. A group that is all wrong has no spread of its own, so
+            # the spread of all examples is the least that counts.
             shares = np.where(inside, (values - score) / size, 0.0)
             shares -= np.where(outside, (values - rest) / others, 0.0)
-            between = float((np.bincount(samples, shares) ** 2).sum())
+            between = float((np.bincount(units, shares) ** 2).sum())
             error = max(between, spread * (1 / size + 1 / others)) ** 0.5
             distance = sign * (rest - score) / error if error else 0.0
-            group = f"{way.replace('_', ' ')} {name}"
-            tried.append((distance, Weakest(group, score, size, rest)))
+            way = way.replace("_", " ")
+            ways[way] = None
+            tried.append((distance, Weakest(f"{way} {name}", score, size, rest)))
     if not tried:
         return None
     far = NormalDist().inv_cdf(1 - SIGNIFICANT / 2 / len(tried))
     below = [group for distance, group in tried if distance > far]
     if not below:
-        return f"None of {len(tried)} groups can be told apart from the rest."
+        # With their names: other groups, such as patients, may be what a resample draws.
+        kinds = ", ".join(ways)
+        return f"None of {len(tried)} groups ({kinds}) can be told apart from the rest."
     return min(below, key=lambda group: sign * group.score)
 
 

@@ -60,8 +60,9 @@ MOST_TEXT = 300
 TEST_NOTE = (
     "Paired differences: the same examples are drawn for both runs. p: how often chance makes a "
     "difference as large if the two runs are equally good. The test flips the signs of the "
-    "pictures' differences; where each picture has one answer that is right or wrong, it is "
-    f"McNemar's exact test. Bold: p below {SIGNIFICANT:g}, for each difference by itself."
+    "differences of what is drawn, such as pictures; where each has one answer that is right or "
+    f"wrong, it is McNemar's exact test. Bold: p below {SIGNIFICANT:g}, for each difference by "
+    "itself."
 )
 """What stands below differences."""
 TEMPLATES = Path(__file__).with_name("templates")

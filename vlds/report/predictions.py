@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlds.runtime.files import read_text
 from vlds.runtime.folders import PREDICTIONS, STEP, newest_step
 from vlds.runtime.json_files import parse_record
+from vlds.schema import Group
 
 KEPT = "best"
 """Folder of a run with the weights that `training.best` keeps."""
@@ -27,6 +28,7 @@ class PredictionLine:
     prediction: str
     reference: Any
     sample: str | None = None
+    groups: tuple[Group, ...] = ()
     data: str | None = None
     after: int | None = None
     confidence: float | None = None
@@ -57,6 +59,8 @@ class Predictions:
     """Line of each example in the file, counted from 1."""
     data: str | None = None
     """Name, split and fingerprint of the data sets; None where the lines do not say it."""
+    groups: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    """What each example's sample has in common with others; only examples that have some."""
 
     @property
     def label(self) -> str:
@@ -150,6 +154,7 @@ def read_predictions(file: Path) -> Predictions:
         samples={line.id: line.sample for line in lines if line.sample is not None},
         lines=numbers,
         data=lines[0].data,
+        groups={line.id: line.groups for line in lines if line.groups},
     )
 
 

@@ -10,17 +10,11 @@ from functools import cached_property
 
 from vlds.models.methods.base import Method
 from vlds.recipe.config import Recipe
+from vlds.report.baselines import Baselines
 from vlds.report.numbers import groups_of_seeds
 from vlds.report.predictions import Predictions
 from vlds.report.read import RunInputs, Scores, TaskScores
-from vlds.report.scores import (
-    SEED,
-    Baselines,
-    Difference,
-    TaskResult,
-    difference,
-    resampling_notes,
-)
+from vlds.report.scores import SEED, Difference, TaskResult, difference, resampling_notes
 from vlds.report.tables import score_text
 from vlds.runtime.folders import Start
 from vlds.runtime.terminal import duration_text
@@ -213,7 +207,7 @@ class Report:
         if any(result.interval and result.value in (0, 1) for result in every):
             notes.append(
                 "Where all examples score 0, or all 1, brackets are the exact interval (Clopper "
-                "and Pearson) for as many samples."
+                "and Pearson) for as many samples, or groups where these are drawn."
             )
         if any(result.interval and result.headline in CIDERS for result in every):
             notes.append(

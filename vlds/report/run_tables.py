@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vlds.report.baselines import FREQUENT
 from vlds.report.numbers import Number, best_note, clear_best
 from vlds.report.read import Scores, TaskScores
 from vlds.report.report import Report, RunReport, is_same_data, mean_text, seed_groups
-from vlds.report.scores import FREQUENT, Difference
+from vlds.report.scores import Difference
 from vlds.report.tables import (
     BEST,
     Cell,

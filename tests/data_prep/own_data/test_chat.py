@@ -27,6 +27,7 @@ from tests.toys.files import write
 from tests.toys.own_rows import photos
 from tests.toys.pictures import jpeg
 from tests.toys.shards import find_annotation, packed
+from vlds.data.shards.sample import groups_of
 from vlds.data.shards.store import open_dataset
 from vlds.tasks import Chat
 
@@ -389,11 +390,11 @@ def test_groups_stay_in_one_split(folder: Path) -> None:
     words = ("--split-sizes", "val=0.3", "test=0.3", "--group-field", "patient", "--seed", "3")
     assert prepare(folder, rows, *words) == 0
     found = {
-        split: {a["source"]["patient"] for a in find_all(folder / "out" / split)}
+        split: {g for sample in packed(folder / "out" / split).values() for g in groups_of(sample)}
         for split in ("train", "val", "test")
     }
-    assert sorted(patient for patients in found.values() for patient in patients) == [
-        "p0", "p1", "p2",
+    assert sorted(group for groups in found.values() for group in groups) == [
+        ("patient", "p0"), ("patient", "p1"), ("patient", "p2"),
     ]  # fmt: skip
     assert prepare(folder, rows, "--group-field", "doctor") == 2
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,7 @@ from tests.toys.files import write
 from tests.toys.own_rows import photos
 from tests.toys.pictures import jpeg
 from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.sample import groups_of
 from vlds.data.shards.store import open_dataset
 
 NAMES = tuple(f"p{number:02}.jpg" for number in range(30))
@@ -74,16 +74,30 @@ def test_tables(
     assert sum(info.samples for info in sets.values()) == len(NAMES)
 
 
+def test_a_file_of_another_encoding_is_refused(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the option that the user wrote, which is not that of the command for the rows."""
+    (desk / "rows.csv").write_bytes("image,question,answer\n".encode("utf-16"))
+    assert own(desk / "rows.csv") == 2
+    assert f"--data {desk}/rows.csv is UTF-16; save it as UTF-8" in capsys.readouterr().err
+
+
 def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = rows("image,question,answer,split,patient", "NAME,what?,COLOUR,PART,GROUP")
     lines = table.splitlines()
     parts = ["train"] * 20 + ["dev"] * 5 + ["test"] * 5
     lines[1:] = [line.replace("PART", part) for line, part in zip(lines[1:], parts, strict=True)]
-    assert own(write(desk / "rows.csv", "\n".join(lines))) == 0
-    assert {name: info.samples for name, info in packed().items()} == {
-        "train": 20, "dev": 5, "test": 5,
-    }  # fmt: skip
-    assert "'patient': 2 of 10 are in several splits, as " in capsys.readouterr().out
+    table = "\n".join(lines)
+    for more in ([], ["--group-field", "patient"]):
+        assert own(write(desk / "rows.csv", table), *more) == 0
+        assert {name: info.samples for name, info in packed().items()} == {
+            "train": 20, "dev": 5, "test": 5,
+        }  # fmt: skip
+        assert "'patient': 2 of 10 are in several splits, as " in capsys.readouterr().out
+        dataset = open_dataset("out/test")
+        kept = {name for n in range(5) for _, name in groups_of(dataset.read(n))}
+        assert kept == ({"g8", "g9"} if more else set())
 
 
 @pytest.mark.parametrize("cells", ["NAME,COLOUR,GROUP", "NAME,COLOUR thing of NUMBER,GROUP"])
@@ -96,9 +110,9 @@ def test_groups_stay_together(cells: str, desk: Path, capsys: pytest.CaptureFixt
     for split in ("train", "val", "test"):
         dataset = open_dataset(Path("out") / split)
         for number in range(dataset.num_samples):
-            sample: Any = dataset.read(number)
-            source = sample.extra.get("source") or sample.annotations[0]["source"]
-            groups.setdefault(source["patient"], set()).add(split)
+            ((field, patient),) = groups_of(dataset.read(number))
+            assert field == "patient"
+            groups.setdefault(patient, set()).add(split)
     assert len(groups) == 10
     assert all(len(splits) == 1 for splits in groups.values())
 

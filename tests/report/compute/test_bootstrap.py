@@ -11,12 +11,12 @@ import pytest
 
 from vlds.report.numbers import Interval
 from vlds.report.scores import (
-    Groups,
     NoMean,
+    Units,
     example_values,
-    groups_of,
     interval_of_difference,
     interval_of_mean,
+    numbered,
 )
 from vlds.tasks import GQA, NLVR2, VQA, Caption
 from vlds.tasks.base import Task
@@ -30,7 +30,7 @@ NUM = 40
 WORDS = ("red", "blue", "two", "no")
 ALONE = np.arange(NUM)
 """One example a picture."""
-UNEVEN = groups_of(str(number * number // 90) for number in range(NUM))
+UNEVEN = numbered(str(number * number // 90) for number in range(NUM))
 """One to ten examples of each of 17 pictures."""
 
 
@@ -68,7 +68,7 @@ def captions(rng: np.random.Generator, number: int) -> Any:
     return [" ".join(rng.choice(WORDS, 3)), " ".join(rng.choice(WORDS, 5))]
 
 
-def draws(groups: Groups) -> list[list[int]]:
+def draws(groups: Units) -> list[list[int]]:
     """Numbers of the examples of each draw of pictures."""
     rng = np.random.default_rng(0)
     num = len(set(groups.tolist()))
@@ -83,7 +83,7 @@ def rescored(
     name: str,
     predictions: Mapping[str, str],
     references: Mapping[str, Any],
-    groups: Groups = ALONE,
+    groups: Units = ALONE,
 ) -> list[float]:
     """The score of each draw, by the task itself."""
     ids = list(references)
@@ -121,7 +121,7 @@ def middle(scores: Sequence[float]) -> tuple[float, float]:
 )
 @pytest.mark.parametrize("groups", [ALONE, UNEVEN], ids=["alone", "uneven"])
 def test_an_interval_is_that_of_scoring_every_draw(
-    task: Task, make: Any, name: str, groups: Groups
+    task: Task, make: Any, name: str, groups: Units
 ) -> None:
     predictions, references = examples(make)
     score = task.score(predictions, references)[name]
@@ -134,7 +134,7 @@ def test_an_interval_is_that_of_scoring_every_draw(
 
 
 @pytest.mark.parametrize("groups", [ALONE, UNEVEN], ids=["alone", "uneven"])
-def test_a_difference_is_paired(groups: Groups) -> None:
+def test_a_difference_is_paired(groups: Units) -> None:
     task = GQA()
     predictions, references = examples(gqa)
     answers = {key: reference["answer"] for key, reference in references.items()}
@@ -223,7 +223,7 @@ def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
 
 
 def test_samples_are_numbered_as_they_come() -> None:
-    assert groups_of(["b", "a", "b", "c", "a"]).tolist() == [0, 1, 0, 2, 1]
+    assert numbered(["b", "a", "b", "c", "a"]).tolist() == [0, 1, 0, 2, 1]
 
 
 def test_word_f1_has_values_whatever_stands_beside_it() -> None:

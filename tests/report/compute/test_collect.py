@@ -38,7 +38,7 @@ from vlds.report.page import markdown
 from vlds.report.predictions import Predictions
 from vlds.report.read import Scores, TaskScores
 from vlds.report.report import method_text, trained_text
-from vlds.report.scores import Difference, groups_of, interval_of_difference, interval_of_mean
+from vlds.report.scores import Difference, interval_of_difference, interval_of_mean, numbered
 from vlds.schema import Sample
 from vlds.tasks import GQA, VQA, Chat
 
@@ -86,7 +86,7 @@ def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path)
     assert first.values is not None
     assert second.values is not None
     names = [key[1:].partition("-")[0] for key in sorted(first.predictions.references)]
-    groups = groups_of(names)
+    groups = numbered(names)
     assert len(set(names)) == 24
     assert first.interval == interval_of_mean(first.values, groups)
     assert first.interval != interval_of_mean(first.values, np.arange(48))

@@ -15,8 +15,8 @@ from tests.toys.scored_runs import (
     write_scored_run,
 )
 from vlds.evaluation.result import Scored, write_scores
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
-from vlds.report.scores import FREQUENT
 
 DATA, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
 CONTROL = "norms + visual embedding"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.toys.scored_runs import Runs
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.lead import ENOUGH, Weakest, pair_leads, run_leads, weakest_group
 from vlds.report.predictions import Predictions
-from vlds.report.scores import FREQUENT, Difference, TaskResult, flip_test
+from vlds.report.scores import Difference, TaskResult, flip_test
 from vlds.tasks import ImageClass
 
 
@@ -59,11 +60,11 @@ def test_the_weakest_group_is_one_that_can_be_told_apart() -> None:
     clear = result({"cat": (30, 100), "dog": (80, 100), "owl": (60, 100), "elk": (0, ENOUGH - 1)})
     assert weakest_group(clear) == Weakest("class cat", 0.3, 100, 140 / 219)
     alike = result({"cat": (48, 100), "dog": (52, 100)})
-    assert weakest_group(alike) == "None of 2 groups can be told apart from the rest."
+    assert weakest_group(alike) == "None of 2 groups (class) can be told apart from the rest."
     assert weakest_group(result({"cat": (1, 5), "dog": (50, 100)})) is None
     # All wrong, but twenty of one in ten: chance gives that one time in eight.
     rare = result({"cat": (0, 20), "dog": (100, 900)})
-    assert weakest_group(rare) == "None of 2 groups can be told apart from the rest."
+    assert weakest_group(rare) == "None of 2 groups (class) can be told apart from the rest."
     # A hundred examples of five pictures are five.
     pictures = result({"cat": (40, 100), "dog": (60, 100)}, per_picture=20)
     assert isinstance(weakest_group(pictures), str)

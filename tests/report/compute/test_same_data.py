@@ -19,10 +19,11 @@ from tests.toys.scored_runs import (
     write_predictions,
     write_scored_run,
 )
+from vlds.report.baselines import BLIND, FREQUENT, FROZEN
 from vlds.report.collect import collect
+from vlds.report.lead import run_leads
 from vlds.report.page import markdown
 from vlds.report.run_tables import csv_text
-from vlds.report.scores import BLIND, FREQUENT, FROZEN
 from vlds.runtime.folders import STARTS
 
 OWN, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
@@ -99,6 +100,29 @@ def test_evaluations_of_other_data_stand_beside_the_runs_own(runs: Runs, tmp_pat
         "vqa on mine-test": OTHER,
     }
     assert results["vqa"].value > results["vqa on mine-test"].value
+
+
+def test_each_type_of_question_has_its_most_frequent_answer(runs: Runs, tmp_path: Path) -> None:
+    """A rare type and questions without one share theirs; of free text there is none."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    types = {"what": ["red"] * 14 + ["blue"] * 10, "how many": ["1"] * 5 + ["2"] * 16}
+    rest = [("rare", "yes")] * 3 + [(None, "no")] * 4 + [("rare", "red")] * 3
+    asked = [(kind, answer) for kind, answers in types.items() for answer in answers] + rest
+    lines = [
+        {"id": str(number), "sample": str(number), "prediction": answer, "reference": {
+            "answer": answer, "answers": [answer], "label": {answer: 1.0}, "question_type": kind,
+            "answer_type": None,
+        }}
+        for number, (kind, answer) in enumerate(asked)
+    ]  # fmt: skip
+    report = collect([write_scored_run(tmp_path / "run", recipe, {"vqa": lines})]).only
+    always = report.scores.tasks["vqa"].by_column[FREQUENT]
+    assert always["exact_match"] == pytest.approx((14 + 16 + 4) / len(lines))
+    assert always["exact_match/question_type/how many"] == pytest.approx(16 / 21)
+    assert report.facts["most frequent answers"] == ("vqa: no (the rest), 2 (how many), red (what)")
+    (vqa,) = run_leads(report, 100)
+    gap = f"{1 - always['exact_match']:.3f} above"
+    assert f"{gap} the most frequent answer of each of 2 question types and of the rest" in vqa.text
 
 
 def test_what_a_score_is_compared_with(runs: Runs, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from tests.toys.html_reader import Reader
 from tests.toys.report_run import COLUMNS, NASTY, TASKS, write_report_run
 from tests.toys.scored_runs import Runs, scored_recipe, with_data, write_scored_run
 from vlds.evaluation.result import Scored, read_scores, write_scores
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.page import build_page
-from vlds.report.scores import FREQUENT
 from vlds.report.tables import p_text
 from vlds.runtime.terminal import visible
 from vlds.tasks import GQA

@@ -14,11 +14,12 @@ import pytest
 from tests.toys.report_run import COLUMNS, SCORES, write_report_run
 from tests.toys.scored_runs import Runs
 from vlds.cli.main import run_command
+from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.page import markdown
 from vlds.report.report import Report
 from vlds.report.run_tables import csv_text
-from vlds.report.scores import FREQUENT, Difference
+from vlds.report.scores import Difference
 from vlds.report.tables import markdown_text
 
 ENDS = ("value", "low", "high")

@@ -11,14 +11,14 @@ import io
 import json
 import re
 from ast import literal_eval
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from vlds.runtime.json_files import parse_member
-from vlds.schema import Sample
+from vlds.schema import Group, Sample, SkipSample
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What `parse_sample` raises for members that are not what they should be."""
@@ -72,6 +72,44 @@ def parse_sample(
         annotations=annotations,
         extra=about,
     )
+
+
+def groups_of(sample: Sample) -> tuple[Group, ...]:
+    """What a sample's json says under "groups": pairs of a field and a name.
+
+    Errors: SkipSample for something else.
+    """
+    pairs = sample.extra.get("groups") or []
+    try:
+        groups = tuple(Group(*pair) for pair in pairs)
+        fits = all(isinstance(text, str) for group in groups for text in group)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise SkipSample(
+            f"sample {sample.key}: groups is {json.dumps(pairs)[:MOST_SHOWN]}; expected pairs of a "
+            'field and a name, such as [["patient", "p1"]]'
+        )
+    return groups
+
+
+def joined(keys: Sequence[Iterable[Hashable]]) -> list[int]:
+    """For each entry, the number of the first one that it belongs with: entries that share a key
+    belong together, and so do those that share one with a third. `keys`: of each entry."""
+    # Union-find: each entry leads to an earlier one of its set.
+    above = list(range(len(keys)))
+
+    def top(number: int) -> int:
+        while above[number] != number:
+            above[number] = number = above[above[number]]
+        return number
+
+    owners: dict[Hashable, int] = {}
+    for number, of_entry in enumerate(keys):
+        for key in of_entry:
+            first, second = sorted((top(number), top(owners.setdefault(key, number))))
+            above[second] = first
+    return [top(number) for number in range(len(keys))]
 
 
 def check_ids(fields: object) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from vlds.data.errors import ShardError
 from vlds.data.order.epoch_order import WHOLE_SAMPLE, Ints, hashed
+from vlds.data.shards.sample import groups_of
 from vlds.data.shards.store import Dataset
-from vlds.schema import Collator, Example, PictureSpec, Sample, SkipSample
+from vlds.schema import Collator, Example, Group, PictureSpec, Sample, SkipSample
 from vlds.tasks.base import Task, ask
 
 Data = TypeVar("Data", covariant=True)
@@ -264,8 +265,12 @@ def fixed_example(
         sample = source.beside(sample, [int(hashed(key), 16) / 16**16 for key in keys])
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
     # One data set's predictions keep its own ids, as servers that score submissions expect.
-    start = f"{dataset}/" if len(source.datasets) > 1 else ""
-    return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")
+    several = len(source.datasets) > 1
+    start = f"{dataset}/" if several else ""
+    groups = groups_of(sample)
+    if several:  # by the name alone: a patient in two splits of one data set is the same
+        groups = tuple(Group(field, f"{sample.dataset}/{name}") for field, name in groups)
+    return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}", groups=groups)
 
 
 TOGETHER = 1024
@@ -280,6 +285,8 @@ class Survey:
     references: list[Any] = field(default_factory=list)
     samples: list[str] = field(default_factory=list)
     """Id of each example's sample."""
+    groups: dict[str, tuple[Group, ...]] = field(default_factory=dict)
+    """Id of a sample -> its groups; only samples that have some."""
     costs: list[tuple[int, int]] = field(default_factory=list)
     """Pictures of each sample, and tokens of its longest input."""
 
@@ -288,6 +295,7 @@ class Survey:
         self.ids += other.ids
         self.references += other.references
         self.samples += other.samples
+        self.groups |= other.groups
         self.costs += other.costs
 
 
@@ -323,6 +331,7 @@ def survey(source: Source, samples: range, collator: Collator | None = None) -> 
         result.ids += [example.id for example in examples]
         result.references += [example.reference for example in examples]
         result.samples += [example.sample for example in examples]
+        result.groups |= {e.sample: e.groups for e in examples if e.groups}
         if collator is not None:
             # One call for all prompts, then as many lengths for each sample as it has examples.
             limit = source.task.max_prompt_tokens

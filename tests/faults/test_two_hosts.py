@@ -78,7 +78,7 @@ def test_a_step_sends_what_the_plan_says(
         print(f"stage {stage}: plan {planned}, a step {a_step:.0f}, in frames {in_frames:.0f}")
         # Besides: losses and norms of the step, gloo's words before each message, and what is sent
         # again.
-        assert planned < a_step < 1.01 * planned
+        assert planned < a_step < 1.005 * planned
         assert 1.02 * a_step < in_frames < 1.08 * a_step
 
     alone = replace(made, output=str(tmp_path / "alone"))

@@ -61,6 +61,9 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     # They alone stay on the GPU.
     assert 0.8 * four[OFFLOAD3].together < four[OFFLOAD3].offloaded < four[OFFLOAD3].together
     (text,) = page(plans[1], recipe, "no data", Machine())
+    # Gradients there and back, and weights, without a rank's own quarter.
+    stage2 = f"{3 * 4 * 10_480_512 * 3 / 4 / 1e6:,.1f} MB with zero2.json, zero2_offload.json;"
+    assert f"Each rank sends in a step: {stage2} " in text.replace("\n", " ")
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
 

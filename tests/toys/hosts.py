@@ -25,8 +25,8 @@ DELAY_MS = 10
 """One way, so that an answer takes 20 milliseconds."""
 RATE_MBIT = 100
 HEADERS = 14 + 20 + 32
-"""Bytes of a frame that are no program's: Ethernet, IP, TCP with time stamps. A frame holds up to 1,448
-of a program's, and one without any, in return, says that two have come."""
+"""Bytes of a frame that are no program's: Ethernet, IP, TCP with time stamps. A frame holds 1,448
+of a program's at most, and one without any, in return, says that two have come."""
 CABLE = ROOT / "tests/toys/programs/slow_cable.py"
 
 

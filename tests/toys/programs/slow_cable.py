@@ -40,7 +40,7 @@ def carry(ends: list[int], delay: float) -> None:
         now = time.monotonic()
         for file in readable:
             other = ends[1 - ends.index(file)]
-            # Until no more waits (the kernel keeps few frames, and drops the rest), or if it is down.
+            # All that waits (the kernel keeps few frames, and drops others); none if it is down.
             with suppress(OSError):
                 while True:
                     under_way.append((now + delay, other, os.read(file, LONGEST)))

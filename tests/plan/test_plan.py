@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.toys.files import write
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
 from vlds.models.build import build_model, describe
@@ -60,6 +61,9 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     # They alone stay on the GPU.
     assert 0.8 * four[OFFLOAD3].together < four[OFFLOAD3].offloaded < four[OFFLOAD3].together
     (text,) = page(plans[1], recipe, "no data", Machine())
+    # Gradients there and back, and weights, without a rank's own quarter.
+    stage2 = f"{3 * 4 * 10_480_512 * 3 / 4 / 1e6:,.1f} MB with zero2.json, zero2_offload.json;"
+    assert f"Each rank sends in a step: {stage2} " in text.replace("\n", " ")
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
 
@@ -73,19 +77,38 @@ def test_a_tokenizer_at_hand_sets_the_vocabulary(world: Path, tmp_path: Path) ->
     assert describe(recipe.model_setup, list(recipe.tasks)) == model.count_parameters()
 
 
-def test_what_small_weights_send(world: Path, tmp_path: Path) -> None:
-    """Stage 3 keeps them whole, and sends them after a step as stage 2 does; both send gradients
-    of each micro-batch, stage 2 there and back."""
+def test_what_ranks_send(world: Path, tmp_path: Path) -> None:
+    """Gradients of each micro-batch, which all but stage 3 on GPUs sends there and back. Stage 3
+    keeps small weights whole, and sends them after a step as stage 2 does; others it gathers twice,
+    or once if it may keep them from the forward to the backward pass.
+    tests/faults/test_two_hosts.py compares with what goes by a cable."""
     recipe = world_recipe(world, tmp_path)
     trained = describe(recipe.model_setup, list(recipe.tasks)).trainable
-    recipe = replace(recipe, training=replace(recipe.training, deepspeed=ZERO2))
+    keeping = str(world / "zero3.json")  # nothing small, and gathered weights for long
     for micro_batch_size, micro_batches in ((4, 1), (2, 2)):
         data = replace(recipe.data, micro_batch_size=micro_batch_size)
-        (plan,) = plan_recipe(replace(recipe, data=data), [2])
-        sent = {file: needs.sent for file, needs in plan.files.items()}
-        for file in (ZERO2, ZERO3):
-            sums = micro_batches * (2 if file == ZERO2 else 1)
-            assert sent[file] == pytest.approx(4 * trained * (sums + 1) / 2, abs=1)
+        training = replace(recipe.training, deepspeed=keeping)
+        for on_gpu in (False, True):
+            changed = replace(recipe, data=data, training=training)
+            (plan,) = plan_recipe(changed, [2], on_gpu=on_gpu)
+            sent = {file: needs.sent for file, needs in plan.files.items()}
+            for file in (ZERO2, ZERO3):
+                sums = micro_batches * (1 if on_gpu and file == ZERO3 else 2)
+                assert sent[file] == pytest.approx(4 * trained * (sums + 1) / 2, abs=1)
+            whole = plan.files[ZERO2].held
+            gathered = micro_batches * (whole.frozen + whole.trainable)
+            sums = micro_batches * (1 if on_gpu else 2)
+            assert sent[keeping] == pytest.approx((4 * trained * sums + gathered) / 2, abs=1)
+            # 1,000 weights lie between the passes of the last 500, which are gathered once.
+            zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
+            short = write(
+                tmp_path / "short.json",
+                {"zero_optimization": zero | {"stage3_max_reuse_distance": 1000}},
+            )
+            far = replace(training, deepspeed=str(short))
+            (plan,) = plan_recipe(replace(changed, training=far), [2], on_gpu=on_gpu)
+            more = plan.files[str(short)].sent - sent[keeping]
+            assert more == pytest.approx((gathered - micro_batches * 4 * 500) / 2, abs=1)
 
 
 @pytest.mark.slow

@@ -422,6 +422,8 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
         of_rows = f"micro-batches of {rows:,} row{'s' * (rows != 1)}"
         note = f"`step`: what a step of {of_rows} adds. `peak`: all without `in CPU`."
     lines.append(fill(note, 80, break_long_words=False))
+    if number > 1:
+        lines.append(fill(sent_text(plan), 80, break_long_words=False))
     for needs in plan.files.values():
         if needs.evaluated[0]:
             chosen = recipe.training.evaluate_whole
@@ -445,6 +447,15 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
         lines.append(fits(plan, forecast, machine.memory))
     yield "\n".join(lines)
     yield Duration.of(plan, recipe, forecast, machine).text(recipe.training.steps, machine)
+
+
+def sent_text(plan: Plan) -> str:
+    """What a rank sends in a step, by files; those that send as much are named together."""
+    files: dict[str, list[str]] = {}
+    for file, needs in plan.files.items():
+        files.setdefault(f"{megabytes(needs.sent)} MB", []).append(PurePath(file).name)
+    amounts = (f"{size} with {', '.join(names)}" for size, names in files.items())
+    return f"Each rank sends in a step: {'; '.join(amounts)}."
 
 
 def evaluation_text(needs: Needs, chosen: bool | None, memory: int | None) -> str:

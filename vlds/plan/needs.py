@@ -142,21 +142,36 @@ def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: i
     return waiting + gathered + copied
 
 
-def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:
+def sent_bytes(
+    model: Model,
+    zero: Mapping[str, Any],
+    world_size: int,
+    micro_batches: int,
+    *,
+    on_gpu: bool = False,
+) -> int:
     """Bytes that a rank sends in a step of some micro-batches: gradients, which it sums in fp32, of
     each micro-batch, and trained weights after the step; under stage 3 other weights before each
-    pass. Stage 1 sends gradients once."""
+    pass. Stage 1 sends gradients once. Not counted are the network's own headers and what vlds says
+    of a step, some kilobytes."""
+    partitioned = zero["stage"] == 3
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() for p in trained) * SUM_BYTES
     gradients *= 1 if zero["stage"] == 1 else micro_batches
     whole = gradients + sum(p.numel() * p.element_size() for p in trained)
-    # Gathered twice a micro-batch, before the forward and before the backward pass.
-    if zero["stage"] == 3:
-        whole += 2 * micro_batches * partitioned_bytes(model, zero)
+    # There and back: a rank gets the sum of all gradients, not only that of its part. Under stage 3
+    # so does gloo, which has no other way to sum.
+    if not on_gpu if partitioned else zero.get("use_multi_rank_bucket_allreduce", True):
+        whole += gradients
+    if partitioned:
+        weights = partitioned_bytes(model, zero)
+        # Gathered before the forward pass, and again before the backward pass unless both are
+        # near: for the last weight nothing lies between, for others what follows, twice.
+        reuse = int(zero.get("stage3_max_reuse_distance", 1_000_000_000))  # elements
+        near = min(weights, reuse // 2 * widest(model))
+        whole += micro_batches * (2 * weights - near)
         # After the step, trained weights stay in parts.
         whole -= partitioned_bytes(model, zero, trained=True)
-    elif zero.get("use_multi_rank_bucket_allreduce", True):
-        whole += gradients  # there and back
     return whole - share(whole, world_size)  # a rank keeps its own share
 
 
@@ -265,7 +280,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int], *, on_gpu: bool = False) -
         config = complete_deepspeed_config(Path(find(file)), recipe, cut)
         zero = fit_sizes(config, model, on_gpu=on_gpu)["zero_optimization"]
         held = planned(model, groups, zero, cut.world_size)
-        sent = sent_bytes(model, zero, cut.world_size, micro_batches)
+        sent = sent_bytes(model, zero, cut.world_size, micro_batches, on_gpu=on_gpu)
         return Needs(
             zero["stage"],
             held,

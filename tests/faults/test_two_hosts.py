@@ -5,6 +5,7 @@ continues the run. Started by DeepSpeed's launcher and by torchrun."""
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.launcher, pytest.mark.slow]
 STATE = "state/step-00000010/state.safetensors"
 ENDING = 20
 """Seconds in which a busy machine ends processes that have given up."""
-LENGTHS = (2, 6)
+LENGTHS = (2, 5)
 """Steps of two runs: what the longer one sends more, it sends in steps."""
 
 
@@ -56,12 +57,26 @@ def of_steps(recipe: Recipe, steps: int, folder: Path) -> Recipe:
     return replace(recipe, output=str(folder / f"run{steps}"), training=training)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(
+    ("file", "share"),
+    [
+        # Few messages. Besides: losses and norms of a step, and gloo's words before each message.
+        ("zero2.json", 0.005),
+        ("zero3.json", 0.005),
+        # A message for each weight; and what is kept from the forward to the backward pass is a
+        # layer's half by plan, and less where a layer is not wholly passed.
+        ("ds_configs/zero3_small.json", 0.02),
+    ],
+)
 def test_a_step_sends_what_the_plan_says(
-    stage: int, hosts: list[str], wide: Path, forked: ForkedRanks, tmp_path: Path
+    file: str, share: float, hosts: list[str], wide: Path, forked: ForkedRanks, tmp_path: Path
 ) -> None:
-    recipe = short_recipe(wide, tmp_path / "run", stage)
-    recipe = replace(recipe, methods={"adapter": Adapter(sharing="half_shared_up", reduction=1)})
+    """And computes what ranks of one machine do. Frames have headers and answers besides."""
+    recipe = short_recipe(wide, tmp_path / "run", stage=2)
+    own = file if "/" in file else str(wide / file)
+    training = replace(recipe.training, deepspeed=own)
+    adapter = Adapter(sharing="half_shared_up", reduction=1)
+    recipe = replace(recipe, methods={"adapter": adapter}, training=training)
     (plan,) = plan_recipe(recipe, [2])
     planned = plan.files[recipe.training.deepspeed].sent
     counts = [sent(hosts)]
@@ -75,23 +90,23 @@ def test_a_step_sends_what_the_plan_says(
     for before, short, long in zip(*counts, strict=True):
         a_step = (long.program - 2 * short.program + before.program) / more
         in_frames = (long.whole - 2 * short.whole + before.whole) / more
-        print(f"stage {stage}: plan {planned}, a step {a_step:.0f}, in frames {in_frames:.0f}")
-        # Besides: losses and norms of the step, gloo's words before each message, and what is sent
-        # again.
-        assert planned < a_step < 1.005 * planned
+        print(f"{file}: plan {planned}, a step {a_step:.0f}, in frames {in_frames:.0f}")
+        assert planned < a_step < (1 + share) * planned
         assert 1.02 * a_step < in_frames < 1.08 * a_step
 
     alone = replace(made, output=str(tmp_path / "alone"))
     forked.start(Path(alone.output), train_words(alone))
     assert forked.wait() == [0, 0]
-    both = [[losses(Path(run.output)), state(Path(run.output))] for run in (made, alone)]
+    both = [[values(Path(run.output), "loss"), state(Path(run.output))] for run in (made, alone)]
     assert len(both[0][0]) == LENGTHS[1]
     assert both[0] == both[1]
+    seconds = [statistics.median(values(Path(run.output), "seconds")[2:]) for run in (made, alone)]
+    print("seconds of a step: {:.2f}, and {:.2f} on one machine".format(*seconds))
 
 
-def losses(run: Path) -> list[float]:
-    """The loss of each step."""
-    return [line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+def values(run: Path, key: str) -> list[float]:
+    """What a run has said of each step."""
+    return [line[key] for line in read_lines(run / "metrics.jsonl") if key in line]
 
 
 def state(run: Path) -> bytes:

@@ -161,7 +161,8 @@ def sent_bytes(
     whole = gradients + sum(p.numel() * p.element_size() for p in trained)
     # There and back: a rank gets the sum of all gradients, not only that of its part. Under stage 3
     # so does gloo, which has no other way to sum.
-    if not on_gpu if partitioned else zero.get("use_multi_rank_bucket_allreduce", True):
+    both_ways = not on_gpu if partitioned else zero.get("use_multi_rank_bucket_allreduce", True)
+    if both_ways:
         whole += gradients
     if partitioned:
         weights = partitioned_bytes(model, zero)

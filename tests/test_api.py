@@ -213,7 +213,7 @@ def test_what_is_not_a_picture_is_a_value_error(picture: Any, message: str) -> N
     """The check comes before the run is asked."""
     no_run: Any = SimpleNamespace(answer=None)
     with pytest.raises(ValueError, match=message):
-        vlds.Model(no_run).answer(picture, "what colour is it")
+        vlds.Model(no_run, Path()).answer(picture, "what colour is it")
 
 
 def test_a_cut_or_closed_pillow_image_is_a_value_error() -> None:

@@ -248,7 +248,7 @@ class Reader:
         self.need(*filter(None, [options.data, options.images]))
         name = options.name or options.data.stem
         folder, texts = Path("shards") / name, Texts(400, 20, 10, 1, 300, "exact_match")
-        packed = Packed(name, folder, "vqa", VQA(), texts, "val", "test")
+        packed = Packed(name, folder, "vqa", VQA(), "train", texts, "val", "test")
         Path(f"{name}.yaml").write_text(to_yaml(recipe_of(packed, options.model)))
         there = ("train", "val", "test", "spiece.model", "t5.json")
         self.there |= {f"{folder}/{file}" for file in there}

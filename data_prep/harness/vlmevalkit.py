@@ -175,8 +175,8 @@ def add_command(commands: Any) -> None:
         "answers both alike. Scores are by row: circular evaluation (MMBench) is not computed.",
         examples=[
             "vlmevalkit --tsv LMUData/MMBench_DEV_EN.tsv --out shards/mmbench",
-            "vlmevalkit --tsv LMUData/GQA_TestDev_Balanced.tsv --out shards/gqa-vlmevalkit \\\n"
-            '      --ending "Answer the question using a single word or phrase."',
+            "vlmevalkit --tsv LMUData/GQA_TestDev_Balanced.tsv \\\n"
+            '      --ending "Answer using a single word." --out shards/gqa-vlmevalkit',
         ],
     )
     parser.add_argument("--tsv", type=Path, required=True, metavar="FILE")

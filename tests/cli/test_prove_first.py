@@ -15,6 +15,7 @@ from tests.toys.recipes import short_recipe, with_model
 from vlds.cli.main import main
 from vlds.cli.rank import run_rank
 from vlds.cli.words import Words, split_words
+from vlds.recipe.config import save_recipe
 
 MIXING = '''
 """An encoder with a fault: a picture's features depend on the others of its batch."""
@@ -37,7 +38,7 @@ def test_the_word_goes_to_the_supervisor_alone() -> None:
 
 
 def test_started_ranks_do_not_prove(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Under torchrun, and where other machines start their own."""
     for name, value in rank_environment(0, 1, port=1).items():
@@ -50,7 +51,8 @@ def test_started_ranks_do_not_prove(
     for name in rank_environment(0, 1, port=1):
         monkeypatch.delenv(name)
     monkeypatch.setenv("VLDS_LAUNCHER_ARGS", "--hostfile hosts")
-    assert main(["train", "recipes/demo.yaml", "--prove"]) == 2
+    save_recipe(short_recipe(world, tmp_path / "run", stage=2), tmp_path / "run.yaml")
+    assert main(["train", str(tmp_path / "run.yaml"), "--prove"]) == 2
     assert "--prove: each machine would prove the recipe" in capsys.readouterr().err
 
 

@@ -156,7 +156,8 @@ def test_a_signal_is_one_line(
             parser.add_argument("--resume")
         parser.set_defaults(run=lambda _: os.kill(os.getpid(), number))
 
-    monkeypatch.setattr(cli, "COMMANDS", [SimpleNamespace(add_command=add_command)])
+    monkeypatch.setitem(sys.modules, "data_prep.work", SimpleNamespace(add_command=add_command))
+    monkeypatch.setattr(cli, "CATALOGUE", {"work": {"work": "waits"}})
     with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
         assert cli.main(["work"]) == 128 + number
     goes_on = ": the data set being written is incomplete; --resume continues it" * resume

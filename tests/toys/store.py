@@ -146,12 +146,13 @@ class Passing(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2])
             self.close_connection = True
             return
-        self.wfile.write(data)
+        # Counted before the client has it: a test may read the counts at once.
         line.puts += self.command == "PUT" and answer.status == 200
         if is_file and answer.status == 200:
             line.whole[key] += 1
         elif is_file and answer.status == 206:
             line.ranges[key] += 1
+        self.wfile.write(data)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass
 

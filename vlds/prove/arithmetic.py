@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import StepRule
@@ -143,4 +144,14 @@ def batch_free(bench: Bench) -> Finding:
                 whole.gradients, TOLERANCE_OF_GRADIENTS,
             ),
         ]  # fmt: skip
+    norms = [
+        name
+        for name, module in bench.model.named_modules()
+        if isinstance(module, _BatchNorm) and module.training
+    ]
+    if norms:
+        notes += (
+            f"{norms[0]} is the first of {len(norms)} batch norms that read all pictures of a "
+            "micro-batch together: freeze the encoder, or take one without them",
+        )
     return Finding(compared=tuple(compared), notes=notes)

@@ -52,28 +52,28 @@ rate of the table of halves. None has been chosen by seed 0 yet."""
 CYCLE = 400
 """Steps of a whole training of adapters that do not shrink."""
 NARROW = Row(
-    one("Adapter", reduction=16, init="identity", part="vision"), 0.004, head=PROBE, steps=CYCLE
+    one("Adapter", reduction=16, init="identity", part="vision"), 0.008, head=PROBE, steps=CYCLE
 )
 """A vision tower with adapters of width 8 as a classifier."""
 
 
-def shrinking(restart: bool, steps: int) -> Row:
+def shrinking(restart: bool, steps: int, rate: float) -> Row:
     """MiMi: adapters of width 64 that end with as many weights as narrow ones, after three cuts."""
     wide = entry("Adapter", reduction=2, init="identity")
     methods = one("Shrinking", of=wide, cycles=3, restart=restart, part="vision")
-    return replace(NARROW, methods=methods, steps=steps)
+    return replace(NARROW, methods=methods, steps=steps, learning_rate=rate)
 
 
 SHRUNK = {
     CYCLE: {
         "width 8": NARROW,
-        "64 to 8, one schedule": shrinking(restart=False, steps=CYCLE),
-        "64 to 8, a schedule for each cycle": shrinking(restart=True, steps=CYCLE),
+        "64 to 8, one schedule": shrinking(False, CYCLE, 0.008),
+        "64 to 8, a schedule for each cycle": shrinking(True, CYCLE, 0.008),
     },
     4 * CYCLE: {
-        "width 8, four times the steps": replace(NARROW, steps=4 * CYCLE),
-        "64 to 8, four times the steps, one schedule": shrinking(False, 4 * CYCLE),
-        "64 to 8, four whole cycles": shrinking(True, 4 * CYCLE),
+        "width 8, four times the steps": replace(NARROW, steps=4 * CYCLE, learning_rate=0.004),
+        "64 to 8, four times the steps, one schedule": shrinking(False, 4 * CYCLE, 0.004),
+        "64 to 8, four whole cycles": shrinking(True, 4 * CYCLE, 0.002),
     },
 }
 """Steps -> rows of the table of adapters that shrink; the first is what the others are held to."""

@@ -131,8 +131,10 @@ def sure_as_logits(
     for place, (number, each) in enumerate(zip(numbers, written, strict=True)):
         learned = labels[place] != IGNORED_LABEL
         ids = labels[place][learned].tolist()
-        # A conversation's turns before the answer are learned too: the answer comes last.
-        if not each.ids or ids[-len(each.ids) :] != each.ids:
+        # A conversation's turns before the answer are learned too: the answer comes last. Where a
+        # decoder writes it alone, what it did not write, such as BART's <s>, would be read before.
+        same = ids[-len(each.ids) :] if batch.labels_on_prompt else ids
+        if not each.ids or same != each.ids:
             continue
         compared += 1
         logp = -float(nll[place][learned][-len(each.ids) :].sum())

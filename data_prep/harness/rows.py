@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ from vlds.schema import CHOICE_LETTERS
 
 from ..command import add_shard_options, shard_options
 from ..json_rows import clean
-from ..own_data.chat import Album, with_albums
+from ..own_data.chat import Album, scratch_beside, with_albums
 from ..own_data.conversations import Unusable
 from ..packing.pack import answer_fields, pack, text_fault
 from ..packing.source import Annotation, Dropped, SourceSample, SourceSet
@@ -132,9 +130,7 @@ def pack_rows(
 ) -> None:
     """Pack rows in the form that --form names. Rows about one picture share a sample, so that
     intervals and tests count it once. `images`: where rows name pictures."""
-    beside = next(folder for folder in args.out.absolute().parents if folder.is_dir())
-    scratch = Path(tempfile.mkdtemp(prefix=f".{args.out.name}-", dir=beside))
-    try:
+    with scratch_beside(args.out) as scratch:
         album = Album("image", images, scratch / "images")
         kept: list[tuple[Annotation, list[str | Path]]] = []
         dropped: list[Dropped] = []
@@ -150,12 +146,14 @@ def pack_rows(
                 kept.append((annotation, [_place(photo, album) for photo in shown]))
             except Unusable as reason:
                 dropped.append(Dropped(row.id, str(reason)))
+        # Names are looked up at once, after the last row: a folder of pictures is listed one time.
         known = album.files()
         samples: dict[str, SourceSample] = {}
         for annotation, places in kept:
             named = [
                 (place.name, place) if isinstance(place, Path) else known[place] for place in places
             ]
+            # Rows about several pictures, or none, are samples of their own: no row shares all.
             sample_id = named[0][0] if len(named) == 1 else f"row {annotation['id']}"
             new = SourceSample(sample_id, tuple(path for _, path in named), [])
             samples.setdefault(sample_id, new).annotations.append(annotation)
@@ -164,8 +162,6 @@ def pack_rows(
         )
         options = with_albums(shard_options(args), [album], scratch, args.images_anywhere)
         pack(dataset, args.out, options)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _place(photo: Photo, album: Album) -> str | Path:

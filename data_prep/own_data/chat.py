@@ -13,11 +13,13 @@ import tempfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from vlds.data.shards.remote_folder import Folder
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import LONGEST_TEXT, Group
@@ -511,11 +513,7 @@ def _run_chat(args: argparse.Namespace) -> None:
         )
     files = [table.path for table in tables] or [args.annotations]
     rows = read_columns(tables) if tables else ((None, row) for row in read_rows(args.annotations))
-    # Beside the output, which has room for the pictures.
-    place = args.out if isinstance(args.out, Path) else args.out.workplace
-    beside = next(folder for folder in place.absolute().parents if folder.is_dir())
-    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=beside))
-    try:
+    with scratch_beside(args.out) as scratch:
         albums = {
             "image": Album("image", args.images, scratch / "images"),
             "video": Album("video", args.videos, scratch / "videos"),
@@ -528,9 +526,9 @@ def _run_chat(args: argparse.Namespace) -> None:
         kept = sum(album.num_bytes for album in albums.values())
         if (free := free_bytes(scratch)) < kept:
             tell(
-                f"{gigabytes(kept)} of pictures and clips from rows or tar files lie in {beside} "
-                f"until the shards are written, which may need as much again; {gigabytes(free)} "
-                "are free"
+                f"{gigabytes(kept)} of pictures and clips from rows or tar files lie in "
+                f"{scratch.parent} until the shards are written, which may need as much again; "
+                f"{gigabytes(free)} are free"
             )
         options = shard_options(args)
         frames = FrameRule(
@@ -548,6 +546,17 @@ def _run_chat(args: argparse.Namespace) -> None:
             near=args.near_copies,
             strict=args.strict,
         )
+
+
+@contextmanager
+def scratch_beside(out: Folder) -> Iterator[Path]:
+    """Inside, a new folder for what rows hold: on the disk of the output, which has room for it."""
+    place = out if isinstance(out, Path) else out.workplace
+    # The output itself may not exist yet, nor may folders above it.
+    beside = next(folder for folder in place.absolute().parents if folder.is_dir())
+    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=beside))
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,19 @@ def test_a_store_gets_the_bytes_of_a_folder(line: Line, images: Path, tmp_path: 
         (images / f"class{number % 3}" / f"{number}.png").unlink()
     assert main(words(images, f"s3://{BUCKET}/pets")) == 0
     assert len([name for name in stored(line.port) if name.endswith(".tar")]) == 4
+
+
+def test_pictures_that_rows_hold_go_to_a_store(line: Line, tmp_path: Path) -> None:
+    """They lie in a folder of this machine first, which is gone afterwards."""
+    picture = b64encode(noise(0)).decode()
+    table = f"index\timage\tquestion\tA\tB\tanswer\n0\t{picture}\twhy?\tso\tno\tA\n"
+    (tmp_path / "marks.tsv").write_text(table)
+    place = ["vlmevalkit", "--tsv", str(tmp_path / "marks.tsv"), "--workers", "1"]
+    assert main([*place, "--out", str(tmp_path / "out")]) == 0
+    assert main([*place, "--out", f"s3://{BUCKET}/marks"]) == 0
+    found = {name.removeprefix("marks/"): data for name, data in stored(line.port).items()}
+    assert without_place(found) == without_place(contents(tmp_path / "out"))
+    assert [path for path in (tmp_path / "here").rglob("*") if path.is_file()] == []
 
 
 def test_other_files_and_data_sets_are_safe(

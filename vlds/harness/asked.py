@@ -137,9 +137,14 @@ class AskedRun:
         """`task`: required if the run has several; `changes`: dotted keys of the recipe, as
         `vlds evaluate` takes them; `trusted`: your own modules whose classes the run names.
 
-        Errors: ValueError as `load_run` has them, for an unknown task, and for a device that this
-        machine lacks.
+        Errors: ValueError as `load_run` has them, for an unknown task or key, and for a device that
+        this machine lacks.
         """
+        if odd := [key for key in changes if "." not in key]:
+            raise ValueError(
+                f"{odd[0]} is unknown; give run, task, frames, trust, or a dotted key of the "
+                "recipe, such as tasks.chat.decoding.max_new_tokens"
+            )
         for module in trusted:
             trust(module)
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:

@@ -61,14 +61,9 @@ class Vlds(lmms):
         dotted keys, such as tasks.vqa.max_prompt_tokens=64. The others are lmms-eval's own options:
         a `batch_size` of auto is the recipe's `data.eval_batch_size`.
 
-        Errors: ValueError as `AskedRun` has them, and for an argument that is unknown.
+        Errors: ValueError as `AskedRun` has them.
         """
         super().__init__()
-        if odd := [key for key in changes if "." not in key]:
-            raise ValueError(
-                f"model_args: {odd[0]} is unknown; give run, task, frames, trust, or a dotted key "
-                "of the recipe, such as tasks.vqa.max_prompt_tokens"
-            )
         if device is None:  # each process of `accelerate launch` has a GPU of its own
             device = str(device_of(int(os.environ.get("LOCAL_RANK", "0"))))
         self.asked = AskedRun(
@@ -152,7 +147,7 @@ class VldsSimple(Vlds):
         return self.asked.read([Message("user", parts)])
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Of each continuation a number, and whether it is the greedy answer.
+        """Returns a number for each continuation, and whether it is the greedy answer.
 
         What the number is depends on what lmms-eval does with it. Of a task of type
         multiple_choice it takes the smallest, since its own models return the loss, a mean over

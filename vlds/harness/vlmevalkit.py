@@ -39,14 +39,9 @@ class Vlds(BaseModel):
         """`task`: required if the run has several; `frames` of a clip; `trust`: your own modules;
         `changes`: dotted keys of the recipe, such as tasks.chat.decoding.max_new_tokens.
 
-        Errors: ValueError as `AskedRun` has them, and for an argument that is unknown.
+        Errors: ValueError as `AskedRun` has them.
         """
         super().__init__()
-        if odd := [key for key in changes if "." not in key]:
-            raise ValueError(
-                f"{odd[0]} is unknown; give run, task, frames, trust, or a dotted key of the "
-                "recipe, such as tasks.chat.decoding.max_new_tokens"
-            )
         self.asked = AskedRun(run, task, changes, frames=frames, trusted=trust)
         self.VIDEO_LLM = self.asked.reads_talks
         """False: VLMEvalKit gives frames of clips as pictures."""

@@ -138,7 +138,7 @@ def undotted(tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 def unset(base: Any, changes: Any, cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keys of a dataclass in a recipe's base and in what changes it, both without those that
-    `changes` sets to null where this is no value: the default holds instead of the base's value."""
+    `changes` sets to null where null is not a value: the default replaces the base's value."""
     base, changes, types = dict(undotted(base)), dict(undotted(changes)), field_types(cls)
     for name in base.keys() & changes.keys() & types.keys() - {*WHOLE}:
         old, new, hint = base[name], changes[name], types[name]
@@ -269,7 +269,7 @@ def check_data(tree: Any, options: type) -> None:
     Errors: ValueError that names the key and the folder.
     """
     for key, name, mark in file_names(tree, options):
-        # Test data may come later; a URL or a pattern is no folder.
+        # Test data may come later; URLs and patterns do not name folders.
         is_folder = mark.kind == "data" and not key.endswith(".test") and not NO_FOLDER.search(name)
         if is_folder and not Path(name).expanduser().exists():
             raise ValueError(

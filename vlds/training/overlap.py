@@ -61,6 +61,7 @@ def seen_in_training(
     places: dict[str, str] = {}
     owners: dict[bytes, str] = {}
     read: set[str] = set()
+    # All training data first: what is scored may repeat rows of any task.
     for source in train:
         where = f"tasks.{source.name}.train"
         if isinstance(source, StreamedSource):
@@ -140,6 +141,7 @@ def _traces(dataset: Dataset, sample: Sample) -> tuple[list[bytes], list[bytes],
     rows = []
     for row in sample.annotations:
         content = {name: value for name, value in row.items() if name != "id"}
+        # The order of keys and pictures depends on the tool that packed them, not on the row.
         text = json.dumps(content, sort_keys=True, default=str)
         rows.append(_hash(text.encode(errors="surrogatepass"), *sorted(pictures)))
     files = sorted({file["sha256"] for file in dataset.info.source if "sha256" in file})

@@ -32,12 +32,11 @@ from vlds.models.loading import quantised
 from vlds.models.methods import IA3, LoRA
 from vlds.models.vision import ClipTokens, ClipVision, Timm, VisionEncoder, clip
 from vlds.prove.answers import same_answers
-from vlds.prove.arithmetic import gradient_parity
+from vlds.prove.arithmetic import beside_libraries, gradient_parity, source_parity
 from vlds.prove.bench import Bench
 from vlds.prove.command import found
 from vlds.prove.finding import Finding
 from vlds.prove.properties import PROPERTIES
-from vlds.prove.source import beside_libraries, source_parity
 from vlds.recipe.config import Recipe
 from vlds.schema import IGNORED_LABEL, Row
 

@@ -1,21 +1,33 @@
-"""Gradient parity and batch free: the loss and gradients of a step, computed in other ways.
+"""Source parity, gradient parity and batch free: logits, loss and gradients, computed in other
+ways.
 
-The plain way is what a newcomer would write: the model's logits for one row after another, torch's
-cross-entropy, the formula of each task's loss, and autograd. It shares the model with training, and
-neither the kernels, nor the loss's coefficients, nor the cuts of a batch.
+Each kind of model says how its libraries compute the same as it does without methods
+(`ModelKind.peers`): from the pictures, texts and files themselves, by their own processors and
+forward passes. So a wrong normalisation, a shifted label, a wrong mask, a head that is not tied or
+half a checkpoint show here.
+
+The plain way of a training step is what a newcomer would write: the model's logits for one row
+after another, torch's cross-entropy, the formula of each task's loss, and autograd. It shares the
+model with training, and neither the kernels, nor the loss's coefficients, nor the cuts of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vlds.artifact import LoadedRun
+from vlds.convert.adapters import piece
+from vlds.convert.peft import PeftFolders
+from vlds.models.kinds.base import ModelKind
+from vlds.models.kinds.library import labels_of, row_names, whole_batch
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import StepRule
+from vlds.models.model import Model
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import (
     TOLERANCE_OF_GRADIENTS,
@@ -24,8 +36,40 @@ from vlds.prove.finding import (
     Finding,
     compare_numbers,
 )
-from vlds.prove.peft import beside_peft
-from vlds.schema import IGNORED_LABEL, Batch
+from vlds.schema import IGNORED_LABEL, Batch, Images, Row
+
+NOISE = 0.1
+"""Standard deviation of what is added to a method's weights beside peft: where a product of two
+begins at zero, one of them would have no gradient."""
+
+
+def source_parity(bench: Bench) -> Finding:
+    """Compare the model with its libraries."""
+    kind = bench.recipe.model
+    if kind.packed_bits is not None:
+        return Finding(
+            left_out=f"model.bits: {kind.packed_bits} bits round the weights; leave them out to "
+            "compare"
+        )
+    with bench.without_methods() as model:
+        return beside_libraries(kind, model, bench.rows, bench.images)
+
+
+def beside_libraries(kind: ModelKind, model: Model, rows: Sequence[Row], images: Images) -> Finding:
+    """Compare a model without methods with its kind's libraries, on rows whose images are indices
+    of `images`."""
+    compared: list[Comparison] = []
+    notes: list[str] = []
+    for peer in kind.peers(model, rows, images):
+        if isinstance(peer, str):
+            notes.append(peer)
+            continue
+        exact = not any(numbers.is_floating_point() for numbers in peer.ours.values())
+        tolerance = 0.0 if exact else TOLERANCE_OF_LOSSES
+        compared.append(compare_numbers(peer.what, peer.ours, peer.theirs, tolerance))
+    if not compared:
+        return Finding(left_out="; ".join(notes) or "no library has a model of this kind")
+    return Finding(compared=tuple(compared), notes=tuple(notes))
 
 
 def gradient_parity(bench: Bench) -> Finding:
@@ -108,6 +152,78 @@ def plain_loss(bench: Bench, task: str, batch: Batch) -> Tensor:
     if model.heads.outputs[task].loss == "binary_cross_entropy":
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def beside_peft(bench: Bench) -> Iterator[Comparison]:
+    """The method as peft has it, on the library's own model: loss and gradients of the same rows.
+
+    Errors: ValueError, with the reason, if peft or the library cannot hold the method or the model.
+    """
+    kind, tasks = bench.recipe.model, list(bench.recipe.tasks.items())
+    if kind.packed_bits is not None:
+        raise ValueError(f"model.bits: {kind.packed_bits} bits round the weights")
+    if bench.model.step_rules:
+        raise ValueError("a penalty of the method counts once a step here, and with each row there")
+    if all(task.head for _, task in tasks):
+        raise ValueError("all tasks have heads, which peft's models do not")
+    with bench.borrowed() as model:
+        folders = PeftFolders(
+            LoadedRun(bench.recipe, bench.processor, model), "as the recipe says", alone=True
+        )
+        draw = torch.Generator().manual_seed(bench.recipe.seed)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in folders.stored and weight.requires_grad:
+                    noise = NOISE * torch.randn(weight.shape, generator=draw)
+                    weight.add_(noise.to(weight))
+        out = bench.scratch / "peft"
+        out.mkdir(exist_ok=True)
+        folders.write(out)
+        places = folders.folders()
+        for index, (below, adapter) in enumerate(places):
+            if (library := kind.library(model)) is None:
+                raise ValueError(f"no library has the model of a {type(kind).__name__}")
+            named = tasks if len(places) == 1 else [tasks[index]]
+            numbers = [n for name, task in named if not task.head for n in bench.of_task(name)]
+            if not (rows := library.readable([bench.rows[n] for n in numbers], bench.images)):
+                continue
+            theirs, weights = folders.opened_on(library.model, out / below)
+            batch = whole_batch(bench.collator, library, rows, bench.images, evaluation=False)
+            with bench.plainly():
+                model.zero_grad(set_to_none=True)
+                together = model.loss_sums(batch)[0]
+                together.sum().backward()
+            ours = Measured(
+                dict(zip(row_names(rows), together.detach().cpu(), strict=True)),
+                gradients_of(model),
+            )
+            sums: dict[str, Tensor] = {}
+            for number, (name, row) in enumerate(zip(row_names(rows), rows, strict=True)):
+                labels = labels_of(library, batch, number)
+                inputs = library.learned(row, bench.images, labels)
+                loss = library.loss(inputs, theirs(**inputs))
+                loss.backward()
+                sums[name] = loss.detach().cpu()
+            # Of a task's own slice of the weights, or of what all tasks share.
+            pairs = [
+                (name, stored, weights[key])
+                for name, stored in folders.stored.items()
+                for key in (key.format(task=adapter) for key in stored.keys)
+                if name in ours.gradients and key in weights
+            ]
+            trained = {n for n in ours.gradients if n in folders.stored}
+            if lost := trained - {name for name, *_ in pairs}:
+                raise ValueError(f"peft trains no weight in the place of {min(lost)}")
+            about = "" if len(places) == 1 else f" of tasks.{named[0][0]}"
+            about += "" if library.sees else " without pictures"
+            about = f"{about}: with {type(folders.method).__name__}, and peft on {library.name}"
+            yield compare_numbers(f"loss{about}", ours.losses, sums, TOLERANCE_OF_LOSSES)
+            yield compare_numbers(
+                f"gradient of each weight of the method{about}",
+                {n: piece(ours.gradients[n], s, index) for n, s, _ in pairs},
+                {n: torch.zeros_like(w) if w.grad is None else w.grad for n, _, w in pairs},
+                TOLERANCE_OF_GRADIENTS,
+            )
 
 
 def batch_free(bench: Bench) -> Finding:

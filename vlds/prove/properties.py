@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from vlds.prove.answers import answers
-from vlds.prove.arithmetic import batch_free, gradient_parity
+from vlds.prove.arithmetic import batch_free, gradient_parity, source_parity
 from vlds.prove.finding import Property
 from vlds.prove.learning import learns, uses_the_picture, what_trains
 from vlds.prove.leaving import leaves_right
 from vlds.prove.reading import reads_right
 from vlds.prove.runs import fits, rank_free, resume_free
-from vlds.prove.source import source_parity
 
 PROPERTIES: tuple[Property, ...] = (
     Property("reads-right", "The model reads and learns what the data say.", reads_right),

@@ -16,8 +16,10 @@ from tests.toys.models import backbone, build
 from tests.toys.recipes import with_task
 from tests.toys.world import world_recipe
 from vlds.models.backbones import T5
+from vlds.prove.arithmetic import batch_free
 from vlds.prove.bench import Bench
 from vlds.prove.command import chosen, prove
+from vlds.prove.finding import OF_GRADIENTS, roundings
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
 
@@ -62,3 +64,19 @@ def test_a_batch_without_any_picture(tmp_path: Path) -> None:
     tokens, mask = embedding(torch.zeros(0, embedding.num_tokens, dim), None, index, table)
     assert tokens.shape == (2, embedding.num_tokens, width)
     assert not mask.any()
+
+
+def test_a_model_that_makes_much_of_roundings(world: Path, tmp_path: Path) -> None:
+    """Attention to one token among others that score nearly as high depends on the last bits."""
+    bench = Bench(kind_recipe("causal", world, tmp_path / "run"), scratch=tmp_path, rows=8)
+    weights = {name: p for name, p in bench.model.named_parameters() if "q_proj.weight" in name}
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.mul_(1e6)
+    before = {name: weight.clone() for name, weight in weights.items()}
+    found, usual = batch_free(bench), roundings(OF_GRADIENTS, torch.float32)
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+    assert found.verdict == "holds", found
+    assert max(each.difference for each in found.compared) > usual.share
+    (note,) = found.notes
+    assert "its tolerances are wider" in note

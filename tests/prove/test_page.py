@@ -23,7 +23,7 @@ from tests.toys.trained_runs import write_run
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
 from vlds.prove.command import lines_of
-from vlds.prove.finding import OF_LOSSES, Comparison, Finding, ShownRow, Token
+from vlds.prove.finding import EXACT, OF_LOSSES, Comparison, Finding, ShownRow, Token, roundings
 from vlds.prove.page import Proof, Tried, write_proof
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe, save_recipe
@@ -56,8 +56,10 @@ def failing(recipe: Recipe) -> Proof:
         ShownRow("vqa", EVIL, (png(224), png(8)), read, (), "word " * 300),
         ShownRow("text", "t", (), read[:2], (Token("yes", True), Token("</s>", True)), ""),
     )
-    exact = Comparison("frozen weights that have moved", 0, 0)
-    losses = Comparison("losses: of each row", 0.12, OF_LOSSES * 2**-24, f"row 3 ({EVIL})")
+    exact = Comparison("frozen weights that have moved", 0, EXACT)
+    losses = Comparison(
+        "losses: of each row", 0.12, roundings(OF_LOSSES, torch.float32), f"row 3 ({EVIL})"
+    )
     findings = {
         "reads-right": Finding(faults=(f"asks {EVIL!r} " * 9,), notes=("cut are 3",), rows=rows),
         "gradient-parity": Finding(compared=(losses, replace(losses, difference=math.inf))),

@@ -31,7 +31,7 @@ from tests.toys.recipes import short_recipe
 from vlds.models.methods import LoRA
 from vlds.prove.bench import Bench
 from vlds.prove.command import prove
-from vlds.prove.finding import Finding
+from vlds.prove.finding import EXACT, Finding
 from vlds.prove.properties import PROPERTIES
 from vlds.prove.started import HALF, STEPS, Way, changes_of, killed, launch, most_ranks, refusal
 from vlds.prove.started import recipe_of as run_recipe
@@ -109,7 +109,7 @@ def test_runs_are_free_of_ranks_and_of_breaks(world: Path, tmp_path: Path) -> No
         assert way in ways
     # The same ranks give the same bits, and tolerances are for others alone.
     *exact, other = found["resume-free"].compared
-    assert [c.tolerance for c in exact] == [0, 0, 0, 0]
+    assert {c.tolerance for c in exact} == {EXACT}
     assert other.what.endswith("and resumed on 1 rank with zero3_small.json")
 
 

@@ -35,13 +35,14 @@ from vlds.prove.answers import same_answers
 from vlds.prove.arithmetic import beside_libraries, gradient_parity, source_parity
 from vlds.prove.bench import Bench
 from vlds.prove.command import found
-from vlds.prove.finding import Finding
+from vlds.prove.finding import OF_LOSSES, Finding, roundings
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
 from vlds.schema import IGNORED_LABEL, Row
 
 ROWS = 6
 WHOLE = ["tokens", "logits", "loss"]
+LIMIT = roundings(OF_LOSSES, torch.float32)
 """What is compared of a language model."""
 ONE_A_ROW = {"perception_lm": (1, 1, 0)}
 """Types whose processors read no two pictures of unlike numbers of tiles in a row."""
@@ -71,10 +72,10 @@ def test_image_text_models(model_type: str) -> None:
     model = tiny(model_type)
     rows = comparable_rows(model)
     with model.build().evaluating() as built:
-        assert compared(beside_libraries(model.kind, built, rows, images())) == WHOLE
+        assert compared(beside_libraries(model.kind, built, rows, images(), LIMIT)) == WHOLE
         library = model.kind.library(built)
         ours, theirs = both_answers(library, model.collator, built, rows, images(), 5)
-    found = same_answers("answers", [row.example.id for row in rows], ours, theirs)
+    found = same_answers("answers", [row.example.id for row in rows], ours, theirs, LIMIT)
     assert found.holds, found
 
 
@@ -116,7 +117,7 @@ def test_encoder_decoders(source: str, world: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["clip", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_dual_encoders(model: str, world: Path, tmp_path: Path) -> None:
-    recipe = class_recipe(world, tmp_path, {}, model=model)
+    recipe = class_recipe(world, tmp_path, {"lora": LoRA(rank=2)}, model=model)
     found = compared(source_parity(bench_of(recipe, tmp_path)))
     assert found == ["pictures'", "texts'", *(["logits"] if model == "clip" else [])]
 

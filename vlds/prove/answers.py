@@ -10,8 +10,7 @@ from vlds.models.generation.answer_list import Answer
 from vlds.models.kinds.library import both_answers
 from vlds.models.model import Model
 from vlds.prove.bench import Bench
-from vlds.prove.finding import TOLERANCE_OF_GRADIENTS as TOLERANCE
-from vlds.prove.finding import Comparison, Finding
+from vlds.prove.finding import OF_GRADIENTS, Comparison, Finding, Tolerance
 from vlds.schema import IGNORED_LABEL, Decoding
 
 BY_LIBRARY, MOST_TOKENS = 4, 16
@@ -23,6 +22,7 @@ def answers(bench: Bench) -> Finding:
     compared: list[Comparison] = []
     faults: list[str] = []
     notes: list[str] = []
+    limit = bench.tolerance(OF_GRADIENTS)
     with bench.model.evaluating() as model:
         for name, task in bench.recipe.tasks.items():
             numbers = bench.of_task(name)
@@ -44,7 +44,7 @@ def answers(bench: Bench) -> Finding:
             }
             for way, others in ways.items():
                 what = f"answers of {name}: together, and {way}"
-                compared.append(same_answers(what, ids, together, others))
+                compared.append(same_answers(what, ids, together, others, limit))
             if any(not 0 <= each.confidence <= 1 + 1e-6 for each in together):
                 faults.append(f"tasks.{name}: a confidence is not between 0 and 1")
             restricted = task.decoding.answers is not None or task.decoding.choices is not None
@@ -82,7 +82,8 @@ def by_the_library(bench: Bench) -> Iterator[Comparison | str]:
             ours, theirs = both_answers(library, bench.collator, model, rows, bench.images, most)
             about = "" if library.sees else " to texts without pictures"
             what = f"tasks.{name}: answers{about} in a batch, and those of {library.name}"
-            yield same_answers(what, [row.example.id for row in rows], ours, theirs)
+            ids, limit = [row.example.id for row in rows], bench.tolerance(OF_GRADIENTS)
+            yield same_answers(what, ids, ours, theirs, limit)
 
 
 def answer(bench: Bench, numbers: Sequence[int], decoding: Decoding) -> list[Answer]:
@@ -97,17 +98,18 @@ def same_answers(
     ids: Sequence[str],
     ours: Sequence[Answer],
     theirs: Sequence[Answer],
+    limit: Tolerance,
 ) -> Comparison:
     """The largest difference of log-confidences; infinite where texts differ."""
     worst, where = 0.0, ""
     for id, a, b in zip(ids, ours, theirs, strict=True):
         difference = abs(math.log(max(a.confidence, 1e-30)) - math.log(max(b.confidence, 1e-30)))
         # Where two answers are as likely, rounding may choose either.
-        if a.text != b.text and difference > TOLERANCE:
+        if a.text != b.text and difference > limit.share:
             difference = math.inf
         if difference > worst:
             worst, where = difference, f"example {id}: {a.text!r:.40} and {b.text!r:.40}"
-    return Comparison(what, worst, TOLERANCE, where)
+    return Comparison(what, worst, limit, where)
 
 
 def sure_as_logits(
@@ -146,4 +148,4 @@ def sure_as_logits(
     what = (
         f"log-probability of {name}: {compared} answers, written with the cache, and read at once"
     )
-    return Comparison(what, worst, TOLERANCE, where)
+    return Comparison(what, worst, bench.tolerance(OF_GRADIENTS), where)

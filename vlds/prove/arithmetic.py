@@ -30,11 +30,14 @@ from vlds.models.methods.context import StepRule
 from vlds.models.model import Model
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import (
-    TOLERANCE_OF_GRADIENTS,
-    TOLERANCE_OF_LOSSES,
+    EXACT,
+    OF_GRADIENTS,
+    OF_LOSSES,
     Comparison,
     Finding,
+    Tolerance,
     compare_numbers,
+    roundings,
 )
 from vlds.schema import IGNORED_LABEL, Batch, Images, Row
 
@@ -51,11 +54,14 @@ def source_parity(bench: Bench) -> Finding:
             left_out=f"model.bits: {kind.packed_bits} bits round the weights; leave them out to "
             "compare"
         )
+    limit = bench.tolerance(OF_LOSSES)
     with bench.without_methods() as model:
-        return beside_libraries(kind, model, bench.rows, bench.images)
+        return beside_libraries(kind, model, bench.rows, bench.images, limit)
 
 
-def beside_libraries(kind: ModelKind, model: Model, rows: Sequence[Row], images: Images) -> Finding:
+def beside_libraries(
+    kind: ModelKind, model: Model, rows: Sequence[Row], images: Images, limit: Tolerance
+) -> Finding:
     """Compare a model without methods with its kind's libraries, on rows whose images are indices
     of `images`."""
     compared: list[Comparison] = []
@@ -65,7 +71,7 @@ def beside_libraries(kind: ModelKind, model: Model, rows: Sequence[Row], images:
             notes.append(peer)
             continue
         exact = not any(numbers.is_floating_point() for numbers in peer.ours.values())
-        tolerance = 0.0 if exact else TOLERANCE_OF_LOSSES
+        tolerance = EXACT if exact else limit
         compared.append(compare_numbers(peer.what, peer.ours, peer.theirs, tolerance))
     if not compared:
         return Finding(left_out="; ".join(notes) or "no library has a model of this kind")
@@ -97,11 +103,11 @@ def gradient_parity(bench: Bench) -> Finding:
         compared=(
             compare_numbers(
                 "losses: of each row, by the training step and by torch's own cross-entropy",
-                ours.losses, theirs.losses, TOLERANCE_OF_LOSSES,
+                ours.losses, theirs.losses, bench.tolerance(OF_LOSSES),
             ),
             compare_numbers(
                 "gradients: of each trained weight, by the training step and by a loop over rows",
-                ours.gradients, theirs.gradients, TOLERANCE_OF_GRADIENTS,
+                ours.gradients, theirs.gradients, bench.tolerance(OF_GRADIENTS),
             ),
             *of_peft,
         ),
@@ -217,12 +223,12 @@ def beside_peft(bench: Bench) -> Iterator[Comparison]:
             about = "" if len(places) == 1 else f" of tasks.{named[0][0]}"
             about += "" if library.sees else " without pictures"
             about = f"{about}: with {type(folders.method).__name__}, and peft on {library.name}"
-            yield compare_numbers(f"loss{about}", ours.losses, sums, TOLERANCE_OF_LOSSES)
+            yield compare_numbers(f"loss{about}", ours.losses, sums, bench.tolerance(OF_LOSSES))
             yield compare_numbers(
                 f"gradient of each weight of the method{about}",
                 {n: piece(ours.gradients[n], s, index) for n, s, _ in pairs},
                 {n: torch.zeros_like(w) if w.grad is None else w.grad for n, _, w in pairs},
-                TOLERANCE_OF_GRADIENTS,
+                bench.tolerance(OF_GRADIENTS),
             )
 
 
@@ -253,13 +259,20 @@ def batch_free(bench: Bench) -> Finding:
         compared += [
             compare_numbers(
                 f"losses: of each row, together, and {way}", other.losses, whole.losses,
-                TOLERANCE_OF_LOSSES,
+                bench.tolerance(OF_LOSSES),
             ),
             compare_numbers(
                 f"gradients: of each trained weight, together, and {way}", other.gradients,
-                whole.gradients, TOLERANCE_OF_GRADIENTS,
+                whole.gradients, bench.tolerance(OF_GRADIENTS),
             ),
         ]  # fmt: skip
+    limit = bench.tolerance(OF_GRADIENTS)
+    if limit != roundings(OF_GRADIENTS, torch.float32):
+        notes += (
+            f"one rounding of each weight changes losses by {bench.changes[OF_LOSSES]:.2g} and "
+            f"gradients by {bench.changes[OF_GRADIENTS]:.2g}: the model makes small differences "
+            "of large numbers, and its tolerances are wider",
+        )
     norms = [
         name
         for name, module in bench.model.named_modules()

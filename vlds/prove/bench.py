@@ -7,6 +7,7 @@ ways to compute the same examples differ in nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,16 @@ from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by
 from vlds.models.kernels.dropout import Draws, StepDropout, dropout_by
 from vlds.models.methods.context import StepRule
 from vlds.models.model import Model, step_draws
+from vlds.prove.finding import (
+    EXACT,
+    OF_CHANGES,
+    OF_GRADIENTS,
+    OF_LOSSES,
+    ROUNDING,
+    Tolerance,
+    compare_numbers,
+    roundings,
+)
 from vlds.prove.started import Launch, launch
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
@@ -289,6 +300,48 @@ class Bench:
             names = [f"row {number} ({self.rows[number].example.id})" for number in numbers]
             losses |= dict(zip(names, sums, strict=True))
         return Measured(losses, gradients_of(model))
+
+    @cached_property
+    def changes(self) -> dict[int, float]:
+        """By how much losses (`OF_LOSSES`) and gradients (`OF_GRADIENTS`) of the rows change if the
+        last bit of half of the weights flips, which is a rounding of each."""
+        numbers = list(range(len(self.rows)))
+        before = self.measure([numbers])
+        with self.flipped():
+            after = self.measure([numbers])
+        losses = compare_numbers("losses", after.losses, before.losses, EXACT)
+        gradients = compare_numbers("gradients", after.gradients, before.gradients, EXACT)
+        return {OF_LOSSES: losses.difference, OF_GRADIENTS: gradients.difference}
+
+    @contextmanager
+    def flipped(self) -> Iterator[None]:
+        """Flips the last bit of half of the weights, and again at the end, which gives them back
+        without a copy."""
+
+        def flip() -> None:
+            draw = torch.Generator().manual_seed(self.alone.seed)
+            for weight in self.model.parameters():
+                if weight.dtype == torch.float32:
+                    bits = torch.randint(2, weight.shape, generator=draw, dtype=torch.int32)
+                    weight.data.view(torch.int32).bitwise_xor_(bits.to(weight.device))
+
+        flip()
+        try:
+            yield
+        finally:
+            flip()
+
+    def tolerance(self, many: int, dtype: torch.dtype = torch.float32) -> Tolerance:
+        """How far a number that went through the whole model in a type may be off. `many`:
+        `OF_LOSSES` or `OF_GRADIENTS`."""
+        if ROUNDING[dtype] > ROUNDING[torch.float32]:
+            # A row's numbers are rounded so, and sums over rows and ranks are fp32: what adds up
+            # are as many random steps.
+            return roundings(math.isqrt(many), dtype)
+        usual, far = roundings(many, dtype), OF_CHANGES * self.changes[many]
+        if not usual.share < far < math.inf:
+            return usual
+        return Tolerance(far, f"{OF_CHANGES} times the change by one rounding of each weight")
 
     @cached_property
     def drops(self) -> bool:

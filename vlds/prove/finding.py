@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +22,31 @@ OF_UPDATES, OF_LOSSES, OF_GRADIENTS = 2**4, 2**8, 2**12
 that went through a whole model, in losses and logits, and in gradients and what follows from them.
 Sums in another order differ by a few roundings
 in each layer, which add up like random steps. docs/prove.md has what was measured."""
-TOLERANCE_OF_LOSSES = OF_LOSSES * ROUNDING[torch.float32]
-TOLERANCE_OF_GRADIENTS = OF_GRADIENTS * ROUNDING[torch.float32]
-"""On the bench, which computes in float32."""
+OF_CHANGES = 4
+"""How many times as far as by one rounding of each weight numbers may be off: models that make
+small differences of large numbers lose more than the roundings above."""
 FLOOR = 1e-2
 """Numbers below this share of the largest of their kind are compared with that share: they are made
 of differences between large numbers, of which rounding leaves little. The gradient of a key's bias
 is 0 but for rounding, since softmax does not see what all keys share."""
+
+
+class Tolerance(NamedTuple):
+    """How far two ways to compute a number may be apart."""
+
+    share: float
+    """Of the largest number."""
+    source: str
+    """Where it comes from."""
+
+
+EXACT = Tolerance(0, "nothing may differ")
+
+
+def roundings(many: int, dtype: torch.dtype) -> Tolerance:
+    """That of so many roundings."""
+    name, one = str(dtype).removeprefix("torch."), ROUNDING[dtype]
+    return Tolerance(many * one, f"{many:,} roundings of {name}, each at most {one:.1e}")
 
 
 @dataclass(frozen=True)
@@ -38,40 +56,26 @@ class Comparison:
     what: str
     difference: float
     """The largest one, as a share of the largest number."""
-    tolerance: float
+    tolerance: Tolerance
     where: str = ""
     """Where it is largest."""
-    source: str = ""
-    """Where the tolerance comes from, if it is not a number of roundings."""
 
     @property
     def holds(self) -> bool:
         # So written, NaN is above every tolerance.
-        return self.difference <= self.tolerance
+        return self.difference <= self.tolerance.share
 
     @property
     def text(self) -> str:
         """One line for a reader."""
         place = f" at {self.where}" if self.where and not self.holds else ""
-        return f"{self.what}: {self.difference:.2g} (tolerance {self.tolerance:.2g}){place}"
+        return f"{self.what}: {self.difference:.2g} (tolerance {self.tolerance.share:.2g}){place}"
 
     @property
     def short(self) -> str:
         """A few words for a line of the terminal: the numbers, and what is before the colon."""
-        sign = "<=" if self.holds else ">"
-        return f"{self.difference:.2g} {sign} {self.tolerance:.2g}: {self.what.partition(':')[0]}"
-
-    @property
-    def origin(self) -> str:
-        """Where the tolerance comes from."""
-        if self.source or not self.tolerance:
-            return self.source or "nothing may differ"
-        for dtype, one in ROUNDING.items():
-            for many in (OF_UPDATES, OF_LOSSES, OF_GRADIENTS):
-                if self.tolerance == many * one:
-                    name = str(dtype).removeprefix("torch.")
-                    return f"{many:,} roundings of {name}, each at most {one:.1e}"
-        return ""
+        sign, limit = "<=" if self.holds else ">", self.tolerance.share
+        return f"{self.difference:.2g} {sign} {limit:.2g}: {self.what.partition(':')[0]}"
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,9 @@ class Finding:
 
         # NaN counts as the farthest, and exact agreement with a tolerance of 0 as the nearest.
         def distance(each: Comparison) -> float:
-            if not each.holds and not each.tolerance:
+            if not each.holds and not each.tolerance.share:
                 return math.inf
-            share = each.difference / (each.tolerance or 1)
+            share = each.difference / (each.tolerance.share or 1)
             return math.inf if math.isnan(share) else share
 
         return max(self.compared, key=distance, default=None)
@@ -149,7 +153,7 @@ class Property:
 
 
 def compare_numbers(
-    what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tolerance: float
+    what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], tolerance: Tolerance
 ) -> Comparison:
     """The largest difference of tensors of the same names, each as a share of its largest number,
     but of at least `FLOOR` times the largest of all."""

@@ -16,14 +16,15 @@ from vlds.models.partitioned import gathered
 from vlds.models.roles import optimizer_rules
 from vlds.prove.bench import Bench
 from vlds.prove.finding import (
+    EXACT,
     OF_GRADIENTS,
     OF_UPDATES,
-    ROUNDING,
     Comparison,
     Finding,
+    Tolerance,
     compare_numbers,
+    roundings,
 )
-from vlds.prove.runs import tolerance
 from vlds.runtime.process import find
 from vlds.schema import IGNORED_LABEL, Images, OptimizerRule
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -114,7 +115,7 @@ def what_trains(bench: Bench) -> Finding:
     notes += [line for line in said if is_explained(line)]
     notes.append(f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %)")
     return Finding(
-        compared=(Comparison("frozen weights that have moved", len(strays), 0), *compared),
+        compared=(Comparison("frozen weights that have moved", len(strays), EXACT), *compared),
         faults=tuple(faults),
         notes=tuple(notes),
     )
@@ -129,7 +130,7 @@ def first_step(
 ) -> Iterator[Comparison]:
     """Compare what the engine's first step has made of the gradient with AdamW's formula, and the
     gradient with that of `Bench.measure`. `rules`: of each trained weight."""
-    config, limit = bench.recipe.optimizer, tolerance(bench, OF_GRADIENTS)
+    config, dtype = bench.recipe.optimizer, bench.recipe.training.dtype
     names = [name for name, tensors in before.items() if "fp32" in tensors]
     if bench.ranks.device.type == "cpu" or not bench.drops:  # on a GPU each pass draws its own
         gradients = bench.measure(cuts, dropout=True).gradients
@@ -140,7 +141,7 @@ def first_step(
             "step that only computes",
             {name: after[name]["exp_avg"] / (1 - config.betas[0]) for name in names},
             {name: (clipped * gradients[name]).cpu() for name in names},
-            limit,
+            bench.tolerance(OF_GRADIENTS, dtype),
         )
     expected: dict[str, Tensor] = {}
     for name in names:
@@ -162,7 +163,7 @@ def first_step(
         "rates",
         {name: after[name]["fp32"] for name in names},
         expected,
-        OF_UPDATES * ROUNDING[torch.float32],
+        roundings(OF_UPDATES, torch.float32),
     )
 
 
@@ -268,7 +269,7 @@ def learns(bench: Bench) -> Finding:
     each = max(1, descent.num_tokens)
     still = [f"{name} ({bench.model.trained_by[name]}) stands still" for name in descent.still]
     return Finding(
-        compared=(Comparison(what, descent.last / each, limit / each, source=KNOWN),),
+        compared=(Comparison(what, descent.last / each, Tolerance(limit / each, KNOWN)),),
         faults=tuple(() if descent.learnt else still),
         notes=tuple(notes),
     )

@@ -34,7 +34,7 @@ from vlds.models.methods.host import states_type
 from vlds.models.partitioned import layer_by_layer
 from vlds.prove.answers import same_answers
 from vlds.prove.bench import Bench
-from vlds.prove.finding import Comparison, Finding
+from vlds.prove.finding import OF_GRADIENTS, Comparison, Finding, Tolerance
 from vlds.prove.runs import whole_way
 from vlds.prove.started import STEPS, Trained, changes_of, most_ranks, refusal, trained
 from vlds.runtime.deepspeed_start import start_ranks
@@ -105,6 +105,7 @@ def leaves_right(bench: Bench) -> Finding:
     numbers = {name: bench.of_task(name)[:SHOWN] for name in bench.recipe.tasks}
     rows = {name: [bench.rows[n] for n in of] for name, of in numbers.items() if of}
     check = OnRows(rows=rows, images=bench.images)
+    limit = bench.tolerance(OF_GRADIENTS)
     compared, faults, notes = list[Comparison](), list[str](), changes_of(bench)
     reference = as_built(bench, run)
     dtype = states_type(reference.model)
@@ -113,9 +114,9 @@ def leaves_right(bench: Bench) -> Finding:
     ours, our_answers = check.opened(reference)
     del reference
     moved = max(difference(ours[task], untrained[task])[0] for task in ours)
-    if moved <= (limit := limit_of(dtype)):
+    if moved <= (most := limit_of(dtype).share):
         notes.append(
-            f"{STEPS} steps have changed the logits by {moved:.2g}, which a tolerance of {limit:g} "
+            f"{STEPS} steps have changed the logits by {moved:.2g}, which a tolerance of {most:g} "
             "hides: whether what they have trained is left does not show here"
         )
     processes = {1: "the artifact in a fresh process"}
@@ -133,7 +134,7 @@ def leaves_right(bench: Bench) -> Finding:
         for name, given in our_answers.items():
             what = f"tasks.{name}: answers of the run's weights, and of {layout}"
             ids = [row.example.id for row in rows[name]]
-            compared.append(same_answers(what, ids, given, answers[name]))
+            compared.append(same_answers(what, ids, given, answers[name], limit))
     out.mkdir()
     layouts: dict[str, Callable[[OnRows], None]] = {
         "hf": lambda each: convert_run(run.folder, out / "hf", merge=False, verification=each),
@@ -156,9 +157,10 @@ def leaves_right(bench: Bench) -> Finding:
     return Finding(compared=tuple(compared), faults=tuple(faults), notes=tuple(notes))
 
 
-def limit_of(dtype: torch.dtype) -> float:
-    """How far logits may be off in a type, as `vlds convert` has it; fp16 rounds less than bf16."""
-    return TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
+def limit_of(dtype: torch.dtype) -> Tolerance:
+    """How far logits may be off in a type; fp16 rounds less than bf16."""
+    share = TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
+    return Tolerance(share, "that of `vlds convert`")
 
 
 def as_built(bench: Bench, run: Trained) -> LoadedRun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import groupby
@@ -107,10 +107,15 @@ def tree_of(tried: Tried) -> dict[str, object]:
     """A property in proof.json."""
     finding = tried.finding
     compared = [
-        asdict(c)
-        # JSON has neither infinity nor NaN.
-        | {"difference": c.difference if math.isfinite(c.difference) else None}
-        | {"holds": c.holds, "source": c.origin}
+        {
+            "what": c.what,
+            # JSON has neither infinity nor NaN.
+            "difference": c.difference if math.isfinite(c.difference) else None,
+            "tolerance": c.tolerance.share,
+            "source": c.tolerance.source,
+            "holds": c.holds,
+            "where": c.where,
+        }
         for c in finding.compared
     ]
     own = {f.name: getattr(finding, f.name) for f in fields(Finding) if f.name != "rows"}
@@ -146,10 +151,10 @@ def comparison_table(compared: Sequence[Comparison]) -> Table:
             each.what,
             [
                 Cell(f"{each.difference:.2g}"),
-                Cell(f"{each.tolerance:.2g}"),
+                Cell(f"{each.tolerance.share:.2g}"),
                 Cell("\u2713" if each.holds else "\u2717", "right" if each.holds else "wrong"),
             ],
-            [text for text in (each.where and f"largest at {each.where}", each.origin) if text],
+            [each.where and f"largest at {each.where}", each.tolerance.source][not each.where :],
         )
         for each in compared
     ]

@@ -7,20 +7,18 @@ same: weights, examples, dropout (on a CPU), and what a step does with them.
 
 from __future__ import annotations
 
-import math
 import shutil
 from statistics import median
-
-import torch
 
 from vlds.plan import Machine, forecasts_of, plan_recipe, tree
 from vlds.prove.bench import Bench
 from vlds.prove.finding import (
+    EXACT,
     OF_GRADIENTS,
     OF_LOSSES,
-    ROUNDING,
     Comparison,
     Finding,
+    Tolerance,
     compare_numbers,
 )
 from vlds.prove.started import (
@@ -44,14 +42,6 @@ OTHERS = {
     for name, ranks in (("zero2", 2), ("zero3_offload", 2), ("zero3_small", 4))
 }
 """DeepSpeed's settings that are tried besides the recipe's, and on how many ranks."""
-
-
-def tolerance(bench: Bench, factor: float) -> float:
-    """How far a number that went through the whole model may be off, in the recipe's precision."""
-    rounding = ROUNDING[bench.recipe.training.dtype]
-    # In half precision a row's numbers are rounded so, and sums over rows and ranks are fp32: what
-    # adds up are as many random steps.
-    return (factor if rounding <= ROUNDING[torch.float32] else math.sqrt(factor)) * rounding
 
 
 def whole_way(bench: Bench) -> Way:
@@ -84,22 +74,23 @@ def rank_free(bench: Bench) -> Finding:
 def same_start(bench: Bench, ours: Trained, theirs: Trained) -> list[Comparison]:
     """Compare the first steps of two runs."""
 
-    def compare(what: str, step: int, key: str, limit: float) -> Comparison:
+    def compare(what: str, step: int, key: str, limit: Tolerance) -> Comparison:
         mine, others = (
             {name: values for name, values in run.tensors(step).items() if name.endswith(key)}
             for run in (ours, theirs)
         )
         return compare_numbers(f"{what} on {ours.way}, and {theirs.way}", mine, others, limit)
 
-    limit = tolerance(bench, OF_GRADIENTS)
+    dtype = bench.recipe.training.dtype
+    limit = bench.tolerance(OF_GRADIENTS, dtype)
     # The rate of the first step is 0: its state holds the weights from before, and a share of its
     # gradient as the first moment. Later weights say little: where a gradient is nearly zero,
     # AdamW makes a whole step of its rounding.
     return [
-        compare("initial weights", 1, "fp32", 0),
+        compare("initial weights", 1, "fp32", EXACT),
         compare_numbers(
             f"loss of each step on {ours.way}, and {theirs.way}", ours.losses(), theirs.losses(),
-            tolerance(bench, OF_LOSSES),
+            bench.tolerance(OF_LOSSES, dtype),
         ),
         # Moments are of clipped gradients, which do not tell how large the gradient was.
         compare_numbers(
@@ -116,17 +107,17 @@ def resume_free(bench: Bench) -> Finding:
     way = whole_way(bench)
     if (reason := refusal(bench, way, way)) is not None:
         return Finding(left_out=reason)
-    notes = changes_of(bench)
+    notes, dtype = changes_of(bench), bench.recipe.training.dtype
     whole, broken = trained(bench, way), killed(bench, way)
-    compared = same_bits(f"twice on {way}", broken, whole, HALF, 0)
+    compared = same_bits(f"twice on {way}", broken, whole, HALF, EXACT)
     same = resumed(bench, broken, way, "resumed")
     what = f"killed and resumed on {way}"
     if bench.ranks.device.type == "cpu" or all(each.holds for each in compared):
-        compared += same_bits(what, same, whole, STEPS, 0)
+        compared += same_bits(what, same, whole, STEPS, EXACT)
     else:
         # Some kernels of GPUs sum in another order each time.
         notes.append("this device computes other bits each time, so a resumed run does so too")
-        compared = same_bits(what, same, whole, STEPS, tolerance(bench, OF_LOSSES))[:1]
+        compared = same_bits(what, same, whole, STEPS, bench.tolerance(OF_LOSSES, dtype))[:1]
     ranks = 1 if way.ranks > 1 else most_ranks(bench)
     files = [f for f in reversed(OTHERS) if find(f).resolve() != find(way.file).resolve()]
     ways = [Way(ranks, file) for file in [*files, way.file]]
@@ -136,7 +127,7 @@ def resume_free(bench: Bench) -> Finding:
         moved = resumed(bench, broken, other, "moved")
         what = f"loss of each step on {way}, and resumed on {other}"
         # Rounded gradients have moved the weights of these losses several times.
-        limit = tolerance(bench, OF_GRADIENTS)
+        limit = bench.tolerance(OF_GRADIENTS, dtype)
         compared.append(compare_numbers(what, moved.losses(), whole.losses(), limit))
     else:
         notes.append(f"on other ranks and another stage: left out: {reasons[0]}")
@@ -144,7 +135,7 @@ def resume_free(bench: Bench) -> Finding:
 
 
 def same_bits(
-    what: str, ours: Trained, theirs: Trained, step: int, limit: float
+    what: str, ours: Trained, theirs: Trained, step: int, limit: Tolerance
 ) -> list[Comparison]:
     """Compare two runs up to a step. Losses of all steps tell too whether examples are repeated or
     lost."""
@@ -175,7 +166,7 @@ def fits(bench: Bench) -> Finding:
         # To the byte: the plan counts what DeepSpeed pads and keeps whole.
         Comparison(
             f"{part} bytes of a rank, {size:,}, and {of_file[part]:,} in the plan",
-            abs(size - of_file[part]) / max(1, of_file[part]), 0,
+            abs(size - of_file[part]) / max(1, of_file[part]), EXACT,
         )
         for part, size in sizes.items()
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,21 +14,23 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
-from tests.toys.recipes import short_recipe
+from tests.toys.recipes import short_recipe, with_task
 from vlds.data.streams import assemble
 from vlds.models.collate import JointCollator
+from vlds.models.generation.decoding import best_choice
 from vlds.models.kernels import fused
 from vlds.models.kernels.dropout import StepDropout
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods.bottleneck import BottleneckModule
 from vlds.models.model import Model
 from vlds.models.visual_embedding import VisualEmbedding
+from vlds.prove.answers import answers
 from vlds.prove.bench import Bench
 from vlds.prove.command import found
 from vlds.prove.finding import Finding
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding, Images, Row
 from vlds.training import loss as step_loss
 from vlds.training import optimizer
 from vlds.training.optimizer import TaskAdamW
@@ -340,3 +343,25 @@ def test_the_right_property_names_it(
 def test_nothing_is_blamed_without_a_fault(world: Path, tmp_path: Path) -> None:
     tried = findings(recipe_in(world, tmp_path), tmp_path)
     assert {finding.verdict for finding in tried.values()} == {"holds"}
+
+
+@pytest.mark.parametrize("kind", ["joint", pytest.param("causal", marks=pytest.mark.slow)])
+def test_shares_of_choices(
+    kind: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shares of all choices sum to one, and not those of all words."""
+    recipe = short_recipe(world, tmp_path / "run", 2, kind)
+    recipe = with_task(recipe, "vqa", decoding=Decoding(choices=("red", "blue", "is")))
+    bench = Bench(recipe, scratch=tmp_path, rows=8)
+    right = answers(bench)
+    assert right.verdict == "holds"
+    assert any(each.what.startswith("confidences of vqa") for each in right.compared)
+
+    def of_all_words(logits: Tensor, choices: list[list[int]]) -> tuple[list[int], Tensor]:
+        chosen, _ = best_choice(logits, choices)
+        return chosen, logits.softmax(-1).amax(-1)
+
+    module = import_module("vlds.models.kinds." + {"joint": "joint", "causal": "base"}[kind])
+    monkeypatch.setattr(module, "best_choice", of_all_words)
+    wrong = answers(bench)
+    assert [each.what[:11] for each in wrong.compared if not each.holds] == ["confidences"]

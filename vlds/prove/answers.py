@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
+
 from vlds.models.generation.answer_list import Answer
 from vlds.models.kinds.library import both_answers
 from vlds.models.model import Model
@@ -47,6 +49,10 @@ def answers(bench: Bench) -> Finding:
                 compared.append(same_answers(what, ids, together, others, limit))
             if any(not 0 <= each.confidence <= 1 + 1e-6 for each in together):
                 faults.append(f"tasks.{name}: a confidence is not between 0 and 1")
+            if task.head is None and task.decoding.choices is not None:
+                shares = shares_of_choices(bench, numbers, task.decoding.choices)
+                what = f"confidences of {name}: as answered, and from the losses of all choices"
+                compared.append(same_answers(what, ids, together, shares, limit))
             restricted = task.decoding.answers is not None or task.decoding.choices is not None
             if task.head is not None or restricted:
                 continue  # no free text, whose logits a forward pass could give again
@@ -110,6 +116,33 @@ def same_answers(
         if difference > worst:
             worst, where = difference, f"example {id}: {a.text!r:.40} and {b.text!r:.40}"
     return Comparison(what, worst, limit, where)
+
+
+def shares_of_choices(bench: Bench, numbers: Sequence[int], choices: Sequence[str]) -> list[Answer]:
+    """The surest choice of each row, and its share of what the model gives to all of them: each is
+    read as the row's answer, up to the token in which choices begin to differ."""
+    tokens, nll = list[list[list[int]]](), list[list[list[float]]]()
+    for choice in choices:
+        rows = list(bench.rows)
+        for number in numbers:
+            example = replace(rows[number].example, target=choice, learned=True)
+            rows[number] = rows[number]._replace(example=example, max_target_tokens=1 << 16)
+        batch = bench.batch(numbers, rows=rows)
+        assert batch.labels is not None
+        labels, losses = batch.labels.cpu(), bench.model.token_nll(batch).double().cpu()
+        # A conversation's turns before the answer are the same for all choices.
+        learned = labels != IGNORED_LABEL
+        tokens.append([each[at].tolist() for each, at in zip(labels, learned, strict=True)])
+        nll.append([each[at].tolist() for each, at in zip(losses, learned, strict=True)])
+    answers: list[Answer] = []
+    for row in range(len(numbers)):
+        columns = zip(*(of_choice[row] for of_choice in tokens), strict=False)
+        first = next(place for place, ids in enumerate(columns) if len(set(ids)) > 1)
+        shares = torch.tensor([-of_choice[row][first] for of_choice in nll]).double().softmax(0)
+        # Ties go to the last, as in answering.
+        best = len(choices) - 1 - int(shares.flip(0).argmax())
+        answers.append(Answer(choices[best], float(shares[best]), None))
+    return answers
 
 
 def sure_as_logits(

@@ -94,10 +94,9 @@ def comparison_table(comparison: Comparison, *, in_brackets: bool = False) -> Ta
                 notes.append(row.partition)
             if cost is None:
                 text, interval = percent_text(number), number.interval
-                if comparison.minus is not None and number.mean is not None:
-                    # Of a difference, half of its 95 % interval is what a reader asks for first.
-                    half = f" \u00b1 {interval.high - number.mean:.1f}" if interval else ""
-                    text, interval = f"{number.mean:+.1f}{half}", None
+                if comparison.minus is not None:
+                    # Of a difference, its interval is what a reader asks for first.
+                    text, interval = difference_text(number), None
             else:
                 text, interval = "-" if number.mean is None else cost.text(number.mean), None
             cells.append(
@@ -120,6 +119,14 @@ def percent_text(number: Number) -> str:
         return "-"
     deviation = "" if number.deviation is None else f" \u00b1 {number.deviation:.1f}"
     return f"{number.mean:.1f}{deviation}"
+
+
+def difference_text(number: Number) -> str:
+    """ "+1.2 +/- 0.8", with one sign for +/-: the mean, and half of its 95 % interval."""
+    if number.mean is None:
+        return "-"
+    half = "" if number.interval is None else f" \u00b1 {number.interval.high - number.mean:.1f}"
+    return f"{number.mean:+.1f}{half}"
 
 
 def notes(comparison: Comparison, *, in_brackets: bool = False) -> list[str]:

@@ -5,15 +5,17 @@ for them. They are installed inside `vlds`, so that a wheel takes no other name:
 `vlds.data_prep`, and `vlds.runtime.process` the files.
 """
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
-INSIDE = {f"vlds.{name}": name for name in ("data_prep", "recipes", "sweeps", "ds_configs")}
+INSIDE = ("data_prep", "recipes", "sweeps", "ds_configs")
+
+
+def folders(top: str) -> list[str]:
+    """A folder and those in it: templates and recipes too, which setuptools takes for packages."""
+    return find_namespace_packages(include=[top, f"{top}.*"], exclude=["*.__pycache__"])
+
 
 setup(
-    packages=[
-        *find_packages(include=["vlds", "vlds.*"]),
-        *(f"vlds.{name}" for name in find_packages(include=["data_prep.*"])),
-        *INSIDE,
-    ],
-    package_dir=INSIDE,
+    packages=[*folders("vlds"), *(f"vlds.{name}" for top in INSIDE for name in folders(top))],
+    package_dir={f"vlds.{name}": name for name in INSIDE},
 )

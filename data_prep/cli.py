@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from vlds.runtime.command_line import CommandParser
+from vlds.runtime.command_line import DESCRIBE, CommandParser
 from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a user's error is one line and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        name = next((word for word in words if not word.startswith("-")), "")
+        # Who asks for a description, as the completion of shells does, wants all options.
+        named = (word for word in words if not word.startswith("-"))
+        name = None if words == [DESCRIBE] else next(named, "")
         args = build_parser(name).parse_args(words)
     except ValueError as error:
         tell(f"error: {error}", error=True)

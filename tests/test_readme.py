@@ -470,13 +470,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_each_cell_about_peers_has_a_source() -> None:
-    """The dates stand in the first table, with the commits that the links lead to."""
+    """The dates stand in the page's first table, with the commits that the links lead to."""
     intro, *parts = (ROOT / "docs" / "peers.md").read_text("utf-8").split("\n## ")
     dated = {commit[:8] for commit in re.findall(r"`([0-9a-f]{8,10})`", intro)}
-    text = "\n".join(parts)
+    _, table = (ROOT / "README.md").read_text("utf-8").split("|---|---|---|---|---|---|\n", 1)
+    table, _, _ = table.partition("\n\n")
+    for row in table.splitlines():
+        assert all("](" in cell for cell in row[2:].split(" | ")[1:]), row
+    text = "\n".join([*parts, table])
     linked = {commit[:8] for commit in re.findall(r"/(?:blob|tree)/([0-9a-f]{8,})", text)}
     assert linked <= dated
-    rows = [line[2:].split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    lines = "\n".join(parts).splitlines()
+    rows = [line[2:].split(" | ") for line in lines if line[:2] == "| "]
     assert len(rows) > 30
     for who, *cells in rows:
         bare = [cell for cell in cells if "](" not in cell and "As above." not in cell]

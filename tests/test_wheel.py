@@ -33,16 +33,17 @@ vlds --version
 vlds data --help
 vlds describe --config vqa.yaml
 vlds schema recipe --out recipe.schema.json
-vlds data tokenizer shards/mine/train --out spiece.model --vocab-size 56
-vlds train recipes/easy_vqa.yaml --output runs/mine --model.backbone.tokenizer spiece.model \
-    --tasks.vqa.train [shards/mine/train] --tasks.vqa.evaluate [shards/mine/test] --ranks 2 \
-    --data.global_batch_size 8 --data.num_workers 0 --training.steps 2
-vlds evaluate --run runs/mine
-vlds predict --run runs/mine --image PHOTOS/0/017.jpg --question "What is on the table?"
+vlds completion
+vlds data stats shards/mine/train
+vlds train recipes/easy_vqa.yaml --output runs/other --model.backbone.tokenizer \
+    shards/mine/spiece.model --tasks.vqa.train [shards/mine/train] \
+    --tasks.vqa.evaluate [shards/mine/test] --ranks 2 --data.global_batch_size 8 \
+    --data.num_workers 0 --training.steps 2
+vlds predict runs/mine --image PHOTOS/0/017.jpg --question "How many dogs?"
 vlds convert hf --run runs/mine --out models/mine
 vlds report runs/mine
 """
-"""Commands of README, on its rows and with a small model of a recipe of vlds."""
+"""Commands of README behind those on its own rows, and a recipe of vlds with the data they made."""
 
 
 def run(words: Sequence[str | Path], folder: Path) -> str:
@@ -128,16 +129,21 @@ def test_readme_runs_outside_of_a_checkout(programs: Path, tmp_path: Path) -> No
     # A user's own folder of this name does not stand in the way.
     (tmp_path / "data_prep").mkdir()
     (tmp_path / "data_prep" / "__init__.py").write_text("raise SystemExit('not vlds')")
-    own = re.findall(r"^(vlds data (?:jsonl|stats) .*(?:\n    .*)*)", readme, re.MULTILINE)
-    assert len(own) == 2
+    (own,) = re.findall(r"```sh\n(vlds init .*?)```", readme, re.DOTALL)
+    own = own.replace("mine.yaml\n", "mine.yaml --training.epochs 0.2\n")  # three steps
     printed = ""
-    for line in [*own, *RUNS.replace("\\\n", "").strip().splitlines()]:
-        program, *words = shlex.split(line.replace("\\\n", ""))
-        printed += run([programs / program, *words], tmp_path)
+    for line in (own + RUNS).replace("\\\n", "").splitlines():
+        program, *words = shlex.split(line) or [None]
+        printed += run([programs / program, *words], tmp_path) if program else ""
     found = run([programs / "python", "-c", "import vlds; print(vlds.__file__)"], tmp_path)
     assert Path(found.strip()).is_relative_to(programs.parent)
     assert re.search(r"^vlds \d+\.\d+\.\d+$", printed, re.MULTILINE)
     assert "trainable" in printed
     assert "shards/mine/train" in printed
-    for made in ("runs/mine/artifact", "runs/mine/report.html", "models/mine/config.json"):
+    for made in (
+        "runs/mine/best",
+        "runs/other/artifact",
+        "runs/mine/report.html",
+        "models/mine/config.json",
+    ):
         assert (tmp_path / made).exists(), printed

@@ -44,6 +44,8 @@ def test_every_command_is_there(script: Path) -> None:
     text = script.read_text()
     assert f'words="{" ".join(COMMANDS)}"' in text
     assert all(f'"{command} "*)' in text for command in COMMANDS)
+    (own,) = (line for line in text.splitlines() if '"data jsonl")' in line)
+    assert "--annotations" in own
 
 
 @pytest.mark.slow

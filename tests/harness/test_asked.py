@@ -95,6 +95,8 @@ def test_what_is_asked_wrongly_is_told(home: Path, capsys: pytest.CaptureFixture
     asked = AskedRun(home / "run", "vqa")
     with pytest.raises(ValueError, match="task: vqa reads one question, got 2 messages"):
         asked.read([*user(TEXT), Message("assistant", ["red"])])
+    with pytest.raises(ValueError, match=r"task: vqa reads pictures, got the clip clip.mp4"):
+        asked.read(user(Video(Path("clip.mp4")), TEXT))
     with pytest.raises(ValueError, match="got 3, and the task vqa takes 1 to 2"):
         asked.read(user(*PICTURES, TEXT))
     long = [asked.read(user(PICTURES[0], TEXT * 9)), asked.read(user(PICTURES[1], TEXT * 9))]
@@ -110,8 +112,12 @@ def test_a_conversation_has_its_pictures_and_clips_in_place(tmp_path: Path) -> N
     recipe = kind_recipe("image_text", tmp_path / "world", tmp_path / "run")
     chat = Chat(max_prompt_tokens=200, decoding=Decoding(max_new_tokens=6))
     recipe = with_model(replace(recipe, tasks={"chat": chat}), num_images=4)
-    asked = AskedRun(talkative_run(recipe), frames=3)
-    clip = film(tmp_path / "clip.mp4", 3)
+    run, clip = talkative_run(recipe), film(tmp_path / "clip.mp4", 3)
+    with pytest.raises(
+        ValueError, match=r"read as 8 pictures; image: got 8, .* takes 0 to 4; give"
+    ):
+        AskedRun(run).read(user(Video(clip)))
+    asked = AskedRun(run, frames=3)
     question = asked.read(
         [
             Message("system", ["Be brief."]),

@@ -165,7 +165,7 @@ def test_mlflow_keeps_one_run_when_resumed(
     assert run.info.run_id == (tmp_path / "run/mlflow_id").read_text()
     assert run.info.status == "FINISHED"
     assert run.data.params["methods.adapter.init_args.sharing"] == "half_shared_up"
-    scores = client.get_metric_history(run.info.run_id, "scores/vqa/vqa_accuracy")
+    scores = client.get_metric_history(run.info.run_id, "scores.vqa.vqa_accuracy")
     assert [(score.step, score.value) for score in scores] == [(1, 0.5), (2, 0.5)]
     files = [file for file in (tmp_path / "mlruns").rglob("*") if file.is_file()]
     pictures = sorted(file for file in files if file.suffix == ".png")
@@ -207,7 +207,7 @@ def two_times(world: Path, tmp_path: Path, **trackers: str) -> list[Sink]:
     opened = []
     for first_step in (0, 1):
         _, sink = open_sinks(recipe, first_step)
-        sink.write(first_step + 1, SCORES)
+        sink.write(first_step + 1, SCORES | {"loss/vqa": 0.25})
         sink.show(first_step + 1, [RED])
         sink.close()
         opened.append(sink)

@@ -19,6 +19,7 @@ from vlds.artifact import LoadedRun, load_run
 from vlds.evaluation.evaluator import (
     Question,
     answer_questions,
+    check_number,
     choose_task,
     question_batch,
     read_annotation,
@@ -181,7 +182,7 @@ class AskedRun:
         """What the task makes of messages.
 
         Errors: ValueError for what is not a picture or clip, for another number of them than the
-        run takes, and, unless the task is a `Chat`, for more than one question.
+        run takes, and, unless the task is a `Chat`, for clips and for more than one question.
         """
         pictures: list[bytes] = []
         turns: list[dict[str, Any]] = []
@@ -215,6 +216,19 @@ class AskedRun:
 
     def _clip(self, video: Video) -> tuple[list[bytes], list[float], float]:
         """Frames, when they are shown, and the clip's seconds; chosen as `vlds data video` does."""
+        if not self.reads_talks:
+            raise ValueError(
+                f"task: {self.task} reads pictures, got the clip {video.path}; ask a task of type "
+                "Chat"
+            )
+        loaded = self._loaded
+        try:
+            check_number(loaded.recipe, self.task, self._frames, loaded.trained_on.get(self.task))
+        except ValueError as error:
+            raise ValueError(
+                f"frames: a clip is read as {self._frames} pictures; {error}; give another number "
+                "of frames"
+            ) from None
         clip, picture, source = map(
             data_prep, ("packing.clip", "packing.picture", "packing.source")
         )

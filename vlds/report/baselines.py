@@ -111,12 +111,11 @@ def frequent_answers(result: TaskResult) -> FrequentAnswers | None:
             counts.setdefault(kind, Counter())[answer] += 1
     if not counts:
         return None
-
-    def most_frequent(answers: Counter[str]) -> str:
-        # Of equally frequent ones the first by name: the order of examples must not matter.
-        return min(answers, key=lambda answer: (-answers[answer], answer))
-
-    by_type = {kind: most_frequent(counts[kind]) for kind in sorted(counts)}
+    # Of equally frequent ones the first by name: the order of examples must not matter.
+    by_type = {
+        kind: min(of_type.items(), key=lambda pair: (-pair[1], pair[0]))[0]
+        for kind, of_type in sorted(counts.items())
+    }
     # Examples without a reference are not scored, and have any answer.
     answers = dict.fromkeys(references, "")
     answers |= {key: by_type.get(kind, "") for key, kind in zip(keys, types, strict=True)}

@@ -15,7 +15,6 @@ from vlds.report.examples import collect_gallery
 from vlds.report.predictions import (
     KEPT,
     Predictions,
-    best_predictions,
     newest_predictions,
     read_predictions,
 )
@@ -106,8 +105,9 @@ def read_all_predictions(
     else of its best, then those of other data (TASK on NAME). Damaged files get a note."""
     newest = newest_predictions(run, notes)
     labels = [label_of(name, split) for name in tasks for split in SPLITS]
-    # What only the best weights were scored on: test data, as a rule.
-    best = {label: file for label, file in best_predictions(run).items() if label not in newest}
+    # What `vlds evaluate RUN/best` alone has scored: test data, as a rule.
+    kept_files = sorted((run / KEPT / PREDICTIONS).glob("*.jsonl"))
+    best = {file.stem: file for file in kept_files if file.stem not in newest}
     if kept := [label for label in labels if label in best]:
         notes.append(f"Of the weights kept in {run / KEPT}: {', '.join(kept)}.")
     newest |= best

@@ -105,12 +105,6 @@ def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
     return newest
 
 
-def best_predictions(run: Path) -> dict[str, Path]:
-    """Per list, what `vlds evaluate RUN/best` wrote: answers of the weights that `training.best`
-    keeps."""
-    return {file.stem: file for file in sorted((run / KEPT / PREDICTIONS).glob("*.jsonl"))}
-
-
 def step_of(file: Path) -> int | None:
     """Steps of training before a file's evaluation; None where `vlds evaluate` wrote it."""
     step = STEP.fullmatch(file.parent.name)

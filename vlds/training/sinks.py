@@ -462,9 +462,13 @@ class MLflow:
         self.address = f"{server}/#/{place}" if is_server else f"mlflow ui, {place}"
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """All numbers of a step."""
+        """All numbers of a step, with dots in their names: a folder as server would make `loss` a
+        file and `loss/vqa` a file below it."""
         now = int(1000 * time.time())
-        numbers = [self.metric(plain(n), float(v), now, step) for n, v in flatten(metrics)]
+        numbers = [
+            self.metric(plain(name).replace("/", "."), float(value), now, step)
+            for name, value in flatten(metrics)
+        ]
         self.client.log_batch(self.run_id, metrics=numbers)
 
     def show(self, step: int, examples: Sequence[ShownExample]) -> None:

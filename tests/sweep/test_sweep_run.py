@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -22,6 +23,7 @@ from tests.toys.files import ROOT, read_lines
 from tests.toys.launched_run import last_step
 from tests.toys.processes import until
 from tests.toys.recipes import with_task
+from tests.toys.shares import share_hosts
 from tests.toys.world import world_recipe, write_world
 from vlds.cli.main import run_command
 from vlds.recipe.config import save_recipe
@@ -218,3 +220,50 @@ def test_a_failure_in_one_process_is_told(world: Path, tmp_path: Path) -> None:
     code, output = end(start(file, "--at-once", "2", "--runs", "1"))
     assert code == 2
     assert "vlds sweep: --runs and --at-once: give one of them" in output
+
+
+def test_hosts_with_a_shared_folder_do_every_run_once(world: Path, tmp_path: Path) -> None:
+    """The jobs of an array on two hosts, whose mounts show each other's work late. One host dies in
+    the middle of a run; the other one continues it."""
+    tiny = {"base": str(world / "tiny.yaml"), "training": {"steps": 12, "save_every": 4}}
+    changes: Any = {"recipes": {"a": tiny, "b": {**tiny, "methods": {}}}, "seeds": [0, 1]}
+    changes |= {"published": {}, "split": "evaluate"}
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    code, output = end(start(write_sweep(world, alone, **changes)))
+    assert code == 0, output
+    with share_hosts(2, tmp_path, stale=5, seed=0) as hosts:
+        shared = hosts[0].mount
+        file = write_sweep(world, tmp_path, **changes, output=str(shared / "table"))
+        words = [sys.executable, "-m", "vlds", "sweep", str(file), "--ranks", "1"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        pipe: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
+        first, second = (host.run(*words, **pipe) for host in hosts)
+        server = tmp_path / "server" / "table"
+        # The first host dies when its run has a state.
+        until(lambda: any(server.glob("*/*/state/step-*")), 240)
+        (claim,) = (
+            path for path in server.glob("claims/*/.vlds.lock")
+            if json.loads(path.read_text())["host"] == "host0"
+        )  # fmt: skip
+        hosts[0].die()
+        first.communicate()
+        code, output = end(second)
+        assert code == 0, output
+        assert "4 of 4 runs are done" in output
+        assert "host0, started" in output
+        runs = sorted(server.glob("*/seed-*/starts.jsonl"))
+        assert len(runs) == 4
+        starts = {run.parent.relative_to(server): len(read_lines(run)) for run in runs}
+        # None was begun again, except the one that the dead host had.
+        assert sorted(starts.values()) in ([1, 1, 1, 1], [1, 1, 1, 2]), starts
+        for run in starts:
+            lines = read_lines(server / run / "metrics.jsonl")
+            steps = [line["step"] for line in lines if "loss" in line]
+            assert steps == list(range(1, 13)), (run, steps)
+            hashes = [
+                recorded_hash(place / run / "artifact", "weights.safetensors")
+                for place in (server, alone / "table")
+            ]
+            assert hashes[0] == hashes[1]
+        print(claim.parent.name, "was begun by the dead host;", starts)

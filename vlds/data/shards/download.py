@@ -123,12 +123,12 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
     limit = expected[1] if expected else LARGEST_FILE
     cure = "check the connection and start again: what has been fetched is kept"
     if expected is None:
-        retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
+        retried(lambda: download(files, below(root, name), path, limit), url, cure, path)
         return
     came: list[str] = []
     # A file that came whole but wrong is fetched once more: the transfer may have damaged it.
     for _ in range(2):
-        retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
+        retried(lambda: download(files, below(root, name), path, limit), url, cure, path)
         actual, length = file_sha256(path), path.stat().st_size
         if (actual, length) == expected:
             return
@@ -414,7 +414,7 @@ def _check_rate(came: int, seconds: float) -> None:
         raise TooSlow(f"{came:,} bytes came in {seconds:.2g} s, fewer than {SLOWEST:,} a second")
 
 
-def _download(files: Any, source: str, target: Path, limit: int) -> None:
+def download(files: Any, source: str, target: Path, limit: int) -> None:
     """Write a file of an fsspec file system to `target`.
 
     Errors: TooMuch for more than `limit` bytes, TooSlow; whatever the storage raises.

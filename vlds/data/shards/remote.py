@@ -58,8 +58,9 @@ def is_url(folder: str | Path) -> bool:
 class RemoteFiles:
     """The files of a data set at a URL, through copies in a cache."""
 
-    def __init__(self, url: str, cache: ShardCache) -> None:
-        self._address = url
+    def __init__(self, url: str, cache: ShardCache, *, copies: bool = True) -> None:
+        """`copies`: of the shards too. A web server's are copied anyway."""
+        self._address, self._copies = url, copies or is_web(url)
         self.folder = without_credentials(url).rstrip("/")
         """For messages, and for names in the cache."""
         self.cache = cache
@@ -185,12 +186,16 @@ class RemoteFiles:
         """Whether to read from the store what is wanted of a shard without a copy."""
         # What comes as ranges comes again in the copy: where the line is the limit, that is waste.
         # A full disk leaves no choice.
+        if not self._copies:
+            return True
         if (failed := self._failed.get(shard.name)) is not None:
             return self.has_ranges and is_full(failed[1])
         return self.has_ranges and self._ranged[shard.name] < shard.bytes * MOST_RANGED
 
     def _want(self, shards: Iterable[ShardInfo], *, first: bool) -> None:
         """Copy shards in the background."""
+        if not self._copies:
+            return
         for shard in dict.fromkeys(shards):
             path = self._copy(shard.name, shard.sha256)
             if shard.name not in self._failed and not path.exists():
@@ -215,7 +220,7 @@ class RemoteFiles:
             if path.exists() and file_sha256(path) != shard.sha256:
                 path.unlink()
         # A sample that came as a range: only its whole shard tells whether that was replaced.
-        if self.has_ranges:
+        if self.has_ranges and self._copies:
             self._copy_now(shard)
         # True even for a good copy: another process may have replaced it after the sample was read.
         return True

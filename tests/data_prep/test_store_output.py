@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import vlds.data.shards.download
 from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
+from tests.toys.dask_processes import DaskProcesses
 from tests.toys.pictures import noise
 from tests.toys.store import BUCKET, Line, s3_server, use_store
 from tests.toys.streams import records
@@ -75,7 +77,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def without_place(files: dict[str, bytes]) -> dict[str, Any]:
     """The files, dataset.json without the record of where it was written."""
     info = json.loads(files["dataset.json"])
-    del info["tool"]["arguments"]["out"]
+    for word in ("out", "executor"):
+        info["tool"]["arguments"].pop(word, None)
     return files | {"dataset.json": info}
 
 
@@ -124,8 +127,13 @@ def test_other_files_and_data_sets_are_safe(
     assert "a web server's folder cannot be listed or written" in capsys.readouterr().err
 
 
+PUTS = 8 * 6 + 2
+"""Files that a data set of eight shards stores: each with its index and a new journal, and a
+few more."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(18))
 def test_another_machine_resumes_what_was_killed(
     line: Line, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -135,15 +143,59 @@ def test_another_machine_resumes_what_was_killed(
     killed = subprocess.Popen(
         [sys.executable, "-c", code, *command], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    # Another number of files, journals included, has been stored at each kill.
-    while line.puts <= 6 * seed and killed.poll() is None:
-        time.sleep(0.002)
+    # Another number of files, journals included, has been stored at each kill, and the next one
+    # may be half stored.
+    draw = random.Random(seed)
+    most, wait = PUTS * seed // 18, draw.choice([0, draw.uniform(0, 0.02)])
+    while line.puts <= most and killed.poll() is None:
+        time.sleep(0.001)
+    time.sleep(wait)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     begun = stored(line.port)
     assert "pets/dataset.json" not in begun
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
     assert main([*command, "--resume"]) == 0
+    found = {name.removeprefix("pets/"): data for name, data in stored(line.port).items()}
+    assert without_place(found) == without_place(contents(tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
+    """A scheduler and two workers."""
+    pytest.importorskip("distributed", reason="Dask is missing: pip install 'vlds[dask]'")
+    cluster = DaskProcesses(tmp_path_factory.mktemp("dask"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cluster_whose_workers_die_writes_to_a_failing_store(
+    line: Line, dask: DaskProcesses, images: Path, tmp_path: Path, seed: int
+) -> None:
+    """One worker or two die while they open pictures, and requests to the store break; even seeds
+    kill a worker, odd ones the command, which another machine resumes."""
+    assert main(words(images, str(tmp_path / "out"))) == 0
+    command = words(images, f"s3://{BUCKET}/pets", "--executor", dask.executor)
+    draw = random.Random(seed)
+    line.errors, line.cuts = 0.05, 0.05
+    code = "import sys; from data_prep.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "first")}
+    first = subprocess.Popen([sys.executable, "-c", code, *command], cwd=ROOT, env=environment)
+    most = draw.randrange(PUTS - 6)
+    while line.puts <= most and first.poll() is None:
+        time.sleep(0.001)
+    if seed % 2:
+        first.kill()
+    elif workers := dask.workers():
+        draw.choice(workers).kill()
+    first.wait()
+    if seed % 2:
+        assert first.returncode == -signal.SIGKILL
+        assert main([*command, "--resume"]) == 0
+    else:
+        assert first.returncode == 0
     found = {name.removeprefix("pets/"): data for name, data in stored(line.port).items()}
     assert without_place(found) == without_place(contents(tmp_path / "out"))
 

@@ -133,7 +133,7 @@ class SlowShare(mfusepy.Operations):  # type: ignore[misc]
 
     def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
         # By the server's clock if the program names no time.
-        os.utime(path, ns=times if times and times[1] != UTIME_NOW else None)
+        os.utime(path, ns=times if times and times[1] != UTIME_NOW else (time.time_ns(),) * 2)
         return 0
 
     def chmod(self, path: str, mode: int) -> int:

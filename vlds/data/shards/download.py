@@ -10,9 +10,11 @@ the request, so that no library's error can show it. An address without login ma
 from __future__ import annotations
 
 import asyncio
+import atexit
 import errno
 import netrc
 import os
+import threading
 import time
 from base64 import b64encode
 from collections import Counter
@@ -262,9 +264,10 @@ def retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Val
             # The class and the text: the `repr` of aiohttp's errors shows the request's headers,
             # with the login.
             shown = f"{type(error).__name__}({str(error)!r})"
-            if reason is None and pause is not None:
+            # Threads that copy in the background may outlive the work that wanted it.
+            if reason is None and pause is not None and not _ending.is_set():
                 _tell_trouble(error, f"{url}: {{}} ({shown}); it is asked again")
-                time.sleep(pause * uniform(0.5, 1.5))
+                _ending.wait(pause * uniform(0.5, 1.5))
                 continue
             is_full = isinstance(error, OSError) and error.errno in FULL
             tries = len(PAUSES) + 1
@@ -281,6 +284,9 @@ BROKEN_OFF = ("Cut", "ClientPayloadError", "IncompleteReadError", "IncompleteRea
               "ServerDisconnectedError", "ConnectionResetError", "ResponseStreamingError",
               "ConnectionClosedError")  # fmt: skip
 _troubles: Counter[str] = Counter()
+_ending = threading.Event()
+"""Set when the interpreter ends: nothing is asked again, nor said."""
+atexit.register(_ending.set)
 
 
 def _tell_trouble(error: Exception, line: str) -> None:

@@ -21,6 +21,7 @@ from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from vlds.data.errors import FetchError, FullDisk
 from vlds.data.shards.cache import ShardCache
@@ -74,7 +75,16 @@ class RemoteFiles:
         self._ranged = Counter[str]()
         """Bytes of each shard that this process has read as ranges."""
         self._gathered: dict[tuple[str, int], bytes] = {}
-        self._copier = Copier(self._copy_alone)
+        self._copier = self._start_copier()
+
+    def _start_copier(self) -> Copier:
+        # It works for an object with the same tables, so that its threads do not keep this one
+        # alive: they end with it.
+        twin = object.__new__(RemoteFiles)
+        vars(twin).update(vars(self))
+        copier = Copier(twin._copy_alone)
+        finalize(self, copier.stop)
+        return copier
 
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
         """dataset.json, and the index of every shard.
@@ -268,6 +278,13 @@ class RemoteFiles:
                 return
             raise
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_copier"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._copier = self._start_copier()
+
     def _tell_removed(self, shard: ShardInfo) -> None:
         why, cure = "somebody has removed or cut its copy", "keep others off that folder"
         if self.cache.limit is not None:
@@ -340,6 +357,11 @@ class Copier:
                 # A daemon: a run that ends does not wait for what it no longer needs.
                 threading.Thread(target=self._work, daemon=True).start()
 
+    def stop(self) -> None:
+        """Copy nothing more, after what is being copied."""
+        with self._lock:
+            self._waiting.clear()
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -353,13 +375,6 @@ class Copier:
             with self._lock:
                 self._names.discard(shard.name)
                 self._tried[shard.name] = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_copy": self._copy}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
 
 
 def parse_quarantine(data: bytes, path: str, info: DatasetInfo) -> Mapping[int, str]:

@@ -174,8 +174,8 @@ def folder_lock(folder: Path, *, keep: bool = False) -> Iterator[None]:
     path = folder / NAME
     with writable(folder):
         make_folder(folder)
-        descriptor = _open_locked(path)
-    key, own = _identity(os.fstat(descriptor)), os.pread(descriptor, 1 << 12, 0)
+        descriptor, key = _open_locked(path)
+    own = os.pread(descriptor, 1 << 12, 0)
     ended = threading.Event()
 
     def beat() -> None:
@@ -204,8 +204,8 @@ def folder_lock(folder: Path, *, keep: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_locked(path: Path) -> int:
-    """Take the lock; the descriptor of its file.
+def _open_locked(path: Path) -> tuple[int, tuple[int, int]]:
+    """Take the lock; descriptor, device and inode of its file.
 
     Errors: FolderInUse; OSError if the file cannot be opened or locked at all.
     """
@@ -219,7 +219,7 @@ def _open_locked(path: Path) -> int:
                 raise FolderInUse(_refusal(path, _own_record()))
         locks = _locks(path)
         if not locks:
-            if (descriptor := _create(path)) is not None:
+            if (created := _create(path)) is not None:
                 break
             # Another process was faster, or this host does not see yet that the file is gone.
             time.sleep(POLL_S)
@@ -236,24 +236,28 @@ def _open_locked(path: Path) -> int:
             continue
         # Dead, and of those who find that out now, one takes its place.
         heir = path.with_name(f"{NAME}.after-{last.id}")
-        if (descriptor := _create(heir)) is None:
+        if (created := _create(heir)) is None:
             time.sleep(POLL_S)
             continue
-        if [lock.id for lock in _locks(path)] == [lock.id for lock in locks]:
-            os.replace(heir, path)
-            break
-        _held.discard(_identity(os.fstat(descriptor)))
-        heir.unlink(missing_ok=True)
-        os.close(descriptor)
+        # A file that is gone: another process has been faster, and removed it.
+        with suppress(FileNotFoundError), _gone():
+            if [lock.id for lock in _locks(path)] == [lock.id for lock in locks]:
+                os.replace(heir, path)
+                break
+        _held.discard(created[1])
+        with suppress(OSError):
+            heir.unlink()
+        os.close(created[0])
     # What processes have left that died while they took the lock over.
     for heir in path.parent.glob(f"{NAME}.after-*"):
         with suppress(OSError):
             heir.unlink()
-    return descriptor
+    return created
 
 
-def _create(path: Path) -> int | None:
-    """Create a file that locks for this process; its descriptor. None if there is such a file.
+def _create(path: Path) -> tuple[int, tuple[int, int]] | None:
+    """Create a file that locks for this process; its descriptor, device and inode. None if there is
+    such a file, or another process removes it at once.
 
     Errors: OSError.
     """
@@ -261,8 +265,10 @@ def _create(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return None
-    _held.add(_identity(os.fstat(descriptor)))
+    key = None
     try:
+        key = _identity(os.fstat(descriptor))
+        _held.add(key)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX)
         except OSError as error:
@@ -271,13 +277,16 @@ def _create(path: Path) -> int | None:
         os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
         # Other hosts see what the server has.
         os.fsync(descriptor)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             path.unlink()
-        _held.discard(_identity(os.fstat(descriptor)))
+        if key is not None:
+            _held.discard(key)
         os.close(descriptor)
+        if error.errno == errno.ESTALE:
+            return None
         raise
-    return descriptor
+    return descriptor, key
 
 
 def _locks(path: Path) -> list[_Lock]:

@@ -35,7 +35,9 @@ def test_from_a_bucket_to_an_artifact(
     recipe = world_recipe(world, Path("runs/vqa"))
     tasks = {"vqa": recipe.tasks["vqa"]}
     training = replace(recipe.training, steps=2, save_every=2)
-    save_recipe(replace(recipe, tasks=tasks, training=training), Path("vqa.yaml"))
+    data = replace(recipe.data, global_batch_size=16)  # an example for each rank of the plan
+    recipe = replace(recipe, tasks=tasks, training=training, data=data)
+    save_recipe(recipe, Path("vqa.yaml"))
     write_vqav2(Path("VQAV2"))
     with s3_server() as port:
         use_store(monkeypatch, port).mkdir("bucket")

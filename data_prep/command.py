@@ -10,7 +10,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-from vlds.data.shards.remote import is_url
 from vlds.data.shards.remote_folder import Folder, RemoteFolder, folder_at
 from vlds.runtime.cluster import LOCAL, executor_name
 
@@ -61,7 +60,7 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
     """Add --out and the options about shards and pictures."""
     parser.add_argument(
         "--out",
-        type=output,
+        type=any_folder,
         required=True,
         metavar="DIR",
         help="folder to write, or one of an object store, such as s3://bucket/folder",
@@ -234,21 +233,12 @@ def where(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def output(text: str) -> Folder:
-    """Parse the folder of --out."""
+def any_folder(text: str) -> Folder:
+    """Parse a folder of data sets, here or in an object store."""
     try:
         return folder_at(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def local_folder(text: str) -> Path:
-    """Parse a folder of this machine: the commands that inspect shards do not download them."""
-    if is_url(text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is a URL; copy the shards into a folder of this machine, and name that"
-        )
-    return Path(text)
 
 
 def _as_json(value: Any) -> Any:

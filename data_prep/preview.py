@@ -17,6 +17,7 @@ from rich.text import Text
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DATASET_FILE, KIND
 from vlds.data.shards.pictures import page_picture, thumbnail, upright_size
+from vlds.data.shards.remote_folder import Folder, RemoteFolder, address, folder_at, read_from
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.files import write_whole
@@ -24,7 +25,7 @@ from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import follow, open_console, tell, visible
 from vlds.schema import Encoded, SkipSample
 
-from .command import at_least, local_folder, new_command
+from .command import any_folder, at_least, new_command
 from .packed.stats import find_datasets
 from .packing.pack import text_in
 
@@ -174,9 +175,10 @@ def preview(
     begin, colon, end = place.rpartition(":")
     # SHARD:7, unless a file has that name.
     is_one = colon and end.isdigit() and not Path(place).exists()
-    path, number = (Path(begin), int(end)) if is_one else (Path(place), None)
+    path, number = (folder_at(begin), int(end)) if is_one else (folder_at(place), None)
     # A folder of data sets has a part for each; a data set or a shard is a part by itself.
-    has_several = path.is_dir() and not (path / DATASET_FILE).exists()
+    has_several = not str(path).endswith(".tar") and read_from(path, DATASET_FILE) is None
+    has_several = has_several and (isinstance(path, RemoteFolder) or path.is_dir())
     parts = [find_samples(part) for part in (find_datasets(path) if has_several else [path])]
     total = sum(len(numbers) for _, numbers in parts)
     if number is not None and (len(parts) > 1 or number >= total):
@@ -206,7 +208,7 @@ def preview(
 
 
 def find_ids(
-    parts: Sequence[tuple[Dataset, Sequence[int]]], ids: Collection[str], path: Path
+    parts: Sequence[tuple[Dataset, Sequence[int]]], ids: Collection[str], path: Folder
 ) -> list[list[int]]:
     """For each data set, the numbers of the samples that have one of these ids, or an annotation
     with one. Samples that cannot be read have none.
@@ -288,20 +290,22 @@ def spread(numbers: Sequence[int], count: int) -> list[int]:
     return [numbers[turn * len(numbers) // count] for turn in range(count)]
 
 
-def find_samples(path: Path) -> tuple[Dataset, range]:
+def find_samples(path: Folder) -> tuple[Dataset, range]:
     """The data set, and the numbers in it of the samples that lie in a folder or shard.
 
     Errors: ValueError if there is no such shard.
     """
-    if path.suffix != ".tar":
-        dataset = open_dataset(path)
+    text = str(address(path))
+    if not text.endswith(".tar"):
+        dataset = open_dataset(address(path), copies=False)
         return dataset, range(dataset.num_samples)
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise ValueError(f"{path}: no such shard; check the path")
-    dataset = open_dataset(path.parent)
+    place, _, name = text.rpartition("/")
+    dataset = open_dataset(address(folder_at(place)), copies=False)
     first = 0
     for shard in dataset.info.shards:
-        if shard.name == path.name:
+        if shard.name == name:
             return dataset, range(first, first + shard.samples)
         first += shard.samples
     raise ValueError(
@@ -320,7 +324,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "folder",
-        type=local_folder,
+        type=any_folder,
         metavar="PLACE",
         help="folder of a data set or of several, or one shard; :N behind it: the sample of that "
         "number",
@@ -342,6 +346,6 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a page, FILE.html")
 
     def run(args: argparse.Namespace) -> None:
-        preview(str(args.folder), args.samples, args.out, args.ids)
+        preview(str(address(args.folder)), args.samples, args.out, args.ids)
 
     parser.set_defaults(run=run)

@@ -20,6 +20,7 @@ from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DatasetInfo, ShardInfo, class_number, numbered
+from vlds.data.shards.remote_folder import Folder, fetched
 from vlds.data.shards.sample import (
     FEATURE_TYPE,
     FEATURES,
@@ -223,7 +224,7 @@ def shapes_text(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 class ShardJob(NamedTuple):
-    folder: Path
+    folder: Folder
     """Folder of the data set."""
     shard: ShardInfo
     label: str
@@ -242,7 +243,11 @@ class CheckedShard:
 
 def check_shard(job: ShardJob) -> CheckedShard:
     """Check one shard completely, however damaged it is."""
-    tar = job.folder / job.shard.name
+    with fetched(job.folder, *job.shard.files) as place:
+        return _check_shard(job, place / job.shard.name)
+
+
+def _check_shard(job: ShardJob, tar: Path) -> CheckedShard:
     if not tar.is_file():
         return CheckedShard(job.label, [], [Finding("shard missing", file=job.label)])
     # The cheap test first: of another size, the hash is another one, and takes long to compute.

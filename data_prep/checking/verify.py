@@ -14,14 +14,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vlds.data.errors import FetchError
 from vlds.data.shards.info import DATASET_FILE, QUARANTINE_FILE, DatasetInfo
+from vlds.data.shards.remote_folder import (
+    Folder,
+    files_in,
+    load_info,
+    parts_of,
+    remove_from,
+    write_into,
+)
 from vlds.runtime.cluster import Cluster
-from vlds.runtime.files import write_whole
 from vlds.runtime.json_files import NotFinite
 from vlds.runtime.terminal import follow, tell
 from vlds.runtime.workers import ordered_map
 
-from ..command import add_workers, local_folder, new_command
+from ..command import add_workers, any_folder, new_command
 from ..json_rows import JsonRow, read_json, read_lines
 from ..official.coco import KARPATHY_SPLITS
 from ..packed.stats import find_datasets
@@ -194,7 +202,7 @@ FAULTY = 1
 
 
 def verify(
-    folders: Sequence[Path],
+    folders: Sequence[Folder],
     files: Sequence[Path] = (),
     workers: int = 1,
     cluster: Cluster | None = None,
@@ -205,25 +213,31 @@ def verify(
     `files` hold the annotations that must be in the shards. Errors: ValueError if there is no data
     set, or a file has no ids.
     """
-    if len(folders) == 1:
-        (folder,) = folders  # findings are named within it
-    else:
-        # Findings are named within the folder that holds all of them.
-        folders = [Path(os.path.abspath(each)) for each in folders]
-        folder = Path(os.path.commonpath(folders))
-    infos: dict[Path, DatasetInfo] = {}
+    # Findings are named within the folder, or within the one that holds all of several here.
+    above = f"{folders[0]}/"
+    if len(folders) > 1:
+        folders = [Path(os.path.abspath(f)) if isinstance(f, Path) else f for f in folders]
+        here = [each for each in folders if isinstance(each, Path)]
+        above = f"{os.path.commonpath(here)}/" if len(here) == len(folders) else ""
+
+    def within(place: Folder, name: str) -> str:
+        return str(place / name).removeprefix(above)
+
+    infos: dict[Folder, DatasetInfo] = {}
     findings: list[Finding] = []
     # Once each: one of the folders may lie in another.
     for path in dict.fromkeys(path for each in folders for path in find_datasets(each)):
         try:
-            infos[path] = DatasetInfo.load(path)
+            infos[path] = load_info(path)
+        except FetchError:
+            raise
         except (ValueError, TypeError) as error:
-            name = str((path / DATASET_FILE).relative_to(folder))
+            name = within(path, DATASET_FILE)
             findings.append(Finding(f"unusable {DATASET_FILE}", str(error), name))
     # Tars that belong to no data set: other readers use them, a run does not.
-    listed = {path / shard.name for path, info in infos.items() for shard in info.shards}
-    for tar in sorted({tar for each in folders for tar in each.rglob("*.tar")} - listed):
-        name = str(tar.relative_to(folder))
+    listed = {within(path, shard.name) for path, info in infos.items() for shard in info.shards}
+    tars = {within(each, name) for each in folders for name in files_in(each, ".tar")}
+    for name in sorted(tars - listed):
         findings.append(Finding(f"shard in no {DATASET_FILE}", file=name))
     wanted: Wanted = {}
     if infos:
@@ -231,9 +245,10 @@ def verify(
         dropped = {entry["id"] for info in infos.values() for entry in info.dropped}
         wanted = {str(path): _read_ids(path, splits, dropped) for path in files}
     jobs = [
-        ShardJob(path, shard, str((path / shard.name).relative_to(folder)), info)
+        ShardJob(path, shard, within(path, shard.name), part.info)
         for path, info in infos.items()
-        for shard in info.shards
+        for part in parts_of(path, info)
+        for shard in part.info.shards
     ]
     # A shard is much work: processes get one at a time.
     pieces = sum(job.shard.samples for job in jobs)
@@ -244,9 +259,9 @@ def verify(
         chunk=1,
         pieces=pieces,
         cluster=cluster,
-        files=[path / DATASET_FILE for path in infos],
+        files=[path / DATASET_FILE for path in infos if isinstance(path, Path)],
     )
-    checked: dict[Path, list[CheckedShard]] = {path: [] for path in infos}
+    checked: dict[Folder, list[CheckedShard]] = {path: [] for path in infos}
     for job, result in zip(jobs, follow(results, "verify", len(jobs)), strict=True):
         checked[job.folder].append(result)
     for path, info in infos.items():
@@ -263,21 +278,20 @@ def verify(
         findings += check_annotations(wanted, [*chain(*checked.values())])
     tell(summary(findings))
     # After all checks: a sample can also be bad for what another shard holds, such as the same id.
-    # A finding has the shard's path below `folder`; the listing lies beside the shards and names
-    # them without it.
-    for path in infos:
+    # A finding has the shard's path, the listing lies beside the shards and has their names.
+    for path, info in infos.items():
+        places = {within(path, shard.name) for shard in info.shards}
         bad = [
             finding._replace(file=Path(finding.file).name)
             for finding in findings
-            if finding.i is not None and (folder / finding.file).parent == path
+            if finding.i is not None and finding.file in places
         ]
-        listing = path / QUARANTINE_FILE
         if not bad:
-            listing.unlink(missing_ok=True)
+            remove_from(path, QUARANTINE_FILE)
             continue
-        write_whole(listing, "".join(finding.line() for finding in bad))
+        write_into(path, QUARANTINE_FILE, "".join(finding.line() for finding in bad))
         samples = {(finding.file, finding.i) for finding in bad}
-        tell(f"{listing}: {_count(len(samples), 'bad sample')}")
+        tell(f"{path / QUARANTINE_FILE}: {_count(len(samples), 'bad sample')}")
     return findings
 
 
@@ -309,7 +323,7 @@ def add_command(commands: Any) -> None:
         examples=["verify shards/mine", "verify shards/vqa-train shards/vqa-val"],
     )
     parser.add_argument(
-        "folders", type=local_folder, nargs="+", metavar="DIR",
+        "folders", type=any_folder, nargs="+", metavar="DIR",
         help="data sets, or folders with several below",
     )  # fmt: skip
     parser.add_argument(

@@ -6,13 +6,21 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlds.data.shards.info import DATASET_FILE, NO_CLASS, DatasetInfo
+from vlds.data.shards.info import DATASET_FILE, NO_CLASS
+from vlds.data.shards.remote_folder import (
+    Folder,
+    Part,
+    address,
+    files_in,
+    load_info,
+    open_part,
+    parts_of,
+)
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import open_dataset
 from vlds.runtime.cluster import Cluster
@@ -21,47 +29,50 @@ from vlds.runtime.terminal import tell
 from vlds.runtime.workers import ordered_map
 from vlds.schema import Sample, SkipSample
 
-from ..command import add_workers, local_folder, new_command
+from ..command import add_workers, any_folder, new_command
 from ..packing.pack import clips_of, fault_of, text_in
 from ..packing.source import count_reasons
 
 MOST_FREQUENT = 5
 
 
-def find_datasets(folder: Path) -> list[Path]:
+def find_datasets(folder: Folder) -> list[Folder]:
     """The folders of all data sets in or below a folder."""
-    folders = sorted(path.parent for path in folder.rglob(DATASET_FILE))
-    if not folders:
+    # "a/dataset.json" -> folder / "a", "dataset.json" -> folder.
+    paths = [file.removesuffix(DATASET_FILE) for file in files_in(folder, DATASET_FILE)]
+    found = [folder / path.rstrip("/") if path else folder for path in paths if path[-1:] in "/"]
+    if not found:
         raise ValueError(f"{folder}: no {DATASET_FILE} here or below; give a folder of shards")
-    return folders
+    return sorted(found, key=lambda place: str(place).split("/"))
 
 
-def read_samples(folder: Path, first: int = 0, last: int | None = None) -> Iterator[Sample]:
-    """The samples of a data set from number `first` to before `last`; default: to the end.
+def read_part(part: Part) -> Iterator[Sample]:
+    """The samples of a shard.
 
     Errors: ValueError that names the first unreadable or unusable one.
     """
-    dataset = open_dataset(folder)
-    cure = f"`vlds data verify {folder}` says more"
-    for number in range(first, dataset.num_samples if last is None else last):
-        try:
-            sample = dataset.read(number)
-        except SkipSample as error:
-            raise ValueError(f"{error}; {cure}") from None
-        if fault := next(filter(None, map(fault_of, sample.annotations)), ""):
-            raise ValueError(
-                f"sample {dataset.label} {sample.key} ({dataset.shard_of(number)}): annotation "
-                f"{fault}; {cure}"
-            )
-        yield sample
+    cure = f"`vlds data verify {part.folder}` says more"
+    with open_part(part) as dataset:
+        for number in range(dataset.num_samples):
+            try:
+                sample = dataset.read(number)
+            except SkipSample as error:
+                raise ValueError(f"{error}; {cure}") from None
+            if fault := next(filter(None, map(fault_of, sample.annotations)), ""):
+                raise ValueError(
+                    f"sample {dataset.label} {sample.key} ({dataset.shard_of(number)}): annotation "
+                    f"{fault}; {cure}"
+                )
+            yield sample
 
 
-def read_annotations(folders: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
+def read_annotations(folders: Iterable[Folder]) -> Iterator[Mapping[str, Any]]:
     """Every annotation of all data sets in or below the folders."""
     for folder in folders:
-        for dataset in find_datasets(folder):
-            for sample in read_samples(dataset):
-                yield from sample.annotations
+        for place in find_datasets(folder):
+            for part in parts_of(place, load_info(place)):
+                for sample in read_part(part):
+                    yield from sample.annotations
 
 
 @dataclass
@@ -83,11 +94,10 @@ class Counts:
         self.clips += other.clips
 
 
-def count_samples(part: tuple[Path, int, int]) -> Counts:
-    """What the samples of a data set hold, from one number to before another."""
-    folder, first, last = part
+def count_samples(part: Part) -> Counts:
+    """What the samples of a shard hold."""
     counts = Counts()
-    for sample in read_samples(folder, first, last):
+    for sample in read_part(part):
         try:
             sizes = sample.extra.get("size") or ()
             counts.sides.update(f"{width}x{height}" for width, height in sizes)
@@ -101,23 +111,27 @@ def count_samples(part: tuple[Path, int, int]) -> Counts:
                 counts.answers[_answer(annotation)] += 1
         except UNUSABLE as error:
             raise ValueError(
-                f"{folder}: sample {sample.key} cannot be counted ({in_words(error)}); correct its "
-                "json"
+                f"{part.folder}: sample {sample.key} cannot be counted ({in_words(error)}); "
+                "correct its json"
             ) from None
     return counts
 
 
-def describe(folder: Path, workers: int = 1, cluster: Cluster | None = None) -> str:
+def describe(folder: Folder, workers: int = 1, cluster: Cluster | None = None) -> str:
     """A few lines about one data set."""
-    info = DatasetInfo.load(folder)
-    ends = [0, *accumulate(shard.samples for shard in info.shards)]
-    parts = [(folder, first, last) for first, last in pairwise(ends)]
-    landmark = [folder / DATASET_FILE]
+    info = load_info(folder)
+    landmark = [folder / DATASET_FILE] if isinstance(folder, Path) else []
     counts = Counts()
-    for part in ordered_map(
-        count_samples, parts, workers, chunk=1, pieces=info.samples, cluster=cluster, files=landmark
+    for counted in ordered_map(
+        count_samples,
+        parts_of(folder, info),
+        workers,
+        chunk=1,
+        pieces=info.samples,
+        cluster=cluster,
+        files=landmark,
     ):
-        counts.add(part)
+        counts.add(counted)
     answers, sides, texts = counts.answers, counts.sides, counts.texts
     size = sum(shard.bytes for shard in info.shards)
     lines = [
@@ -154,9 +168,9 @@ def _answer(annotation: Mapping[str, Any]) -> str:
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 
-def _classes(folder: Path, classes: Sequence[str]) -> str:
+def _classes(folder: Folder, classes: Sequence[str]) -> str:
     """How many samples the classes have."""
-    numbers = open_dataset(folder).class_numbers()
+    numbers = open_dataset(address(folder)).class_numbers()
     counts = np.bincount(numbers[numbers != NO_CLASS], minlength=len(classes))
     return f"  classes      {len(classes):>10,}   {counts.min():,} to {counts.max():,} samples each"
 
@@ -172,7 +186,7 @@ def _most_frequent(counts: Counter[str], total: int) -> str:
 def add_command(commands: Any) -> None:
     parser = new_command(commands, "stats", examples=["stats shards/mine"])
     parser.add_argument(
-        "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
+        "folder", type=any_folder, metavar="DIR", help="a data set, or several below"
     )
     add_workers(parser, "read shards")
 

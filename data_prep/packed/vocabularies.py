@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
+from vlds.data.shards.remote_folder import Folder
 from vlds.runtime.files import whole_folder, write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import CHOICE_LETTERS
 
-from ..command import at_least, local_folder, new_command
+from ..command import any_folder, at_least, new_command
 from ..json_rows import clean
 from ..packing.pack import TEXT_FIELDS
 from .stats import read_annotations
@@ -107,7 +108,7 @@ def _words(tokenizer: BertWordPieceTokenizer, lines: Iterable[str]) -> Iterator[
         yield from (word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
 
 
-def texts_of(folders: Iterable[Path]) -> Iterator[str]:
+def texts_of(folders: Iterable[Folder]) -> Iterator[str]:
     """Questions, statements, captions, choices and answers of packed data sets."""
     for annotation in read_annotations(folders):
         yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
@@ -157,7 +158,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--vocab-size", type=int, default=1000, help="most pieces (default 1000)")
     parser.add_argument(
-        "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"
+        "folders", type=any_folder, nargs="+", metavar="DIR", help="folders of shards"
     )
     parser.set_defaults(run=_write_tokenizer)
 
@@ -173,7 +174,7 @@ def add_command(commands: Any) -> None:
         "--min-count", type=at_least(1), default=OFTEN, metavar="N", help=f"default: {OFTEN}"
     )
     parser.add_argument(
-        "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"
+        "folders", type=any_folder, nargs="+", metavar="DIR", help="folders of shards"
     )
     parser.set_defaults(run=_write_answers)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo, check_names
-from vlds.data.shards.remote_folder import Folder, RemoteFolder
+from vlds.data.shards.remote_folder import Folder, RemoteFolder, lock_place
 from vlds.runtime.cluster import Cluster
 from vlds.runtime.folders import folder_lock
 from vlds.runtime.terminal import follow, tell
@@ -215,7 +215,7 @@ def pack_ready(dataset: SourceSet, out: Folder, options: Options) -> DatasetInfo
     by_id = {sample.id: sample for sample in dataset.samples}
     samples = [by_id[sample_id] for sample_id in shard_order(by_id, options.seed)]
     # A second command that writes here would mix its shards with these.
-    with folder_lock(out.workplace if isinstance(out, RemoteFolder) else out):
+    with folder_lock(lock_place(out)):
         shape = common_shape(samples)
         features: dict[str, Any] | None = None
         if shape:

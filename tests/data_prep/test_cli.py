@@ -134,12 +134,11 @@ def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "preview", "index"])
-def test_shards_are_looked_at_on_this_machine(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([command, "http://a.b/shards"]) == 2
+def test_a_web_server_cannot_be_listed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "http://u:secret@a.b/shards"]) == 2
     told = capsys.readouterr().err
-    assert "'http://a.b/shards' is a URL; copy the shards into a folder of this machine" in told
+    assert "http://a.b/shards: a web server's folder cannot be listed or written" in told
+    assert "secret" not in told
 
 
 @pytest.mark.parametrize("resume", [True, False])

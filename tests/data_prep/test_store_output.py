@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import pytest
 
 import vlds.data.shards.download
 from data_prep.cli import main
+from data_prep.packing.writer import write_dataset
+from tests.toys.dask_processes import DaskProcesses
 from tests.toys.pictures import noise
 from tests.toys.store import BUCKET, Line, s3_server, use_store
+from tests.toys.streams import records
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +77,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def without_place(files: dict[str, bytes]) -> dict[str, Any]:
     """The files, dataset.json without the record of where it was written."""
     info = json.loads(files["dataset.json"])
-    del info["tool"]["arguments"]["out"]
+    for word in ("out", "executor"):
+        info["tool"]["arguments"].pop(word, None)
     return files | {"dataset.json": info}
 
 
@@ -122,8 +127,13 @@ def test_other_files_and_data_sets_are_safe(
     assert "a web server's folder cannot be listed or written" in capsys.readouterr().err
 
 
+PUTS = 8 * 6 + 2
+"""Files that a data set of eight shards stores: each with its index and a new journal, and a
+few more."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(18))
 def test_another_machine_resumes_what_was_killed(
     line: Line, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -133,9 +143,13 @@ def test_another_machine_resumes_what_was_killed(
     killed = subprocess.Popen(
         [sys.executable, "-c", code, *command], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    # Another number of files, journals included, has been stored at each kill.
-    while line.puts <= 6 * seed and killed.poll() is None:
-        time.sleep(0.002)
+    # Another number of files, journals included, has been stored at each kill, and the next one
+    # may be half stored.
+    draw = random.Random(seed)
+    most, wait = PUTS * seed // 18, draw.choice([0, draw.uniform(0, 0.02)])
+    while line.puts <= most and killed.poll() is None:
+        time.sleep(0.001)
+    time.sleep(wait)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     begun = stored(line.port)
@@ -144,3 +158,123 @@ def test_another_machine_resumes_what_was_killed(
     assert main([*command, "--resume"]) == 0
     found = {name.removeprefix("pets/"): data for name, data in stored(line.port).items()}
     assert without_place(found) == without_place(contents(tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
+    """A scheduler and two workers."""
+    pytest.importorskip("distributed", reason="Dask is missing: pip install 'vlds[dask]'")
+    cluster = DaskProcesses(tmp_path_factory.mktemp("dask"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cluster_whose_workers_die_writes_to_a_failing_store(
+    line: Line, dask: DaskProcesses, images: Path, tmp_path: Path, seed: int
+) -> None:
+    """One worker or two die while they open pictures, and requests to the store break; even seeds
+    kill a worker, odd ones the command, which another machine resumes."""
+    assert main(words(images, str(tmp_path / "out"))) == 0
+    command = words(images, f"s3://{BUCKET}/pets", "--executor", dask.executor)
+    draw = random.Random(seed)
+    line.errors, line.cuts = 0.05, 0.05
+    code = "import sys; from data_prep.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "first")}
+    first = subprocess.Popen([sys.executable, "-c", code, *command], cwd=ROOT, env=environment)
+    most = draw.randrange(PUTS - 6)
+    while line.puts <= most and first.poll() is None:
+        time.sleep(0.001)
+    if seed % 2:
+        first.kill()
+    elif workers := dask.workers():
+        draw.choice(workers).kill()
+    first.wait()
+    if seed % 2:
+        assert first.returncode == -signal.SIGKILL
+        assert main([*command, "--resume"]) == 0
+    else:
+        assert first.returncode == 0
+    line.errors = line.cuts = 0.0
+    found = {name.removeprefix("pets/"): data for name, data in stored(line.port).items()}
+    assert without_place(found) == without_place(contents(tmp_path / "out"))
+
+
+def plain(text: str, place: str) -> str:
+    """What a command has said, without the place of the data, which also decides where lines
+    break."""
+    return "".join(text.split()).replace(place, "PLACE")
+
+
+def test_commands_that_inspect_say_of_a_store_what_they_say_of_a_folder(
+    line: Line, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And keep nothing of it on this machine."""
+    here, there = tmp_path / "out", f"s3://{BUCKET}/pets"
+    for place in (str(here), there):
+        assert main(words(images, place)) == 0
+    files = use_store(pytest.MonkeyPatch(), line.port)
+
+    def both(*command: str, code: int = 0) -> str:
+        capsys.readouterr()
+        said = []
+        for place in (str(here), there):
+            before = dict(line.whole)
+            assert main([word.replace("PLACE", place) for word in command]) == code
+            said.append(plain(capsys.readouterr().out, place))
+            # A command reads each shard once.
+            again = {k: n - before.get(k, 0) for k, n in line.whole.items() if k.endswith(".tar")}
+            assert max(again.values(), default=0) <= 1
+            assert not list((tmp_path / "here").rglob("*.tar"))
+        assert said[0] == said[1]
+        return said[0]
+
+    assert "classes" in both("stats", "PLACE")
+    assert both("verify", "PLACE", "--workers", "1").endswith("alliswell")
+    assert "class1" in both("preview", "PLACE")
+    shard = next(path.name for path in here.glob("*-00003.tar"))
+    assert both("preview", f"PLACE/{shard}:1") != both("preview", f"PLACE/{shard}:2")
+    assert "idclass0/3.png" in both("preview", "PLACE", "--ids", "class0/3.png")
+
+    # A bad picture: it is listed beside the shards, so that a run leaves it out.
+    tar = here / shard
+    data = bytearray(tar.read_bytes())
+    data[data.index(b"IDAT") + 20] ^= 1
+    tar.write_bytes(data)
+    files.pipe_file(f"{BUCKET}/pets/{shard}", bytes(data))
+    assert "1badsample" in both("verify", "PLACE", "--workers", "1", code=1)
+    listing = stored(line.port)["pets/quarantine.jsonl"]
+    assert listing == (here / "quarantine.jsonl").read_bytes()
+    # Its index is made again, and the listing goes.
+    both("index", "PLACE", "--name", "images", "--kind", "image_class", "--split", "train")
+    (here / shard).rename(here / "lost")
+    files.mv(f"{BUCKET}/pets/{shard}", f"{BUCKET}/pets/lost")
+    assert "shardmissing" in both("verify", "PLACE", "--workers", "1", code=1)
+    found = {name.removeprefix("pets/"): data for name, data in stored(line.port).items()}
+    assert without_place(found) == without_place(contents(here))
+
+
+def test_a_folder_of_several_data_sets(
+    line: Line, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Questions of two splits: all commands that take several find them below the address."""
+    here, there = tmp_path / "out", f"s3://{BUCKET}/sets"
+    for split in ("train", "val"):
+        samples = records(split, 5)
+        write_dataset(here / split, name="toy", kind="vqa", split=split, records=samples)
+    use_store(pytest.MonkeyPatch(), line.port).put(str(here), there, recursive=True)
+    said = []
+    for place in (str(here), there):
+        answers = tmp_path / f"{len(said)}.json"
+        for command in ("stats", "verify", "preview"):
+            assert main([command, place]) == 0
+        assert main(["answers", place, "--min-count", "1", "--out", str(answers)]) == 0
+        assert main(["verify", f"{place}/train", f"{place}/val"]) == 0
+        text = capsys.readouterr().out.replace(str(answers), "FILE")
+        said.append((plain(text, place), answers.read_text()))
+    assert said[0] == said[1]
+    assert said[0][0].count("alliswell") == 2
+    for command in ("stats", "verify", "preview"):
+        assert main([command, f"{there}/lost"]) == 2
+        assert f"{there}/lost: no dataset.json" in capsys.readouterr().err.replace("data set ", "")

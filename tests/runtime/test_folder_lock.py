@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toys.files import ROOT
 from tests.toys.processes import HOLDER, holder
 from vlds.runtime import folders as module
 from vlds.runtime.folders import NAME, FolderInUse, folder_lock
@@ -85,7 +86,7 @@ def test_a_lock_of_another_host_is_watched_for_signs_of_life(
 ) -> None:
     """As on a file system that does not carry locks from host to host. A command's words may not be
     UTF-8."""
-    monkeypatch.setattr(module, "ABANDONED_S", 0.3)
+    monkeypatch.setattr(module, "ABANDONED_S", 2.0 if alive else 0.3)
     record = {
         "host": f"not-{socket.gethostname()}",
         "pid": "7",
@@ -94,15 +95,18 @@ def test_a_lock_of_another_host_is_watched_for_signs_of_life(
     }
     (tmp_path / NAME).write_text(json.dumps(record))
     if alive:
-        touch = f"import os, time; time.sleep(.1); os.utime({str(tmp_path / NAME)!r})"
-        toucher = subprocess.Popen([sys.executable, "-S", "-c", touch])
-        with pytest.raises(FolderInUse, match="process 7 on not-"), folder_lock(tmp_path):
-            raise AssertionError("its writer lives")
-        toucher.wait()
+        touch = f"import os, time\nwhile 1: time.sleep(.1); os.utime({str(tmp_path / NAME)!r}); "
+        words = [sys.executable, "-S", "-c", touch + "print(flush=True)"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as toucher:
+            assert toucher.stdout is not None
+            toucher.stdout.readline()
+            with pytest.raises(FolderInUse, match="process 7 on not-"), folder_lock(tmp_path):
+                raise AssertionError("its writer lives")
+            toucher.kill()
     else:
         with folder_lock(tmp_path):
             assert json.loads((tmp_path / NAME).read_text())["pid"] == str(os.getpid())
-    assert "waiting 0 s for a sign of life" in capsys.readouterr().err
+    assert "s for a sign of life" in capsys.readouterr().err
 
 
 def test_a_writer_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +120,60 @@ def test_a_writer_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
         assert lock.stat().st_mtime > 0
 
 
-def test_what_is_in_the_file_may_be_anything(tmp_path: Path) -> None:
+def test_what_is_in_the_file_may_be_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer may have died before it wrote."""
+    monkeypatch.setattr(module, "ABANDONED_S", 0.2)
     for text in ("", "[]", "{", "null", "5", '"x"'):
         (tmp_path / NAME).write_text(text)
         with folder_lock(tmp_path):
             assert json.loads((tmp_path / NAME).read_text())["pid"] == str(os.getpid())
+
+
+TAKE = """
+import sys, time
+from pathlib import Path
+from vlds.runtime import folders
+folders.ABANDONED_S = folders.BEAT_S = 0.5
+try:
+    with folders.folder_lock(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(5)
+except folders.FolderInUse:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("half_way", [False, True])
+def test_one_of_many_takes_over(half_way: bool, tmp_path: Path) -> None:
+    """All find out at once that the writer is dead; so may be the first that has taken over."""
+    other = {"host": "other", "boot": "other", "pid": "7", "start": "then", "command": "vlds"}
+    (tmp_path / NAME).write_text(json.dumps(other | {"id": "one"}))
+    if half_way:
+        (tmp_path / f"{NAME}.after-one").write_text(json.dumps(other | {"id": "two"}))
+        (tmp_path / f"{NAME}.after-gone").write_text(json.dumps(other | {"id": "three"}))
+    words = [sys.executable, "-c", TAKE, str(tmp_path)]
+    pipe = subprocess.PIPE
+    programs = [
+        subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) for _ in range(4)
+    ]
+    said = sorted(program.communicate()[0] for program in programs)
+    assert said == ["held\n", "refused\n", "refused\n", "refused\n"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_whose_lock_was_taken_over_ends(tmp_path: Path) -> None:
+    """Its host has slept, and another one has not seen a sign of life."""
+    code = HOLDER.replace("with", "from vlds.runtime import folders; folders.BEAT_S = 0.1\nwith", 1)
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        (tmp_path / "new").write_text('{"id": "another"}')
+        os.replace(tmp_path / "new", tmp_path / NAME)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    assert "another host has taken it over, because this one gave no sign of life for 20 s" in said
+    assert (tmp_path / NAME).read_text() == '{"id": "another"}'

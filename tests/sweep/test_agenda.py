@@ -21,6 +21,7 @@ from vlds.cli.sweep import estimate
 from vlds.cli.sweep_work import CLAIMS, FAILED, SweepWork, preparation_parts
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import SweepRun, folder_name, read_sweep, runs_of
+from vlds.runtime import folders
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_files import write_manifest
 
@@ -171,7 +172,7 @@ def test_clocks_of_other_hosts_decide_nothing(
     file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that a dead process has left, and a failure of an earlier sweep, dated ahead."""
-    monkeypatch.setattr(sweep_work, "ABANDONED_S", 0.5)
+    monkeypatch.setattr(folders, "ABANDONED_S", 0.5)
     for run in runs_of(read_sweep([file])):
         finish(run)
     product = Path(file).parent / "product"
@@ -179,7 +180,8 @@ def test_clocks_of_other_hosts_decide_nothing(
     claim.mkdir(parents=True)
     mark.parent.mkdir()
     mark.write_text("it was so\n")
-    for path in (claim, mark):
+    (claim / folders.NAME).write_text('{"host": "other", "boot": "other", "id": "dead"}')
+    for path in (claim / folders.NAME, mark):
         os.utime(path, (time.time() + 3600,) * 2)
     words = ["--prepare", f"{{{product}: touch {product}}}"]
     assert run_command(["sweep", file, *words]) == 0, capsys.readouterr()

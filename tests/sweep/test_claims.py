@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.toys.files import ROOT
-from tests.toys.processes import HOLDER
-from vlds.cli import sweep_work as claims
 from vlds.cli.sweep_work import claim, wait_until_free
 from vlds.runtime.folders import NAME, FolderInUse
 
@@ -51,7 +47,6 @@ def test_no_part_is_done_twice(tmp_path: Path) -> None:
     processes = [subprocess.Popen(words, cwd=ROOT) for _ in range(4)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 4
     assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(12))
-    assert list((tmp_path / "claims").iterdir()) == []
 
 
 @pytest.mark.slow
@@ -64,34 +59,10 @@ def test_a_killed_process_claims_nothing(tmp_path: Path) -> None:
             raise AssertionError("claimed twice")
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / "part").exists()
-    with claim(tmp_path / "part"):
-        assert (tmp_path / "part").exists()
-    assert not (tmp_path / "part").exists()
-
-
-def test_a_claim_that_was_just_made_belongs_to_its_maker(tmp_path: Path) -> None:
-    """On file systems whose locks do not reach other hosts, the folder alone decides."""
-    part = tmp_path / "part"
-    part.mkdir()
-    words = [sys.executable, "-c", HOLDER, str(part)]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        with pytest.raises(FolderInUse, match=f"by process {process.pid} on"), claim(part):
-            raise AssertionError("claimed twice")
-        process.kill()
-
-
-@pytest.mark.parametrize("hours", [-1, 0, 1])
-def test_the_date_of_a_claim_does_not_matter(
-    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its process has died before it locked the folder, and its clock may go wrong."""
-    monkeypatch.setattr(claims, "ABANDONED_S", 0.5)
-    part = tmp_path / "part"
-    part.mkdir()
-    os.utime(part, (time.time() + hours * 3600,) * 2)
-    with claim(part):
-        assert (part / NAME).is_file()
-    assert not part.exists()
+    for _ in range(2):  # the claim's file stays, and keeps nobody of this host away
+        with claim(tmp_path / "part"):
+            pass
+        assert (tmp_path / "part" / NAME).is_file()
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
 """Does what is missing of a sweep, part by part; other processes may do the same beside it.
 
-At most one process on all hosts does a part at a time. Its claim is a folder that it has made,
-which every file system does for one process alone, and holds (`folder_lock`). The system releases
-the claim of a dead process of this host; that of another host is taken over when it has given no
-sign of life for a while.
+At most one process on all hosts does a part at a time: it holds a folder that stands for the part
+(`folder_lock`). The system releases the claim of a dead process of this host; that of another host
+is taken over when it has given no sign of life for a while.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,12 +20,11 @@ from typing import Protocol
 from vlds.cli.supervisor import Stage, StageError, grace_from_environment, run_stage, vlds
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import Preparation, Sweep, SweepRun, folder_name, preparations, prepared_run
-from vlds.runtime.disk import CannotWrite, make_folder, writable
+from vlds.runtime.disk import CannotWrite, writable
 from vlds.runtime.files import read_text, write_whole
-from vlds.runtime.folders import ABANDONED_S, NAME, FolderInUse, folder_lock
+from vlds.runtime.folders import FolderInUse, folder_lock
 from vlds.runtime.terminal import tell
 
-POLL_S = 0.1
 CLAIMS, FAILED, MADE = "claims", "failed", "made"
 """Folders of a sweep: who does what, what has failed, and the commands that have prepared."""
 OURS = {"vlds": vlds(), "python": [sys.executable]}
@@ -35,41 +33,13 @@ PREPARE_POLL_S = 2.0
 """Seconds between two looks at what another process prepares."""
 
 
-@contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Hold a part of a sweep for this process.
+def claim(folder: Path) -> AbstractContextManager[None]:
+    """Hold a part of a sweep for this process. The claim's file stays afterwards, because other
+    hosts may see late what was done under it: they wait until they do.
 
     Errors: FolderInUse if another process holds it; CannotWrite.
     """
-    try:
-        with ExitStack() as held:
-            is_taken = False
-            while not is_taken:
-                with writable(folder):
-                    make_folder(folder.parent)
-                    try:
-                        folder.mkdir()
-                        is_new = True
-                    except FileExistsError:
-                        is_new = False
-                # Its maker may not have locked it yet, or be dead. The folder's date tells
-                # neither: clocks of hosts differ.
-                deadline = time.monotonic() + (0 if is_new else ABANDONED_S)
-                while (
-                    folder.exists() and not (folder / NAME).exists() and time.monotonic() < deadline
-                ):
-                    time.sleep(POLL_S)
-                try:
-                    held.enter_context(folder_lock(folder))
-                    is_taken = True
-                except CannotWrite:
-                    if folder.exists():
-                        raise
-                    # Another process has just released it, and removed the folder.
-            yield
-    finally:
-        with suppress(OSError):  # it is not empty if another process holds it
-            folder.rmdir()
+    return folder_lock(folder, keep=True)
 
 
 def wait_until_free(folder: Path, seconds: float) -> None:
@@ -277,8 +247,7 @@ class SweepWork:
                         self.failed[part.name] = f"cannot start without {other.name}"
         known = self._done | self.failed.keys()
         missing = [part for part in self.parts if part.name not in known]
-        # A claim that was not released is held, or its process is dead; to find out which may take
-        # a while on another host.
+        # Whether a part that somebody has begun is free takes a while to find out on another host.
         return sorted(missing, key=lambda part: self._place(CLAIMS, part).exists())
 
     def _do_one(self, ranks: Sequence[str]) -> SweepPart | None:
@@ -288,7 +257,8 @@ class SweepWork:
             if not all(need.exists() for need in part.needs):
                 continue
             with suppress(FolderInUse), claim(self._place(CLAIMS, part)):
-                if part.is_done:  # by another process, since `missing` has looked
+                # Another process may have done it, or failed at it, since `missing` has looked.
+                if part not in self.missing:
                     continue
                 # An old mark must go before the part runs: whoever reads it would give up on it.
                 mark = self._place(FAILED, part)

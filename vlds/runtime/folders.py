@@ -11,18 +11,21 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 
 from vlds.runtime.disk import append, make_folder, writable
 from vlds.runtime.files import check_file, read_text
@@ -102,18 +105,35 @@ def cpu_name() -> str:
 
 # One writer per folder: a second program is refused, with the name of the first.
 #
-# The lock is a file in the folder that names its writer: host, process, start and command. The
-# writer holds a POSIX record lock on it, which the system releases when the process ends. Some file
-# systems do not pass such locks on to other hosts, so the writer also touches the file every few
-# seconds; a lock of another host counts as abandoned if nobody touches it for a while. POSIX locks
-# belong to a process, so forked workers do not inherit them. But closing any descriptor of the file
-# releases them, so no other module may open it.
+# The lock is a file in the folder that names its writer: host, process, start, command, and an id
+# of this very lock. Whoever creates the file has the lock: that happens once, on network file
+# systems too. The writer also holds a POSIX record lock on it, which the system releases when the
+# process ends; so a dead writer of this host is found out at once. Some file systems do not pass
+# such locks on to other hosts, so the writer touches the file every few seconds. A lock of another
+# host counts as abandoned if nobody touches it for a while.
+#
+# Several processes may find a lock abandoned at once. One of them takes it over: it creates
+# `.vlds.lock.after-ID`, with the id of the abandoned lock, and renames it to `.vlds.lock`. If it
+# dies before the renaming, its file is the lock, and is taken over in the same way. The name is
+# free again after the renaming, so whoever has created it looks whether the lock still is the one
+# with this id: an id never comes back.
+#
+# POSIX locks belong to a process, so forked workers do not inherit them. But closing any descriptor
+# of the file releases them, so no other module may open it.
 
 NAME = ".vlds.lock"
 BEAT_S = 5.0
 """Seconds between a writer's signs of life."""
 ABANDONED_S = 4 * BEAT_S
-"""Seconds without a sign of life after which another host's lock is abandoned."""
+"""Seconds without a sign of life after which another host's lock is abandoned. What a host has
+written must reach all others within this time."""
+
+POLL_S = 0.1
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What a file system says that has no POSIX locks, such as Lustre without `-o flock`."""
+FLOCK = "hhqqi"
+"""Linux's struct flock: kind, from where, first byte, bytes, process."""
 
 _held: set[tuple[int, int]] = set()
 """Device and inode of the files that this process has locked: POSIX locks do not keep a process
@@ -124,9 +144,29 @@ class FolderInUse(ValueError):
     """Another program writes into the folder."""
 
 
+@dataclass(frozen=True)
+class _Lock:
+    """A lock's file as it was read."""
+
+    path: Path
+    record: dict[str, str]
+    """What it says; nothing if its writer has only just created it."""
+    changed: int
+    """When its writer last touched it, in nanoseconds of the file system's clock."""
+
+    @property
+    def id(self) -> str:
+        # A writer may have died between creating the file and writing into it.
+        return self.record.get("id", str(self.changed))
+
+
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; it is created if missing.
+def folder_lock(folder: Path, *, keep: bool = False) -> Iterator[None]:
+    """Hold a folder for this process alone; it is created if missing. If another host takes it over
+    because this one has slept too long, this process ends itself by SIGTERM.
+
+    `keep`: leave the file there afterwards. The next holder gets it at once on this host, and waits
+    on another one, until it sees all that this one has written.
 
     Errors: FolderInUse that names the folder and the program that writes there; CannotWrite if the
     folder cannot be written; NotAFile if the lock's path is not a regular file.
@@ -134,99 +174,220 @@ def folder_lock(folder: Path) -> Iterator[None]:
     path = folder / NAME
     with writable(folder):
         make_folder(folder)
-        descriptor = _open_locked(path)
-    key = _identity(os.fstat(descriptor))
+        descriptor, key = _open_locked(path)
+    own = os.pread(descriptor, 1 << 12, 0)
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(BEAT_S):
+        is_ours = True
+        while is_ours and not ended.wait(BEAT_S):
             with suppress(OSError):
                 os.utime(descriptor)
+                # Some file systems number files anew, so the content decides.
+                if _identity(os.stat(path)) != key:
+                    is_ours = path.read_bytes() == own
+        if not is_ours:
+            words = "another host has taken it over, because this one gave no sign of life for"
+            tell(f"{folder}: {words} {ABANDONED_S:.0f} s; this process ends", error=True)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        _held.add(key)
-        with writable(folder):
-            # In place: a file that is renamed here would not be the locked one.
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
         threading.Thread(target=beat, daemon=True).start()
         yield
     finally:
         ended.set()
         # Remove the file while it is locked: afterwards it may be the next writer's.
         with suppress(OSError):
-            path.unlink()
+            if not keep and _identity(os.stat(path)) == key:
+                path.unlink()
         _held.discard(key)
         os.close(descriptor)
 
 
-def _open_locked(path: Path) -> int:
-    """Lock the file; its descriptor.
+def _open_locked(path: Path) -> tuple[int, tuple[int, int]]:
+    """Take the lock; descriptor, device and inode of its file.
 
     Errors: FolderInUse; OSError if the file cannot be opened or locked at all.
     """
-    here = socket.gethostname()
+    here, is_told = _boot(), False
     while True:
-        with suppress(FileNotFoundError):
-            check_file(path)
-            # Before opening it: closing the second descriptor would release this process's lock.
-            if _identity(os.stat(path)) in _held:
+        with suppress(FileNotFoundError), _gone():
+            status = os.stat(path)
+            if not S_ISREG(status.st_mode):
+                check_file(path)  # says what it is
+            if _identity(status) in _held:
                 raise FolderInUse(_refusal(path, _own_record()))
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        locks = _locks(path)
+        if not locks:
+            if (created := _create(path)) is not None:
+                break
+            # Another process was faster, or this host does not see yet that the file is gone.
+            time.sleep(POLL_S)
+            continue
+        last = locks[-1]
+        is_locked = _is_locked(last.path)
+        if is_locked:
+            raise FolderInUse(_refusal(path, last.record))
+        is_here = last.record.get("boot") == here and is_locked is not None
+        if not is_here and not _is_abandoned(last, say=last.record != {} and not is_told):
+            is_told = True
+            if last.record and last.record in [lock.record for lock in _locks(path)]:
+                raise FolderInUse(_refusal(path, last.record))
+            continue
+        # Dead, and of those who find that out now, one takes its place.
+        heir = path.with_name(f"{NAME}.after-{last.id}")
+        if (created := _create(heir)) is None:
+            time.sleep(POLL_S)
+            continue
+        # A file that is gone: another process has been faster, and removed it.
+        with suppress(FileNotFoundError), _gone():
+            if [lock.id for lock in _locks(path)] == [lock.id for lock in locks]:
+                os.replace(heir, path)
+                break
+        _held.discard(created[1])
+        with suppress(OSError):
+            heir.unlink()
+        os.close(created[0])
+    # What processes have left that died while they took the lock over.
+    for heir in path.parent.glob(f"{NAME}.after-*"):
+        with suppress(OSError):
+            heir.unlink()
+    return created
+
+
+def _create(path: Path) -> tuple[int, tuple[int, int]] | None:
+    """Create a file that locks for this process; its descriptor, device and inode. None if there is
+    such a file, or another process removes it at once.
+
+    Errors: OSError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return None
+    key = None
+    try:
+        key = _identity(os.fstat(descriptor))
+        _held.add(key)
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The name may stand for a newer file by now, which another process may have locked.
-            is_current = False
-            with suppress(FileNotFoundError):
-                is_current = _identity(os.stat(path)) == _identity(os.fstat(descriptor))
-            if is_current:
-                record = _read(descriptor)
-                if record.get("host", here) == here:
-                    return descriptor
-                # The lock of another host may not reach this one, but its signs of life do.
-                before = os.fstat(descriptor).st_mtime_ns
-                tell(
-                    f"{path.parent} was written by {_words(record)}; waiting {ABANDONED_S:.0f} s "
-                    "for a sign of life",
-                    error=True,
-                    flush=True,
-                )
-                time.sleep(ABANDONED_S)
-                if os.stat(path).st_mtime_ns == before:
-                    return descriptor
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
         except OSError as error:
-            record = _read(descriptor)
-            os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise FolderInUse(_refusal(path, record)) from None
-            raise
+            if error.errno not in NO_LOCKS:
+                raise
+        os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
+        # Other hosts see what the server has.
+        os.fsync(descriptor)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        if key is not None:
+            _held.discard(key)
         os.close(descriptor)
-        if is_current:
-            raise FolderInUse(_refusal(path, record))
-        # Its holder removed the file between opening and locking it: try again with a new one.
+        if error.errno == errno.ESTALE:
+            return None
+        raise
+    return descriptor, key
+
+
+def _locks(path: Path) -> list[_Lock]:
+    """The lock, and those that take it over one after another; but not this process's.
+
+    Errors: OSError if a file cannot be read.
+    """
+    locks: list[_Lock] = []
+    while True:
+        try:
+            # Opening and closing it would release this process's lock.
+            with _gone():
+                is_ours = _identity(os.stat(path)) in _held
+            if is_ours:
+                break
+            lock = _read(path)
+        except FileNotFoundError:
+            break
+        locks.append(lock)
+        path = path.with_name(f"{NAME}.after-{lock.id}")
+    return locks
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    """Inside, a file that another host has removed is missing, also if this host knew it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+
+
+def _read(path: Path) -> _Lock:
+    """Read a lock's file. Errors: OSError."""
+    # Opened each time: that is when network file systems ask the server.
+    with _gone(), open(path, "rb") as file:
+        record: dict[str, str] = {}
+        # Its writer may have only just created it.
+        with suppress(ValueError, AttributeError):
+            items = parse_json(file.read(1 << 12)).items()
+            record = {str(key): str(value) for key, value in items}
+        return _Lock(path, record, os.fstat(file.fileno()).st_mtime_ns)
+
+
+def _is_locked(path: Path) -> bool | None:
+    """True if a process that this host's system knows of holds the file; None if the file system
+    has no such locks. Errors: OSError."""
+    question = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with _gone(), open(path, "r+b") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return bool(struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK)
+
+
+def _is_abandoned(lock: _Lock, *, say: bool) -> bool:
+    """Wait for a sign of life; True if there is none. False as well if the file goes."""
+    if say:
+        words = f"was written by {_words(lock.record)}; waiting {ABANDONED_S:.0f} s for a sign"
+        tell(f"{lock.path.parent} {words} of life", error=True, flush=True)
+    deadline = time.monotonic() + ABANDONED_S
+    while (now := time.monotonic()) < deadline:
+        try:
+            current = _read(lock.path)
+        except FileNotFoundError:
+            return False
+        if (current.id, current.changed) != (lock.id, lock.changed):
+            return False
+        # If the file system was away, its writer could not touch it either.
+        if time.monotonic() - now > BEAT_S:
+            deadline = time.monotonic() + ABANDONED_S
+        time.sleep(ABANDONED_S / 20)
+    return True
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
+def _boot() -> str:
+    """This host since its start. Its name alone may be that of another one, as in containers."""
+    return f"{socket.gethostname()} {BOOT_ID.read_text().strip() if BOOT_ID.is_file() else ''}"
+
+
 def _own_record() -> dict[str, str]:
     words = [Path(sys.argv[0]).name or "python", *sys.argv[1:]]
     return {
+        "id": uuid.uuid4().hex,
         "host": socket.gethostname(),
+        "boot": _boot(),
         "pid": str(os.getpid()),
         "start": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": without_credentials(" ".join(words))[:200],
     }
-
-
-def _read(descriptor: int) -> dict[str, str]:
-    """What the lock file says; nothing if its writer has only just created it."""
-    try:
-        record = parse_json(os.pread(descriptor, 1 << 12, 0))
-        return {str(key): str(value) for key, value in record.items()}
-    except (ValueError, AttributeError):
-        return {}
 
 
 def _words(record: dict[str, str]) -> str:

@@ -3,7 +3,9 @@ demand."""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +16,7 @@ import pytest
 
 import vlds.data.shards.download
 from data_prep.packing.writer import write_dataset
+from tests.toys.processes import until
 from tests.toys.small_disk import small_disk
 from tests.toys.store import BUCKET, Line, s3_server, use_store
 from tests.toys.streams import (
@@ -267,3 +270,16 @@ def streamed(place: str, num_workers: int = 0) -> SequentialStream:
         cut=BatchCut(micro_batch_size=8),
     )
     return SequentialStream(sources, config, setup)
+
+
+def test_threads_that_copy_end_with_their_data_set(line: Line, cache: ShardCache) -> None:
+    """Though the store breaks each request, which they would try again for long."""
+    dataset = open_dataset(BIG, cache)
+    line.slow, line.delay = 1.0, 0.3
+    dataset.expect(range(dataset.num_samples))
+    names = {thread.name for thread in threading.enumerate()}
+    assert any(name.endswith("(_work)") for name in names)
+    del dataset
+    gc.collect()  # an error that fsspec keeps names it: that there is no quarantine.jsonl
+    until(lambda: not any(t.name.endswith("(_work)") for t in threading.enumerate()), 20)
+    assert 0 < sum(line.whole[tar] for tar in TARS) < len(TARS)

@@ -174,7 +174,7 @@ def test_processes_find_the_same(
 ) -> None:
     flip(healthy / FIRST, offsets(healthy)[1] + 3)
     alone = check(healthy), quarantined(healthy)
-    monkeypatch.setattr("data_prep.packing.pack.FEWEST_PIECES", 1)
+    monkeypatch.setattr("vlds.runtime.workers.FEWEST_PIECES", 1)
     assert (check(healthy, workers=2), quarantined(healthy)) == alone
 
 

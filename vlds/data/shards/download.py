@@ -10,9 +10,11 @@ the request, so that no library's error can show it. An address without login ma
 from __future__ import annotations
 
 import asyncio
+import atexit
 import errno
 import netrc
 import os
+import threading
 import time
 from base64 import b64encode
 from collections import Counter
@@ -123,12 +125,12 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
     limit = expected[1] if expected else LARGEST_FILE
     cure = "check the connection and start again: what has been fetched is kept"
     if expected is None:
-        retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
+        retried(lambda: download(files, below(root, name), path, limit), url, cure, path)
         return
     came: list[str] = []
     # A file that came whole but wrong is fetched once more: the transfer may have damaged it.
     for _ in range(2):
-        retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
+        retried(lambda: download(files, below(root, name), path, limit), url, cure, path)
         actual, length = file_sha256(path), path.stat().st_size
         if (actual, length) == expected:
             return
@@ -262,9 +264,10 @@ def retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Val
             # The class and the text: the `repr` of aiohttp's errors shows the request's headers,
             # with the login.
             shown = f"{type(error).__name__}({str(error)!r})"
-            if reason is None and pause is not None:
+            # Threads that copy in the background may outlive the work that wanted it.
+            if reason is None and pause is not None and not _ending.is_set():
                 _tell_trouble(error, f"{url}: {{}} ({shown}); it is asked again")
-                time.sleep(pause * uniform(0.5, 1.5))
+                _ending.wait(pause * uniform(0.5, 1.5))
                 continue
             is_full = isinstance(error, OSError) and error.errno in FULL
             tries = len(PAUSES) + 1
@@ -281,6 +284,9 @@ BROKEN_OFF = ("Cut", "ClientPayloadError", "IncompleteReadError", "IncompleteRea
               "ServerDisconnectedError", "ConnectionResetError", "ResponseStreamingError",
               "ConnectionClosedError")  # fmt: skip
 _troubles: Counter[str] = Counter()
+_ending = threading.Event()
+"""Set when the interpreter ends: nothing is asked again, nor said."""
+atexit.register(_ending.set)
 
 
 def _tell_trouble(error: Exception, line: str) -> None:
@@ -414,7 +420,7 @@ def _check_rate(came: int, seconds: float) -> None:
         raise TooSlow(f"{came:,} bytes came in {seconds:.2g} s, fewer than {SLOWEST:,} a second")
 
 
-def _download(files: Any, source: str, target: Path, limit: int) -> None:
+def download(files: Any, source: str, target: Path, limit: int) -> None:
     """Write a file of an fsspec file system to `target`.
 
     Errors: TooMuch for more than `limit` bytes, TooSlow; whatever the storage raises.

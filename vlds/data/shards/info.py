@@ -54,6 +54,11 @@ class ShardInfo:
         hashes = {".idx": self.idx_sha256, ".cnt": self.cnt_sha256, ".crc": self.crc_sha256}
         return hashes if self.cls_sha256 is None else hashes | {".cls": self.cls_sha256}
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the shard and of the files beside it."""
+        return [self.name, *(self.name + suffix for suffix in self.index_hashes)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
@@ -107,9 +112,12 @@ class DatasetInfo:
 
     def save(self, folder: Path) -> None:
         """Write dataset.json."""
+        write_whole(folder / DATASET_FILE, self.text())
+
+    def text(self) -> str:
+        """The content of dataset.json."""
         shards = [vars(shard) for shard in self.shards]
-        text = json.dumps(vars(self) | {"shards": shards}, ensure_ascii=False, indent=1)
-        write_whole(folder / DATASET_FILE, text + "\n")
+        return json.dumps(vars(self) | {"shards": shards}, ensure_ascii=False, indent=1) + "\n"
 
     @classmethod
     def load(cls, folder: Path) -> DatasetInfo:

@@ -21,6 +21,7 @@ from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from vlds.data.errors import FetchError, FullDisk
 from vlds.data.shards.cache import ShardCache
@@ -58,8 +59,9 @@ def is_url(folder: str | Path) -> bool:
 class RemoteFiles:
     """The files of a data set at a URL, through copies in a cache."""
 
-    def __init__(self, url: str, cache: ShardCache) -> None:
-        self._address = url
+    def __init__(self, url: str, cache: ShardCache, *, copies: bool = True) -> None:
+        """`copies`: of the shards too. A web server's are copied anyway."""
+        self._address, self._copies = url, copies or is_web(url)
         self.folder = without_credentials(url).rstrip("/")
         """For messages, and for names in the cache."""
         self.cache = cache
@@ -73,7 +75,16 @@ class RemoteFiles:
         self._ranged = Counter[str]()
         """Bytes of each shard that this process has read as ranges."""
         self._gathered: dict[tuple[str, int], bytes] = {}
-        self._copier = Copier(self._copy_alone)
+        self._copier = self._start_copier()
+
+    def _start_copier(self) -> Copier:
+        # It works for an object with the same tables, so that its threads do not keep this one
+        # alive: they end with it.
+        twin = object.__new__(RemoteFiles)
+        vars(twin).update(vars(self))
+        copier = Copier(twin._copy_alone)
+        finalize(self, copier.stop)
+        return copier
 
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
         """dataset.json, and the index of every shard.
@@ -185,12 +196,16 @@ class RemoteFiles:
         """Whether to read from the store what is wanted of a shard without a copy."""
         # What comes as ranges comes again in the copy: where the line is the limit, that is waste.
         # A full disk leaves no choice.
+        if not self._copies:
+            return True
         if (failed := self._failed.get(shard.name)) is not None:
             return self.has_ranges and is_full(failed[1])
         return self.has_ranges and self._ranged[shard.name] < shard.bytes * MOST_RANGED
 
     def _want(self, shards: Iterable[ShardInfo], *, first: bool) -> None:
         """Copy shards in the background."""
+        if not self._copies:
+            return
         for shard in dict.fromkeys(shards):
             path = self._copy(shard.name, shard.sha256)
             if shard.name not in self._failed and not path.exists():
@@ -215,7 +230,7 @@ class RemoteFiles:
             if path.exists() and file_sha256(path) != shard.sha256:
                 path.unlink()
         # A sample that came as a range: only its whole shard tells whether that was replaced.
-        if self.has_ranges:
+        if self.has_ranges and self._copies:
             self._copy_now(shard)
         # True even for a good copy: another process may have replaced it after the sample was read.
         return True
@@ -262,6 +277,13 @@ class RemoteFiles:
                 tell_rarely("full", f"{error}; until then its samples are read without a copy")
                 return
             raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_copier"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._copier = self._start_copier()
 
     def _tell_removed(self, shard: ShardInfo) -> None:
         why, cure = "somebody has removed or cut its copy", "keep others off that folder"
@@ -335,6 +357,11 @@ class Copier:
                 # A daemon: a run that ends does not wait for what it no longer needs.
                 threading.Thread(target=self._work, daemon=True).start()
 
+    def stop(self) -> None:
+        """Copy nothing more, after what is being copied."""
+        with self._lock:
+            self._waiting.clear()
+
     def _work(self) -> None:
         while True:
             with self._lock:
@@ -348,13 +375,6 @@ class Copier:
             with self._lock:
                 self._names.discard(shard.name)
                 self._tried[shard.name] = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_copy": self._copy}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
 
 
 def parse_quarantine(data: bytes, path: str, info: DatasetInfo) -> Mapping[int, str]:

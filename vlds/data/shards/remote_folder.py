@@ -1,31 +1,41 @@
-"""A folder in an object store to which data sets are written, and whose files commands inspect."""
+"""Folders of this machine and of object stores, as commands use them that write and inspect data
+sets."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from vlds.data.errors import FetchError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.download import below, is_web, open_address, read_bytes, retried
-from vlds.runtime.files import write_whole
+from vlds.data.shards.download import below, download, is_web, open_address, read_bytes, retried
+from vlds.data.shards.info import DATASET_FILE, DatasetInfo
+from vlds.data.shards.store import Dataset, LocalFiles
+from vlds.runtime.disk import make_folder, writable
+from vlds.runtime.files import half_made, read_file, write_whole
 from vlds.runtime.terminal import without_credentials
 
 
+@dataclass(frozen=True, order=True)
 class RemoteFolder:
     """A folder at a URL. A file is there whole or not at all; a folder exists while it has files.
 
     All methods try again what broke. Errors: FetchError.
     """
 
-    def __init__(self, url: str) -> None:
-        if is_web(url):
+    url: str
+
+    def __post_init__(self) -> None:
+        if is_web(self.url):
             raise ValueError(
-                f"{without_credentials(url)}: a web server's folder cannot be listed or written; "
-                "give a folder of this machine or of an object store, such as s3://bucket/folder"
+                f"{without_credentials(self.url)}: a web server's folder cannot be listed or "
+                "written; give a folder of this machine or of an object store, such as "
+                "s3://bucket/folder"
             )
-        self.url = url.rstrip("/")
+        object.__setattr__(self, "url", self.url.rstrip("/"))
 
     def __truediv__(self, name: str) -> RemoteFolder:
         return RemoteFolder(f"{self.url}/{name}")
@@ -53,6 +63,23 @@ class RemoteFolder:
     def read(self, name: str) -> bytes | None:
         """A small file; None if there is none."""
         return read_bytes(self.url, name)
+
+    def get(self, name: str, path: Path) -> bool:
+        """Write a file of any size to a path of this machine; False if there is none."""
+        files, root = open_address(self.url)
+        source = below(root, name)
+
+        def written() -> bool:
+            files.invalidate_cache()
+            try:
+                size = files.info(source)["size"]
+            except FileNotFoundError:
+                return False
+            download(files, source, path, size)
+            return True
+
+        cure = "check the connection and start again"
+        return retried(written, below(str(self), name), cure, path)
 
     def put(self, path: Path) -> None:
         """Store a file of this machine under its name, in place of an older one."""
@@ -103,13 +130,107 @@ def folder_at(text: str) -> Folder:
     return RemoteFolder(text) if "://" in text else Path(text)
 
 
-def write_into(folder: Folder, name: str, text: str) -> None:
+def lock_place(folder: Folder) -> Path:
+    """The folder of this machine whose lock the writer of a folder holds."""
+    return folder if isinstance(folder, Path) else folder.workplace
+
+
+def address(folder: Folder) -> str | Path:
+    """The folder as `open_dataset` takes it."""
+    return folder if isinstance(folder, Path) else folder.url
+
+
+def write_into(folder: Folder, name: str, content: str | bytes) -> None:
     """Write a small file."""
     if isinstance(folder, Path):
-        write_whole(folder / name, text)
+        write_whole(folder / name, content)
         return
     folder.workplace.mkdir(parents=True, exist_ok=True)
     path = folder.workplace / name
-    write_whole(path, text)
+    write_whole(path, content)
     folder.put(path)
     path.unlink()
+
+
+def remove_from(folder: Folder, name: str) -> None:
+    """Remove a file if it is there."""
+    if isinstance(folder, Path):
+        (folder / name).unlink(missing_ok=True)
+    elif name in folder.sizes():
+        folder.remove(name)
+
+
+def read_from(folder: Folder, name: str) -> bytes | None:
+    """A small file; None if there is none."""
+    if isinstance(folder, RemoteFolder):
+        return folder.read(name)
+    return read_file(folder / name) if (folder / name).exists() else None
+
+
+def files_in(folder: Folder, suffix: str) -> list[str]:
+    """The paths from here of all files in and below a folder whose names end so, sorted."""
+    if isinstance(folder, RemoteFolder):
+        return sorted(name for name in folder.sizes() if name.endswith(suffix))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}"))
+
+
+def load_info(folder: Folder) -> DatasetInfo:
+    """dataset.json of a data set.
+
+    Errors: ValueError that names the file and the field.
+    """
+    if isinstance(folder, Path):
+        return DatasetInfo.load(folder)
+    if (data := folder.read(DATASET_FILE)) is None:
+        raise ValueError(f"data set {folder}: no {DATASET_FILE} in this folder; check the address")
+    return DatasetInfo.parse(data, f"{folder}/{DATASET_FILE}")
+
+
+@contextmanager
+def fetched(folder: Folder, *names: str) -> Iterator[Path]:
+    """A folder of this machine that holds these files of a folder, if they exist. Those of a store
+    are copies, which are removed afterwards: a command that reads every shard once needs room for
+    one. Errors inside name the store's files."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    place = ShardCache().folder
+    with writable(place):
+        make_folder(place)
+    with half_made(place / "fetched") as partial:
+        partial.mkdir()
+        for name in names:
+            folder.get(name, partial / name)
+        try:
+            yield partial
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(partial), str(folder))) from None
+
+
+class Part(NamedTuple):
+    """A shard of a data set."""
+
+    folder: Folder
+    info: DatasetInfo
+    """With this shard alone: workers get a part each, and a data set may have a million shards."""
+
+
+def parts_of(folder: Folder, info: DatasetInfo) -> list[Part]:
+    """The shards of a data set."""
+    return [
+        Part(
+            folder,
+            replace(info, shards=(shard,), samples=shard.samples, annotations=shard.annotations),
+        )
+        for shard in info.shards
+    ]
+
+
+@contextmanager
+def open_part(part: Part) -> Iterator[Dataset]:
+    """A shard as a data set of its own.
+
+    Errors: ValueError that names the folder or shard.
+    """
+    with fetched(part.folder, *part.info.shards[0].files) as place:
+        yield Dataset(LocalFiles(place, part.info))

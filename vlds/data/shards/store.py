@@ -45,13 +45,14 @@ class LocalFiles:
     Descriptors of the files read last stay open; they are not pickled: each process opens its own.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, info: DatasetInfo | None = None) -> None:
+        """`info`: of a part of the data set, instead of dataset.json."""
+        self.folder, self._info = folder, info
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
         """dataset.json, and the index of every shard."""
-        info = DatasetInfo.load(self.folder)
+        info = self._info or DatasetInfo.load(self.folder)
         options: Any = {"foreign": info.fields is not None, "classes": info.indexed_classes}
         return info, [load_index(self.folder, shard, **options) for shard in info.shards]
 
@@ -86,7 +87,9 @@ class LocalFiles:
     def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
         """See `parse_quarantine`."""
         path = self.folder / QUARANTINE_FILE
-        return parse_quarantine(read_file(path), str(path), info) if path.is_file() else {}
+        if self._info is not None or not path.is_file():
+            return {}
+        return parse_quarantine(read_file(path), str(path), info)
 
     def gather(self, wanted: Sequence[tuple[ShardInfo, int, int]]) -> None:
         """Nothing: the system reads ahead."""
@@ -106,10 +109,13 @@ class LocalFiles:
 Files: TypeAlias = LocalFiles | RemoteFiles
 
 
-def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset:
+def open_dataset(
+    folder: str | Path, cache: ShardCache | None = None, *, copies: bool = True
+) -> Dataset:
     """Open the data set in a folder, its shards and indexes checked against dataset.json.
 
     The folder may be a URL: its files are read through copies in `cache`, by default the user's.
+    Without `copies`, samples of an object store are read by themselves: for a few of them.
 
     Errors: ValueError that names folder or shard, what is wrong, and the cure.
     """
@@ -120,7 +126,7 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
             "index`"
         )
     if is_url(folder):
-        return Dataset(RemoteFiles(str(folder), cache or ShardCache()))
+        return Dataset(RemoteFiles(str(folder), cache or ShardCache(), copies=copies))
     return Dataset(LocalFiles(Path(folder)))
 
 

@@ -21,6 +21,7 @@ from vlds.data.shards.info import (
     numbered,
     sample_jsons,
 )
+from vlds.data.shards.remote_folder import Folder, fetched, files_in, read_from, write_into
 from vlds.data.shards.sample import FEATURES, UNUSABLE
 from vlds.data.shards.shard_index import (
     Counts,
@@ -32,7 +33,7 @@ from vlds.data.shards.shard_index import (
 )
 from vlds.runtime.disk import writable
 from vlds.runtime.files import whole_file, write_whole
-from vlds.runtime.json_files import read_json
+from vlds.runtime.json_files import parse_json
 from vlds.runtime.json_files import sha256 as file_sha256
 
 
@@ -123,9 +124,13 @@ class OpenShard:
 
 def describe_shard(tar: Path, index: ShardIndex) -> ShardInfo:
     """Write a shard's index beside it and describe it for dataset.json."""
-    files = index.files()
-    for suffix, data in files.items():
+    for suffix, data in index.files().items():
         write_whole(beside(tar, suffix), data)
+    return _described(tar, index)
+
+
+def _described(tar: Path, index: ShardIndex) -> ShardInfo:
+    files = index.files()
     hashes = {f"{suffix[1:]}_sha256": sha256(data).hexdigest() for suffix, data in files.items()}
     return ShardInfo(
         name=tar.name,
@@ -137,8 +142,13 @@ def describe_shard(tar: Path, index: ShardIndex) -> ShardInfo:
     )
 
 
+def tars_in(folder: Folder) -> list[str]:
+    """The names of a folder's tars, sorted."""
+    return [name for name in files_in(folder, ".tar") if "/" not in name]
+
+
 def index_folder(
-    folder: Path,
+    folder: Folder,
     *,
     name: str,
     kind: str,
@@ -153,13 +163,14 @@ def index_folder(
     Errors: ValueError if there is no tar, or a data set of another name, kind or split; ShardError
     for a damaged tar. Then nothing is written.
     """
-    tars = sorted(folder.glob("*.tar"))
+    tars = tars_in(folder)
     if not tars:
         raise ValueError(f"{folder}: no *.tar to index")
     identity = {"name": name, "kind": kind, "split": split}
     old: Any = {}  # whose numbers may be wrong
-    with suppress(FileNotFoundError, ValueError):
-        old = read_json(folder / DATASET_FILE)
+    if (before := read_from(folder, DATASET_FILE)) is not None:
+        with suppress(ValueError):
+            old = parse_json(before)
     old = old if isinstance(old, dict) else {}
     for field, value in identity.items():
         if old.get(field, value) != value:
@@ -177,17 +188,19 @@ def index_folder(
         if not classes:
             labels = set[str]()
             for tar in tars:
-                try:
-                    offsets = build_index(tar).offsets.tolist()
-                    for data in sample_jsons(tar, offsets):
-                        labels |= {label for label in labels_of(data) if label is not None}
-                except UNUSABLE as error:
-                    raise ShardError(f"shard {tar}: {error}; correct its samples") from None
+                with fetched(folder, tar) as place:
+                    labels |= _labels_in(place / tar)
             classes = sorted(labels)
         about["classes"] = classes
     # All indexes before the first file: a damaged tar leaves the folder as it was.
-    indexes = [build_index(tar, foreign=foreign, classes=classes) for tar in tars]
-    shards = [describe_shard(tar, index) for tar, index in zip(tars, indexes, strict=True)]
+    indexes, shards = list[ShardIndex](), list[ShardInfo]()
+    for tar in tars:
+        with fetched(folder, tar) as place:
+            indexes.append(build_index(place / tar, foreign=foreign, classes=classes))
+            shards.append(_described(place / tar, indexes[-1]))
+    for tar, index in zip(tars, indexes, strict=True):
+        for suffix, data in index.files().items():
+            write_into(folder, tar + suffix, data)
     about |= {
         "schema": SCHEMA,
         "shards": [vars(shard) for shard in shards],
@@ -195,5 +208,15 @@ def index_folder(
         "annotations": sum(shard.annotations for shard in shards),
     }
     info = DatasetInfo.parse(json.dumps(about).encode(), str(folder / DATASET_FILE))
-    info.save(folder)
+    write_into(folder, DATASET_FILE, info.text())
     return info
+
+
+def _labels_in(tar: Path) -> set[str]:
+    """The classes of a shard's samples."""
+    try:
+        offsets = build_index(tar).offsets.tolist()
+        labels = {label for data in sample_jsons(tar, offsets) for label in labels_of(data)}
+    except UNUSABLE as error:
+        raise ShardError(f"shard {tar}: {error}; correct its samples") from None
+    return {label for label in labels if label is not None}

@@ -125,9 +125,10 @@ class Reader:
 
     there: set[str] = field(default_factory=lambda: set(GIVEN))
 
-    def need(self, *places: str | Path) -> None:
-        for place in places:
-            known = str(place) in self.there or Path(place).exists()
+    def need(self, *places: object) -> None:
+        """`places`: files or folders, also of an object store."""
+        for place in map(str, places):
+            known = place in self.there or Path(place).exists()
             below = any(name.startswith(f"{place}/") for name in self.there)
             assert known or below, f"{place}: nothing before this command makes it"
 

@@ -111,8 +111,9 @@ def main() -> None:
             )
             for n in range(SHARD)
         ]
-        words = {"name": "many", "kind": "vqa", "split": "train", "shard_samples": SHARD}
-        write_dataset(only, records=records, **words)
+        write_dataset(
+            only, name="many", kind="vqa", split="train", records=records, shard_samples=SHARD
+        )
     print(HEAD)
     for shards in args.shards:
         for lanes in args.lanes:
@@ -183,8 +184,8 @@ def describe(folder: Path, only: Path, shards: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     info = DatasetInfo.load(only)
     table = [replace(info.shards[0], name=f"many-train-{n:07d}.tar") for n in range(shards)]
-    many = {"samples": shards * SHARD, "annotations": shards * SHARD}
-    replace(info, shards=table, **many).save(folder)
+    number = shards * SHARD
+    replace(info, shards=table, samples=number, annotations=number).save(folder)
 
 
 def processor(children: bool = False) -> float:

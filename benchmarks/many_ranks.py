@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -132,21 +133,19 @@ def run_all(
             code = 1
             try:
                 os.environ |= environment(rank, number, port)
-                socket.gethostname = lambda rank=rank: f"node{rank // PER_HOST:03d}"  # type: ignore
-                found = job(rank)
+                name = f"node{rank // PER_HOST:03d}"
+                setattr(socket, "gethostname", lambda: name)  # noqa: B010,B023
+                result = job(rank)
                 if rank == 0:
-                    (run / "found.json").write_text(json.dumps(found))
+                    (run / "found.json").write_text(json.dumps(result))
                 code = 0
             except SystemExit as end:
                 code = int(bool(end.code))
             except BaseException:
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                traceback.print_exc()
             finally:
                 os._exit(code)
         pids[rank] = pid
-    if fault == "stopped":
-        while not (run / "found.json").exists() and not (run / "working").exists():
-            time.sleep(0.1)
     try:
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids.values()]
     except KeyboardInterrupt:

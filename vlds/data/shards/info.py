@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,9 @@ SCHEMA = 2
 DATASET_FILE = "dataset.json"
 QUARANTINE_FILE = "quarantine.jsonl"
 REBUILD = "write its index again with `vlds data index`"
+KIND = "image_class"
+"""Kind of the samples that have a class."""
+ODD_CLASSES = f"shards have cls_sha256 if the kind is {KIND} and classes is there, else they do not"
 HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -64,6 +67,8 @@ class ShardInfo:
 
 
 COUNTS = ("samples", "annotations", "bytes")
+LARGE, PIECE = 16 << 20, 4096
+"""Bytes of a dataset.json whose shards are parsed so many at a time."""
 MOST_MADE = 4096
 """Objects that a table keeps."""
 HASHES = ("sha256", "idx_sha256", "cnt_sha256", "crc_sha256", "cls_sha256")
@@ -74,8 +79,11 @@ class ShardTable(Sequence[ShardInfo]):
     would hold 1.6 GB, and here it holds 0.2."""
 
     def __init__(self, shards: Iterable[ShardInfo]) -> None:
-        """Errors: ValueError for a number that does not fit 64 bits."""
+        """Errors: ValueError for a number that does not fit 64 bits, or if some shards have classes
+        and some have none."""
         rows = list(shards)
+        if len({shard.cls_sha256 is None for shard in rows}) > 1:
+            raise ValueError(ODD_CLASSES)
         names = [shard.name.encode("utf-8", "surrogatepass") for shard in rows]
         self._names = b"".join(names)
         self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
@@ -84,12 +92,27 @@ class ShardTable(Sequence[ShardInfo]):
             self._counts = np.array(table, np.int64).reshape(-1, len(COUNTS))
         except OverflowError:
             raise ValueError("shards: a number in it does not fit 64 bits") from None
-        self._has_classes = bool(rows) and rows[0].cls_sha256 is not None
-        self._used = HASHES if self._has_classes else HASHES[:-1]
+        self.has_classes = bool(rows) and rows[0].cls_sha256 is not None
+        self._used = HASHES if self.has_classes else HASHES[:-1]
         digests = "".join(getattr(shard, name) for shard in rows for name in self._used)
         self._hashes = np.frombuffer(bytes.fromhex(digests), np.uint8)
         self._hashes = self._hashes.reshape(-1, len(self._used), 32)
         self._made: dict[int, ShardInfo] = {}
+
+    @classmethod
+    def joined(cls, parts: Sequence[ShardTable]) -> ShardTable:
+        """Several tables as one. Errors: ValueError as above."""
+        if len({part.has_classes for part in parts}) > 1:
+            raise ValueError(ODD_CLASSES)
+        table = cls([])
+        if parts:
+            table.has_classes, table._used = parts[0].has_classes, parts[0]._used
+            table._names = b"".join(part._names for part in parts)
+            lengths = np.concatenate([np.diff(part._ends) for part in parts])
+            table._ends = np.concatenate([[0], np.cumsum(lengths)])
+            table._counts = np.concatenate([part._counts for part in parts])
+            table._hashes = np.concatenate([part._hashes for part in parts])
+        return table
 
     def __len__(self) -> int:
         return len(self._counts)
@@ -173,14 +196,10 @@ class DatasetInfo:
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes holds a name twice")
         is_indexed = self.indexed_classes is not None
-        table = self.shards
-        if not isinstance(table, ShardTable):
-            if any((shard.cls_sha256 is not None) != is_indexed for shard in table):
-                raise ValueError(
-                    f"shards have cls_sha256 if the kind is {KIND} and classes is there, else they "
-                    "do not"
-                )
-            object.__setattr__(self, "shards", ShardTable(table))  # frozen
+        table = self.shards if isinstance(self.shards, ShardTable) else ShardTable(self.shards)
+        if len(table) and table.has_classes != is_indexed:
+            raise ValueError(ODD_CLASSES)
+        object.__setattr__(self, "shards", table)  # frozen
 
     @property
     def table(self) -> ShardTable:
@@ -237,9 +256,13 @@ class DatasetInfo:
 
         Errors: ValueError that names the file and the field.
         """
+        pieces: Iterable[str] = ()
         try:
+            if len(data) > LARGE:
+                # Objects of a million shards would take 4 GB for a while, and leave holes.
+                data, pieces = shards_apart(data.decode())
             content = parse_json(data)
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise ValueError(
                 f"{path} is not JSON ({in_words(error)}); prepare the data set again"
             ) from None
@@ -251,7 +274,10 @@ class DatasetInfo:
                 cure = f"index it again: `vlds data index FOLDER {words}`"
             raise ValueError(f"{path}: schema {schema!r}, this program reads {SCHEMA}; {cure}")
         try:
+            tables = [ShardTable(parse_record(list[ShardInfo], piece)) for piece in pieces]
             info = parse_record(cls, data)
+            if tables:
+                info = replace(info, shards=ShardTable.joined(tables))
         except ValueError as error:
             raise ValueError(f"{path}: {error}; prepare the data set again") from None
         if any(not {"id", "reason"} <= entry.keys() for entry in info.dropped):
@@ -267,6 +293,49 @@ class DatasetInfo:
         return info
 
 
+def shards_apart(text: str) -> tuple[bytes, list[str]]:
+    """dataset.json with an empty list of shards, and the shards in lists of a few thousand.
+
+    Errors: ValueError or IndexError for what is not a JSON object.
+    """
+    skip = json.JSONDecoder().raw_decode
+    place, pieces, empty = _expect("{", text, 0), [], text
+    while text[place] != "}":
+        key, place = skip(text, place)
+        place = begin = _expect(":", text, _after_space(text, place))
+        if key == "shards" and text[place] == "[":
+            place = _after_space(text, place + 1)
+            while text[place] != "]":
+                first = place
+                for _ in range(PIECE):
+                    _, end = skip(text, place)
+                    place = _after_space(text, end)
+                    if text[place] != ",":
+                        break
+                    place = _after_space(text, place + 1)
+                pieces.append(f"[{text[first:end]}]")
+            empty = f"{text[:begin]}[]{text[place + 1 :]}"
+            place += 1
+        else:
+            _, place = skip(text, place)
+        place = _after_space(text, place)
+        if text[place] != "}":
+            place = _expect(",", text, place)
+    return empty.encode(), pieces
+
+
+def _after_space(text: str, place: int) -> int:
+    while text[place] in " \t\n\r":
+        place += 1
+    return place
+
+
+def _expect(mark: str, text: str, place: int) -> int:
+    if text[place] != mark:
+        raise ValueError(f"{mark!r} expected at character {place:,}")
+    return _after_space(text, place + 1)
+
+
 def check_names(name: str, split: str) -> None:
     """Errors: ValueError for a name or split that cannot be part of file names."""
     for what, value in (("name", name), ("split", split)):
@@ -277,8 +346,6 @@ def check_names(name: str, split: str) -> None:
             )
 
 
-KIND = "image_class"
-"""Kind of the samples that have a class."""
 CLS_TYPE = np.dtype("<u4")
 NO_CLASS = 0xFFFFFFFF
 

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from tests.toys.files import ROOT
 from vlds.runtime.process import PR_SET_PDEATHSIG
+from vlds.runtime.rank_environment import free_port
 
 SSH = """#!/bin/sh
 case "$*" in *"hostname -I") echo 127.0.0.1 ;; esac
@@ -73,7 +74,7 @@ def many_hosts(
         **os.environ,
         "PATH": f"{commands}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "VLDS_LAUNCHER_ARGS": f"--hostfile {folder / 'hosts'} --master_port 29517",
+        "VLDS_LAUNCHER_ARGS": f"--hostfile {folder / 'hosts'} --master_port {free_port()}",
         "DS_ACCELERATOR": "cpu",
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": "1",
@@ -139,6 +140,8 @@ def _be_host(host: str, line: str, connection: socket.socket, oddity: str) -> No
         elif words[0] == "cd":
             os.chdir(words[1])
         else:
+            # By it, the launcher starts its ranks. They have the real one again.
+            setattr(subprocess, "Popen", Forked)  # noqa: B010
             code = _run(words)
             connection.send(str(code).encode())
             os._exit(code)
@@ -150,7 +153,6 @@ def _run(words: Sequence[str]) -> int:
     module = words.index("-m")
     _show(words)
     sys.argv = [words[module + 1], *words[module + 2 :]]
-    setattr(subprocess, "Popen", Forked)  # noqa: B010  # by which the launcher starts its ranks
     try:
         runpy.run_module(words[module + 1], run_name="__main__")
     except SystemExit as end:
@@ -174,6 +176,8 @@ def _show(words: Sequence[str]) -> None:
 class Forked:
     """What DeepSpeed's launcher needs of a process that it starts."""
 
+    real = subprocess.Popen
+
     def __init__(self, words: Sequence[str], env: Mapping[str, str], **_: Any) -> None:
         self.returncode: int | None = None
         self.pid = os.fork()
@@ -181,6 +185,7 @@ class Forked:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
+            setattr(subprocess, "Popen", Forked.real)  # noqa: B010
             os.environ.clear()
             os.environ.update(env)
             os._exit(_run(words))

@@ -54,7 +54,7 @@ from vlds.runtime.cluster import software
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.folders import FolderInUse
 from vlds.runtime.rank_environment import RankPlace, free_port
-from vlds.runtime.ranks import Ranks, hold_folder
+from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
 from vlds.training.agreement import compare
 
 PER_HOST, SHARDS, SAMPLES, STEPS = 8, 64, 64, 3
@@ -68,17 +68,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--faults", nargs="*", choices=FAULTS, default=FAULTS)
+    parser.add_argument("--only-faults", action="store_true", help="with the last --ranks")
     parser.add_argument("--late", type=float, default=40.0, help="seconds")
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
     make(args.out / "data" / "many")
     os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
+    software()  # each rank of a real run hashes the sources; forks share this
     gc.collect()
     gc.freeze()  # else each fork copies what the collector marks
     print("| ranks | hosts | " + " | ".join(PARTS) + " |")
     print("|---|" * 1 + "---|" * (len(PARTS) + 1), flush=True)
-    for number in args.ranks:
+    for number in () if args.only_faults else args.ranks:
         with web_server(args.out / "data") as address:
             url, run = f"http://127.0.0.1:{address}/many", args.out / str(number)
             took = run_all(run, number, functools.partial(work, run, url, 0))
@@ -271,16 +273,16 @@ def faulty(fault: str, late: float, rank: int) -> dict[str, float]:
         own = {**software(), "torch": "2.9.0"}
         setattr(roll_call, "software", lambda: own)  # noqa: B010
     timeout = late if fault == "lost" else 600
+    ranks = rank_from_environment()
     try:
-        ranks = start_ranks(timeout)
-    except (ValueError, RuntimeError, SystemExit) as error:
+        roll_call.call_roll(ranks, timeout)
+    except (ValueError, SystemExit) as error:
         if rank:
             sys.exit(1)
         if isinstance(error, ValueError):
             said.setdefault(str(error), time.monotonic() - begin)
         return said
     if fault == "stopped":
-        ranks.barrier()
         begin = time.monotonic()
         if is_odd:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -293,7 +295,8 @@ def faulty(fault: str, late: float, rank: int) -> dict[str, float]:
                     process.send_signal(signal.SIGCONT)
             while len(said) < 2:
                 time.sleep(0.1)
-        ranks.barrier()
+        else:
+            time.sleep(120)  # the first one ends the run
     return said
 
 

@@ -256,11 +256,12 @@ class DatasetInfo:
 
         Errors: ValueError that names the file and the field.
         """
-        pieces: Iterable[str] = ()
+        text, pieces = "", list[slice]()
         try:
             if len(data) > LARGE:
                 # Objects of a million shards would take 4 GB for a while, and leave holes.
-                data, pieces = shards_apart(data.decode())
+                text = data.decode()
+                data, pieces = shards_apart(text)
             content = parse_json(data)
         except (ValueError, IndexError) as error:
             raise ValueError(
@@ -274,7 +275,8 @@ class DatasetInfo:
                 cure = f"index it again: `vlds data index FOLDER {words}`"
             raise ValueError(f"{path}: schema {schema!r}, this program reads {SCHEMA}; {cure}")
         try:
-            tables = [ShardTable(parse_record(list[ShardInfo], piece)) for piece in pieces]
+            lists = (parse_record(list[ShardInfo], f"[{text[piece]}]") for piece in pieces)
+            tables = [ShardTable(shards) for shards in lists]
             info = parse_record(cls, data)
             if tables:
                 info = replace(info, shards=ShardTable.joined(tables))
@@ -293,8 +295,8 @@ class DatasetInfo:
         return info
 
 
-def shards_apart(text: str) -> tuple[bytes, list[str]]:
-    """dataset.json with an empty list of shards, and the shards in lists of a few thousand.
+def shards_apart(text: str) -> tuple[bytes, list[slice]]:
+    """dataset.json with an empty list of shards, and where in it are a few thousand shards each.
 
     Errors: ValueError or IndexError for what is not a JSON object.
     """
@@ -313,7 +315,7 @@ def shards_apart(text: str) -> tuple[bytes, list[str]]:
                     if text[place] != ",":
                         break
                     place = _after_space(text, place + 1)
-                pieces.append(f"[{text[first:end]}]")
+                pieces.append(slice(first, end))
             empty = f"{text[:begin]}[]{text[place + 1 :]}"
             place += 1
         else:

@@ -76,12 +76,13 @@ def test_a_run_on_many_hosts(world: Path, tmp_path: Path, number: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [4, 128])
 def test_a_host_with_other_software_is_named(world: Path, tmp_path: Path, number: int) -> None:
-    code, output, seconds = run(tmp_path, world, number, odd={"node002": "torch 2.1.0"})
+    code, output, _ = run(tmp_path, world, number, odd={"node002": "torch 2.1.0"})
     assert code == 2, output
-    (line,) = [line for line in output.splitlines() if line.startswith("vlds: node")] or [output]
-    assert line.startswith("vlds: node002 (rank 2) has other software than the first host (torch: ")
-    assert output.count("2.1.0 there") == 1
-    assert seconds < 60
+    (line,) = [line for line in output.splitlines() if line.startswith("vlds")]
+    said = (
+        "vlds train: node002 (rank 2) has other software than the first host (torch: 2.1.0 there, "
+    )
+    assert line.startswith(said)
 
 
 @pytest.mark.launcher

@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from vlds.data.config import DataConfig
 from vlds.data.shards import store
 from vlds.data.shards.pictures import decode_image
 from vlds.data.shards.sample import feature_bytes, parse_features
+from vlds.data.shards.shard_index import Indexes
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
@@ -198,7 +199,10 @@ def stream_of(dataset: Dataset, image: ImageSpec | None, group: int = 1) -> Iter
 def unchecked(folder: Path, image: ImageSpec | None) -> Read:
     """vlds' stream without the checksums of samples, which no run can switch off."""
     dataset = open_dataset(folder)
-    dataset._checksums = [np.zeros_like(checksums) for checksums in dataset._checksums]
+    stored = dataset._indexes
+    dataset._indexes = Indexes(
+        lambda n: replace(stored[n], checksums=np.zeros_like(stored[n].checksums)), len(stored)
+    )
 
     def read() -> Iterator[Any]:
         batches: Iterator[Any] | None = None

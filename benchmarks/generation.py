@@ -140,7 +140,7 @@ def our_batches_by_generate(work: Workload) -> dict[str, str]:
 def our_batches(work: Workload) -> Iterator[Batch]:
     """vlds' batches: sorted by cost, one picture's questions together."""
     source, tokenizer = work.source, work.model.tokenizer
-    counts = np.concatenate(source.counts)
+    counts = source.counts
     costs = survey(source, range(len(counts)), tokenizer).costs
     whole = source.task.unit == "sample"
     order = EvalOrder(counts, costs, work.batch_size, whole_samples=whole)

@@ -16,6 +16,7 @@ from vlds.data.config import DataConfig, Unit
 from vlds.data.order.epoch_order import EpochOrder
 from vlds.data.order.mixed_order import BatchCut, MixedOrder, mixed_order
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.source import SourceCounts
 from vlds.runtime.terminal import open_console, tell, visible
 
 from ..command import at_least, new_command
@@ -40,7 +41,7 @@ def simulate(
 ) -> Reading:
     """Walk through the positions of the steps."""
     cut = BatchCut(nodes * ranks_per_node)
-    first_samples = [np.cumsum([0, *map(len, dataset.counts)]) for dataset in datasets]
+    first_samples = [np.cumsum([0, *dataset.shard_samples]) for dataset in datasets]
     shards = [[set[int]() for _ in datasets] for _ in range(nodes)]
     reading = Reading(np.zeros(len(datasets), np.int64), shards)
     for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
@@ -162,7 +163,7 @@ def _run(args: argparse.Namespace) -> None:
     common = {"seed": args.seed, "lanes": args.lanes}
     within = {"window": args.window, "group": args.group, **common}
     order = mixed_order(
-        [EpochOrder(dataset.label, dataset.counts, **within) for dataset in datasets],
+        [EpochOrder(dataset.label, SourceCounts([dataset]), **within) for dataset in datasets],
         weights,
         temperature=args.temperature,
         global_batch_size=args.global_batch_size,

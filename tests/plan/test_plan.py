@@ -4,6 +4,7 @@ test_rehearsal.py with what steps take."""
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 from tests.toys.files import write
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
+from vlds.data.shards.info import DatasetInfo
 from vlds.models.build import build_model, describe
 from vlds.models.methods import Adapter, Mixture, SimAdapter
-from vlds.plan import Machine, page, plan_recipe
+from vlds.plan import Machine, Store, page, plan_recipe
 from vlds.plan.forecast import (
     Answering,
     Forecast,
@@ -26,6 +28,7 @@ from vlds.plan.forecast import (
     megabytes,
 )
 from vlds.plan.needs import Held, Needs, Plan
+from vlds.plan.reading import reading_of
 from vlds.plan.rehearsal import Work
 from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.runtime.process import find
@@ -316,3 +319,38 @@ def test_a_card_by_its_name() -> None:
     )
     given = Machine.given("20", None, None, "12", "a100-40g", torch.float32)
     assert given == Machine(20 * 10**9, 19.5e12, 1555e9, 12e9)
+
+
+TASKS = {"vqa": 2 / 3, "caption": 1 / 3}
+"""Of world_recipe, with their shares."""
+
+
+def test_reading_against_a_store(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    fast, slow = (reading_of(recipe, 4, Store(rate, step_s=0.5)) for rate in (1e9, 1e3))
+    sizes = {name: [f.stat().st_size for f in (world / name).glob("*.tar")] for name in TASKS}
+    assert fast.epoch_bytes == sum(map(sum, sizes.values()))
+    infos = {name: DatasetInfo.load(world / name) for name in TASKS}
+    # vqa has twice the weight of caption.
+    mean = sum(share * sum(sizes[n]) / infos[n].samples for n, share in TASKS.items())
+    assert fast.bytes_an_example == pytest.approx(mean)
+    assert fast.bytes_a_second == pytest.approx(recipe.data.global_batch_size * mean / 0.5)
+    assert "until all is in caches" not in fast.text()
+    wanted = recipe.data.global_batch_size * mean / 1e3
+    assert f"a step takes {wanted:.3g} s at least" in " ".join(slow.text().split())
+    with pytest.raises(ValueError, match="give --step-seconds"):
+        reading_of(recipe, 4, Store(1e9))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("0", None), "--store is '0'"),
+        (("nan", None), "--store is 'nan'"),
+        (("5", "soon"), "--step-seconds is 'soon'"),
+        ((None, "1"), "--step-seconds without --store"),
+    ],
+)
+def test_what_is_no_store(words: tuple[str | None, str | None], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Store.given(*words)

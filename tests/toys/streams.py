@@ -174,7 +174,7 @@ def real(batch: Batch) -> Rows:
 
 
 def eval_order(source: Source, size: int) -> EvalOrder:
-    counts = np.concatenate(source.counts)
+    counts = source.counts
     costs = survey(source, range(len(counts)), COLLATOR).costs
     return EvalOrder(counts, costs, size, whole_samples=source.task.unit == "sample")
 

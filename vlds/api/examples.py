@@ -51,7 +51,7 @@ class Examples(torch.utils.data.Dataset[T], Generic[T]):
 
     def __init__(self, source: Source, transform: Callable[[Item], T] | None) -> None:
         self._source, self._transform = source, transform
-        self._counts = np.concatenate(source.counts)
+        self._counts = source.counts
         if source.task.unit == "sample":
             self._counts = np.ones_like(self._counts)
         self._ends = np.cumsum(self._counts)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
-
 from vlds.artifact import LoadedRun, TrainedOn
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.pictures import Picture as Pixels
@@ -377,7 +375,7 @@ class Evaluator:
                 if source.task.ranks:
                     continue
                 self.orders[source.name] = EvalOrder(
-                    np.concatenate(source.counts),
+                    source.counts,
                     ranks.broadcast(merged and merged.costs),
                     recipe.data.eval_batch_size,
                     whole_samples=source.task.unit == "sample",
@@ -388,7 +386,7 @@ class Evaluator:
         elsewhere. Collective; errors are ValueErrors on all ranks."""
         # Each rank reads one stretch, so that the parts stand in the data's order when they are
         # joined by rank: 10 samples on 3 ranks are cut at 0, 3, 6, 10.
-        ranks, num_samples = self.ranks, len(np.concatenate(source.counts))
+        ranks, num_samples = self.ranks, source.first_sample[-1]
         start, stop = (
             num_samples * n // ranks.world_size for n in (ranks.global_rank, ranks.global_rank + 1)
         )

@@ -80,7 +80,7 @@ class PairRanking:
         assert isinstance(source.task, Retrieval)
         self.source, self.setup, self.ranks, self.say = source, setup, ranks, say
         self.batch_size, self.num_workers, self.task_index = batch_size, num_workers, task_index
-        self.counts = np.concatenate(source.counts)
+        self.counts = source.counts
         self.first_position = np.cumsum(self.counts) - self.counts
         samples, limit = range(len(self.counts)), source.task.max_prompt_tokens
         self.texts: list[Text] = []

@@ -20,7 +20,6 @@ from itertools import chain, islice
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -123,7 +122,7 @@ def evaluation_batches(recipe: Recipe) -> Iterator[Asked]:
         if not task.evaluate:
             continue
         source = data_source(recipe, name, task.evaluate)
-        counts = np.concatenate(source.counts)[: 2 * max(size, TOGETHER)]
+        counts = source.first_counts(2 * max(size, TOGETHER))
         costs = survey(source, range(len(counts)), collator).costs
         order = EvalOrder(counts, costs, size, whole_samples=task.unit == "sample")
         order.batches = order.batches[:1]  # the most work comes first

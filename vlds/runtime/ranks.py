@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -71,10 +72,18 @@ class Ranks(RankPlace):
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all ranks on the first rank, None elsewhere."""
-        # torch wants a list of the right length on the first rank, and None on the others.
-        gathered: list[Any] | None = [None] * self.world_size if self.is_first else None
-        dist.gather_object(value, gathered)
-        return gathered
+        # Along a tree: of 8 ranks, 1, 3, 5, 7 hand theirs to 0, 2, 4, 6; then 2 and 6 both to 0 and
+        # 4; then 4 all four to 0. torch's gather_object pads all values to the longest, and lets
+        # the first rank take them one by one: with 512 ranks of one machine, that took 48 s.
+        values, step = [value], 1
+        while step < self.world_size:
+            if self.global_rank & step:
+                _send(values, self.global_rank - step)
+                return None
+            if self.global_rank + step < self.world_size:
+                values += _receive(self.global_rank + step)
+            step *= 2
+        return values
 
     def broadcast(self, value: Any) -> Any:
         """The first rank's value, on all ranks."""
@@ -106,6 +115,20 @@ class Ranks(RankPlace):
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier()
+
+
+def _send(value: Any, to: int) -> None:
+    """Hand any value to another rank, through main memory."""
+    data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    dist.send(torch.tensor([len(data)]), to)
+    dist.send(data, to)
+
+
+def _receive(origin: int) -> Any:
+    """What another rank sends."""
+    dist.recv(size := torch.zeros(1, dtype=torch.int64), origin)
+    dist.recv(data := torch.empty(int(size), dtype=torch.uint8), origin)
+    return pickle.loads(data.numpy().tobytes())
 
 
 @contextmanager

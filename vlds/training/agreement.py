@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -56,13 +57,17 @@ def check_agreement(ranks: Ranks, recipe: Recipe, prepared: Prepared, start: str
     `start` says how the run starts (new, resumed, in a new phase). Errors: ValueError on all ranks
     that names each difference with both values.
     """
-    facts = facts_of(recipe, prepared, start)
+    compare(ranks, facts_of(recipe, prepared, start))
+
+
+def compare(ranks: Ranks, facts: Facts) -> None:
+    """Errors: as `check_agreement`."""
     # Digests first: the facts are long, and travel only if they differ.
     # The first rank has those of all ranks, so its verdict is everybody's.
     digests = ranks.gather(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
     if ranks.broadcast(digests is None or len(set(digests)) == 1):
         return
-    gathered = ranks.gather(facts)
+    gathered = ranks.gather((socket.gethostname(), facts))
     lines = ranks.broadcast([] if gathered is None else differences(gathered))
     raise ValueError(
         "the ranks do not run the same thing (first rank, other rank):\n  "
@@ -164,11 +169,14 @@ def digest_of(files: Iterable[Path], folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def differences(gathered: list[Facts]) -> list[str]:
-    """A line for each of the first differences from the first rank, and for how many more."""
-    first, *others = gathered
+def differences(gathered: list[tuple[str, Facts]]) -> list[str]:
+    """A line for each of the first differences from the first rank, and for how many more.
+    `gathered`: host and facts of each rank."""
+    (_, first), *others = gathered
+    is_one_host = len({host for host, _ in gathered}) == 1
     lines: dict[str, str] = {}
-    for rank, facts in enumerate(others, 1):
+    for rank, (host, facts) in enumerate(others, 1):
+        where = f"rank {rank}" if is_one_host else f"rank {rank} ({host})"
         for name in sorted(first.keys() | facts.keys()):
             values = [entry.get(name, "nothing") for entry in (first, facts)]
             encoded = [json.dumps(value) for value in values]
@@ -186,7 +194,7 @@ def differences(gathered: list[Facts]) -> list[str]:
                 cut_behind = begin + SHOWN < len(text)
                 shown_texts.append(f"{'...' * (begin > 0)}{part}{'...' * cut_behind}")
             here, there = shown_texts
-            lines.setdefault(name, f"{name}: {here}, on rank {rank} {there}")
+            lines.setdefault(name, f"{name}: {here}, on {where} {there}")
     shown = list(lines.values())[:MOST_NAMED]
     more = len(lines) - len(shown)
     return [*shown, f"and {more} more"] if more else shown

@@ -211,7 +211,7 @@ def _local_bytes(source: Source) -> float:
     return sum(
         math.inf
         if dataset.is_remote
-        else sum(shard.bytes for shard in dataset.info.shards)
+        else int(dataset.info.table.column("bytes").sum())
         * (dataset.num_samples / max(1, dataset.info.samples))
         for dataset in source.datasets
     )

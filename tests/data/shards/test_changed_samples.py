@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -112,7 +113,8 @@ def test_a_sample_that_was_wrong_from_the_start_is_not_fetched_again_and_again(
     web: Web, folders: dict[str, Path], cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = open_dataset(web.url("small"), cache)
-    monkeypatch.setattr(remote, "_checksums", [index + 1 for index in remote._checksums])
+    wrong = [replace(index, checksums=index.checksums + 1) for index in remote._indexes]
+    monkeypatch.setattr(remote, "_indexes", wrong)
     for _ in range(3):
         with pytest.raises(SkipSample, match="its bytes are not those that were indexed"):
             remote.read(0)

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -101,7 +100,7 @@ def check_use(folder: Path) -> None:
             assert len(batch) == 4
     with contextlib.suppress(ValueError):
         source = Source("vqa", VQA(evaluate=[str(folder)]), [open_dataset(folder)])
-        counts = np.concatenate(source.counts)
+        counts = source.counts
         costs = survey(source, range(len(counts)), COLLATOR).costs
         for _ in EvalStream(source, EvalOrder(counts, costs, 4), SETUP):
             pass

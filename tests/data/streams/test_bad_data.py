@@ -159,7 +159,7 @@ def test_a_quarantined_sample_is_scored_as_wrong(tmp_path: Path) -> None:
     bad = {"shard": "hurt-train-00000.tar", "i": 4, "key": "000000004", "id": "x", "reason": "y"}
     (folder / "quarantine.jsonl").write_text(json.dumps(bad) + "\n")
     hurt = Source("red", ToyTask(), [open_dataset(folder)])
-    order = EvalOrder(np.concatenate(hurt.counts), [(1, 4)] * 30, 90)
+    order = EvalOrder(hurt.counts, [(1, 4)] * 30, 90)
     stream = EvalStream(hurt, order, StreamSetup(collator=COLLATOR, image=SPEC))
     (batch,) = stream
     assert batch.valid.sum() == 85
@@ -233,7 +233,7 @@ def test_two_hundred_zeros_in_a_jpeg_are_found(tmp_path: Path, place: int) -> No
 
 def test_a_bad_sample_in_evaluation_is_not_valid_and_listed(tmp_path: Path) -> None:
     hurt = source(tmp_path, is_number(4))
-    order = EvalOrder(np.concatenate(hurt.counts), [(1, 4)] * 30, 7)
+    order = EvalOrder(hurt.counts, [(1, 4)] * 30, 7)
     stream = EvalStream(hurt, order, StreamSetup(collator=COLLATOR, image=SPEC))
     rows = [
         (id, valid, reference)

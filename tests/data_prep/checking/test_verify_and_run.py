@@ -78,7 +78,7 @@ def usable(source: Source, number: int, image: ImageSpec | None) -> bool:
         found = next(reader.candidates(0, (0, number, 0), OpenBatch(ImageStack(1)))).opened
         if found.fault is not None or found.sample is None:
             return False
-        for n in range(int(np.concatenate(source.counts)[number])):
+        for n in range(int(source.counts[number])):
             ask(source.task, "vqa", found.sample, n, None)
     except (SkipSample, ValueError):
         return False

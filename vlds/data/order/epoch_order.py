@@ -23,6 +23,8 @@ Ints = NDArray[np.int64]
 Value = TypeVar("Value")
 KEPT_TABLES = 3
 """Tables that are kept for each lane; a batch may lie across the boundary of two."""
+KEPT_EPOCHS = 2
+"""Permutations of all shards that are kept: of a million, one takes 16 MB."""
 WHOLE_SAMPLE = -1
 """Annotation index that means all annotations of a sample."""
 
@@ -102,6 +104,21 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
     return lines
 
 
+class ShardCounts:
+    """How many annotations the samples of each shard have."""
+
+    def __init__(self, counts: Sequence[NDArray[np.unsignedinteger[Any]]]) -> None:
+        self._counts = counts
+        self.samples = np.array([len(shard) for shard in counts], np.int64)
+        """Of each shard."""
+        self.annotations = np.array([shard.sum() for shard in counts], np.int64)
+        """Of each shard."""
+
+    def of(self, shards: Ints) -> list[NDArray[np.unsignedinteger[Any]]]:
+        """For some shards, the annotations of each of their samples."""
+        return [self._counts[shard] for shard in shards]
+
+
 class EpochOrder:
     """Annotations of one source, epoch after epoch, each epoch a fresh permutation.
 
@@ -117,14 +134,15 @@ class EpochOrder:
     def __init__(
         self,
         name: str,
-        counts: Sequence[NDArray[np.unsignedinteger[Any]]],
+        counts: Sequence[NDArray[np.unsignedinteger[Any]]] | ShardCounts,
         *,
         seed: int,
         window: int,
         group: int = 1,
         lanes: int = 1,
     ) -> None:
-        """`counts`: for each shard, the annotations of each of its samples."""
+        """`counts`: for each shard, the annotations of each of its samples. Those of a window's
+        shards are asked for when the window comes."""
         for what, value in (("window", window), ("group", group), ("lanes", lanes)):
             if value < 1:
                 raise ValueError(f"{what}: got {value}; give at least 1")
@@ -135,9 +153,9 @@ class EpochOrder:
         self.lanes = lanes
         self.about = {"window": window, "group": group}
         """What the order depends on, the same for all sources of a run."""
-        self.counts = [shard.astype(np.int64) for shard in counts]
-        self.first_sample = np.cumsum([0, *(len(shard) for shard in counts)])
-        self.shard_sizes = np.array([shard.sum() for shard in self.counts], np.int64)
+        self.counts = counts if isinstance(counts, ShardCounts) else ShardCounts(counts)
+        self.first_sample = np.concatenate([[0], np.cumsum(self.counts.samples)])
+        self.shard_sizes = self.counts.annotations
         self.size = int(self.shard_sizes.sum())
         """Annotations in an epoch."""
         if self.size == 0:
@@ -147,6 +165,7 @@ class EpochOrder:
                 f"lanes: {lanes} are more than the {self.size} annotations of source {name}; "
                 "give fewer lanes"
             )
+        self._permutation = Recent(self._permuted_epoch, KEPT_EPOCHS)
         self._shards = Recent(self._permuted_shards, KEPT_TABLES * lanes)
         self._table = Recent(self._window_table, KEPT_TABLES * lanes)
 
@@ -172,12 +191,16 @@ class EpochOrder:
                 samples[here], annotations[here] = table_samples[rows], table_annotations[rows]
         return samples, annotations
 
+    def _permuted_epoch(self, epoch: int) -> tuple[Ints, Ints]:
+        """All shards in an epoch's order, and where in the epoch each ends."""
+        # The key has no lane: all lanes cut their stretches from one permutation.
+        shards = permutation(len(self.shard_sizes), self.seed, "shards", self.name, epoch)
+        return shards, np.cumsum(self.shard_sizes[shards])
+
     def _permuted_shards(self, epoch: int, lane: int) -> tuple[Ints, int, Ints]:
         """A lane's shards in an epoch, how many annotations of the first belong to the lane before,
         and where in the epoch each window starts."""
-        # The key has no lane: all lanes cut their stretches from one permutation.
-        shards = permutation(len(self.counts), self.seed, "shards", self.name, epoch)
-        ends = np.cumsum(self.shard_sizes[shards])
+        shards, ends = self._permutation(epoch)
         start, end = self.stretch(lane)
         # A lane may begin and end inside a shard, which it then shares with its neighbour. Shards
         # that end at 4, 7 and 12: the lane from 5 to 12 has the last two, without one annotation.
@@ -186,7 +209,8 @@ class EpochOrder:
         before = int(ends[first - 1]) if first else 0
         # The first window starts with the lane; the others where a shard ends, every `window`.
         starts = np.concatenate([[start], ends[first + self.window - 1 : last : self.window]])
-        return shards[first : last + 1], start - before, starts
+        # A copy: a view would keep the permutation of all shards, for each lane.
+        return shards[first : last + 1].copy(), start - before, starts
 
     def _window_table(self, epoch: int, lane: int, window: int) -> tuple[Ints, Ints]:
         """Samples and annotations of a window, in their order."""
@@ -195,7 +219,7 @@ class EpochOrder:
         end = int(starts[window + 1]) if window + 1 < len(starts) else self.stretch(lane)[1]
         # Only the lane's part of its first shard, and below of its last one.
         in_lane = slice(skipped if window == 0 else 0, None)
-        counts = np.concatenate([self.counts[s] for s in shards])
+        counts = np.concatenate(self.counts.of(shards)).astype(np.int64)
         samples = np.concatenate(
             [np.arange(self.first_sample[s], self.first_sample[s + 1]) for s in shards]
         )

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlds.data.shards.tar import read_members
 from vlds.runtime.files import open_file, read_file, write_whole
@@ -25,6 +28,10 @@ SCHEMA = 2
 DATASET_FILE = "dataset.json"
 QUARANTINE_FILE = "quarantine.jsonl"
 REBUILD = "write its index again with `vlds data index`"
+KIND = "image_class"
+"""Kind of the samples that have a class."""
+ODD_CLASSES = f"shards have cls_sha256 if the kind is {KIND} and classes is there, else they do not"
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,10 @@ class ShardInfo:
         # A foreign dataset.json must not lead to files outside its folder.
         if self.name in ("", ".", "..") or set("/\\\0") & set(self.name):
             raise ValueError(f"name is {self.name!r}, a file name expected")
+        for field in HASHES:
+            digest = getattr(self, field)
+            if not HASH.fullmatch(digest or "") and (field, digest) != ("cls_sha256", None):
+                raise ValueError(f"{field} is {digest!r:.100}, 64 hexadecimal digits expected")
 
     @property
     def index_hashes(self) -> dict[str, str]:
@@ -60,6 +71,101 @@ class ShardInfo:
         return [self.name, *(self.name + suffix for suffix in self.index_hashes)]
 
 
+COUNTS = ("samples", "annotations", "bytes")
+LARGE, PIECE = 16 << 20, 4096
+"""Bytes of a dataset.json whose shards are parsed so many at a time."""
+MOST_MADE = 4096
+"""Objects that a table keeps."""
+HASHES = ("sha256", "idx_sha256", "cnt_sha256", "crc_sha256", "cls_sha256")
+
+
+class ShardTable(Sequence[ShardInfo]):
+    """The shards of a data set. As arrays: of a million objects with their texts, each process
+    would hold 1.6 GB, and here it holds 0.2."""
+
+    def __init__(self, shards: Iterable[ShardInfo]) -> None:
+        """Errors: ValueError for a number that does not fit 64 bits, or if some shards have classes
+        and some have none."""
+        rows = list(shards)
+        if len({shard.cls_sha256 is None for shard in rows}) > 1:
+            raise ValueError(ODD_CLASSES)
+        names = [shard.name.encode("utf-8", "surrogatepass") for shard in rows]
+        self._names = b"".join(names)
+        self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        try:
+            table = [[getattr(shard, name) for name in COUNTS] for shard in rows]
+            self._counts = np.array(table, np.int64).reshape(-1, len(COUNTS))
+        except OverflowError:
+            raise ValueError("shards: a number in it does not fit 64 bits") from None
+        self.has_classes = bool(rows) and rows[0].cls_sha256 is not None
+        self._used = HASHES if self.has_classes else HASHES[:-1]
+        digests = "".join(getattr(shard, name) for shard in rows for name in self._used)
+        self._hashes = np.frombuffer(bytes.fromhex(digests), np.uint8)
+        self._hashes = self._hashes.reshape(-1, len(self._used), 32)
+        self._made: dict[int, ShardInfo] = {}
+
+    @classmethod
+    def joined(cls, parts: Sequence[ShardTable]) -> ShardTable:
+        """Several tables as one. Errors: ValueError as above."""
+        if len({part.has_classes for part in parts}) > 1:
+            raise ValueError(ODD_CLASSES)
+        table = cls([])
+        if parts:
+            table.has_classes, table._used = parts[0].has_classes, parts[0]._used
+            table._names = b"".join(part._names for part in parts)
+            lengths = np.concatenate([np.diff(part._ends) for part in parts])
+            table._ends = np.concatenate([[0], np.cumsum(lengths)])
+            table._counts = np.concatenate([part._counts for part in parts])
+            table._hashes = np.concatenate([part._hashes for part in parts])
+        return table
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ShardInfo]: ...
+    def __getitem__(self, index: int | slice) -> ShardInfo | Sequence[ShardInfo]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if (known := self._made.get(index)) is not None:
+            return known
+        counts = self._counts[index].tolist()  # raises IndexError
+        index %= len(self)
+        name = self._names[self._ends[index] : self._ends[index + 1]]
+        digests = [digest.tobytes().hex() for digest in self._hashes[index]]
+        shard = ShardInfo(
+            name=name.decode("utf-8", "surrogatepass"),
+            **dict(zip(COUNTS, counts, strict=True)),
+            **dict(zip(self._used, digests, strict=True)),
+        )
+        # Each read of a sample asks for its shard.
+        if len(self._made) >= MOST_MADE:
+            self._made.clear()
+        self._made[index] = shard
+        return shard
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShardTable) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        """One of COUNTS of all shards."""
+        return self._counts[:, COUNTS.index(name)]
+
+    def digest(self, *names: str) -> str:
+        """A hash of some of the HASHES of all shards."""
+        numbers = [HASHES.index(name) for name in names]
+        digest = sha256()
+        # A few thousand shards at a time, as text: that is how states have it.
+        for first in range(0, len(self), 4096):
+            part = self._hashes[first : first + 4096, numbers]
+            digest.update(np.ascontiguousarray(part).tobytes().hex().encode())
+        return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """dataset.json."""
@@ -69,7 +175,8 @@ class DatasetInfo:
     kind: str
     """Kind of the annotations: vqa, gqa, nlvr2, caption, ..."""
     split: str
-    shards: tuple[ShardInfo, ...]
+    shards: Sequence[ShardInfo]
+    """A `ShardTable`, whatever it is made of."""
     samples: int
     annotations: int
     image: Mapping[str, Any] | None = None
@@ -94,11 +201,16 @@ class DatasetInfo:
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes holds a name twice")
         is_indexed = self.indexed_classes is not None
-        if any((shard.cls_sha256 is not None) != is_indexed for shard in self.shards):
-            raise ValueError(
-                f"shards have cls_sha256 if the kind is {KIND} and classes is there, else they do "
-                "not"
-            )
+        table = self.shards if isinstance(self.shards, ShardTable) else ShardTable(self.shards)
+        if len(table) and table.has_classes != is_indexed:
+            raise ValueError(ODD_CLASSES)
+        object.__setattr__(self, "shards", table)  # frozen
+
+    @property
+    def table(self) -> ShardTable:
+        """The shards."""
+        assert isinstance(self.shards, ShardTable)
+        return self.shards
 
     @property
     def may_show_clips(self) -> bool:
@@ -152,9 +264,14 @@ class DatasetInfo:
 
         Errors: ValueError that names the file and the field.
         """
+        text, pieces = "", list[slice]()
         try:
+            if len(data) > LARGE:
+                # Objects of a million shards would take 4 GB for a while, and leave holes.
+                text = data.decode()
+                data, pieces = shards_apart(text)
             content = parse_json(data)
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             raise ValueError(
                 f"{path} is not JSON ({in_words(error)}); prepare the data set again"
             ) from None
@@ -166,20 +283,67 @@ class DatasetInfo:
                 cure = f"index it again: `vlds data index FOLDER {words}`"
             raise ValueError(f"{path}: schema {schema!r}, this program reads {SCHEMA}; {cure}")
         try:
+            lists = (parse_record(list[ShardInfo], f"[{text[piece]}]") for piece in pieces)
+            tables = [ShardTable(shards) for shards in lists]
             info = parse_record(cls, data)
+            if tables:
+                info = replace(info, shards=ShardTable.joined(tables))
         except ValueError as error:
             raise ValueError(f"{path}: {error}; prepare the data set again") from None
         if any(not {"id", "reason"} <= entry.keys() for entry in info.dropped):
             raise ValueError(f"{path}: an entry of dropped has no id or no reason; {REBUILD}")
         # They differ in a file that was edited by hand, or joined from two.
         for field_name in ("samples", "annotations"):
-            total = sum(getattr(shard, field_name) for shard in info.shards)
+            total = sum(info.table.column(field_name).tolist())
             if total != getattr(info, field_name):
                 raise ValueError(
                     f"{path}: {field_name} is {getattr(info, field_name)}, but its shards hold "
                     f"{total}; {REBUILD}"
                 )
         return info
+
+
+def shards_apart(text: str) -> tuple[bytes, list[slice]]:
+    """dataset.json with an empty list of shards, and where in it are a few thousand shards each.
+
+    Errors: ValueError or IndexError for what is not a JSON object.
+    """
+    skip = json.JSONDecoder().raw_decode
+    place, pieces, empty = _expect("{", text, 0), [], text
+    while text[place] != "}":
+        key, place = skip(text, place)
+        place = begin = _expect(":", text, _after_space(text, place))
+        if key == "shards" and text[place] == "[":
+            place = _after_space(text, place + 1)
+            while text[place] != "]":
+                first = place
+                for _ in range(PIECE):
+                    _, end = skip(text, place)
+                    place = _after_space(text, end)
+                    if text[place] != ",":
+                        break
+                    place = _after_space(text, place + 1)
+                pieces.append(slice(first, end))
+            empty = f"{text[:begin]}[]{text[place + 1 :]}"
+            place += 1
+        else:
+            _, place = skip(text, place)
+        place = _after_space(text, place)
+        if text[place] != "}":
+            place = _expect(",", text, place)
+    return empty.encode(), pieces
+
+
+def _after_space(text: str, place: int) -> int:
+    while text[place] in " \t\n\r":
+        place += 1
+    return place
+
+
+def _expect(mark: str, text: str, place: int) -> int:
+    if text[place] != mark:
+        raise ValueError(f"{mark!r} expected at character {place:,}")
+    return _after_space(text, place + 1)
 
 
 def check_names(name: str, split: str) -> None:
@@ -192,8 +356,6 @@ def check_names(name: str, split: str) -> None:
             )
 
 
-KIND = "image_class"
-"""Kind of the samples that have a class."""
 CLS_TYPE = np.dtype("<u4")
 NO_CLASS = 0xFFFFFFFF
 

@@ -34,7 +34,7 @@ from vlds.data.shards.download import (
     tell_rarely,
 )
 from vlds.data.shards.info import DATASET_FILE, QUARANTINE_FILE, DatasetInfo, ShardInfo
-from vlds.data.shards.shard_index import ShardIndex, index_sizes
+from vlds.data.shards.shard_index import KEPT_SAMPLES, ShardIndex, index_sizes
 from vlds.runtime.files import read_file
 from vlds.runtime.json_files import in_words, parse_json
 from vlds.runtime.json_files import sha256 as file_sha256
@@ -87,7 +87,7 @@ class RemoteFiles:
         return copier
 
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
-        """dataset.json, and the index of every shard.
+        """dataset.json, and of a small data set the index of every shard.
 
         Errors: ValueError that names the URL, what is wrong, and the cure.
         """
@@ -104,12 +104,19 @@ class RemoteFiles:
                     self._download(path, DATASET_FILE)
                 info = DatasetInfo.parse(read_file(path), url)
                 # The files beside shards are small: most of their time is the server's answer.
+                shards = info.shards if info.samples <= KEPT_SAMPLES else []
                 with ThreadPoolExecutor(AT_ONCE) as pool:
-                    indexes = list(pool.map(self._index, info.shards))
+                    indexes = list(pool.map(self._index, shards))
             except ValueError:
                 path.unlink(missing_ok=True)  # it may be corrected within FRESH_S
                 raise
         return info, indexes
+
+    def index(self, info: DatasetInfo, number: int) -> ShardIndex:
+        """The index of a shard, which one process of the machine fetches. Errors: ShardError."""
+        shard = info.shards[number]
+        with self.cache.alone(self._copy(f"{shard.name}.idx", shard.idx_sha256)):
+            return self._index(shard)
 
     def location(self, shard: ShardInfo) -> str:
         """Where a shard is, for messages."""

@@ -10,12 +10,13 @@ each sample's bytes, from one offset to the next. Pictures of classes also have 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
@@ -39,6 +40,9 @@ IDX_TYPE = np.dtype("<u8")
 CNT_TYPE = np.dtype("<u4")
 CRC_TYPE = np.dtype("<u4")
 AGAIN = "copy it again, or prepare the data set again"
+KEPT_SAMPLES = 1 << 22
+"""Samples whose index a process keeps, 20 bytes each. Up to so many, the index of a data set is
+read and checked as a whole when it is opened."""
 
 
 class Counts(NamedTuple):
@@ -114,9 +118,8 @@ class ShardIndex:
                 )
         offsets = np.frombuffer(files[".idx"], IDX_TYPE)
         counts = np.frombuffer(files[".cnt"], CNT_TYPE).reshape(n, 2)
-        # As Python's integers: differences of u64 would wrap, and hide offsets that descend.
-        exact = offsets.astype(object)
-        if (np.diff(exact) <= 0).any() or exact[-1] > shard.bytes:
+        # No differences: those of u64 would wrap, and hide offsets that descend.
+        if (offsets[1:] <= offsets[:-1]).any() or int(offsets[-1]) > shard.bytes:
             raise ShardError(
                 f"{path}.idx: its offsets do not ascend within the {shard.bytes} bytes of the "
                 f"shard; {REBUILD}"
@@ -129,6 +132,85 @@ class ShardIndex:
         checksums = np.frombuffer(files[".crc"], CRC_TYPE)
         classes = np.frombuffer(files[".cls"], CLS_TYPE) if shard.cls_sha256 else None
         return cls(offsets, counts[:, 0], counts[:, 1], checksums, classes)
+
+
+class Indexes(Sequence[ShardIndex]):
+    """The index of each shard of a data set. Small data sets have all from the beginning; of larger
+    ones those that were used last are here, and the others are read when somebody wants them."""
+
+    def __init__(
+        self,
+        load: Callable[[int], ShardIndex],
+        number: int,
+        here: Iterable[ShardIndex] = (),
+        at_once: int = 1,
+    ) -> None:
+        """`at_once`: how many `load` reads at a time."""
+        self._load, self._number, self._at_once = load, number, at_once
+        self._here = dict(enumerate(here))
+        self._samples = sum(len(index.counts) for index in self._here.values())
+        self._most = max(KEPT_SAMPLES, self._samples)
+
+    def __len__(self) -> int:
+        return self._number
+
+    @overload
+    def __getitem__(self, number: int) -> ShardIndex: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[ShardIndex]: ...
+    def __getitem__(self, number: int | slice) -> ShardIndex | Sequence[ShardIndex]:
+        """Errors: ShardError if the index is not as dataset.json describes it."""
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(self._number))]
+        if not 0 <= number < self._number:
+            raise IndexError(number)
+        if (index := self._here.get(number)) is None:
+            index = self._keep(number, self._load(number))
+        return index
+
+    def several(self, numbers: Sequence[int]) -> list[ShardIndex]:
+        """Those of some shards, at once where that is faster. Errors: ShardError."""
+        found = {number: self._here.get(number) for number in numbers}
+        missing = [number for number, index in found.items() if index is None]
+        if self._at_once > 1 and len(missing) > 1:
+            with ThreadPoolExecutor(self._at_once) as pool:
+                loaded = list(pool.map(self._load, missing))
+        else:
+            loaded = [self._load(number) for number in missing]
+        new = dict(zip(missing, loaded, strict=True))
+        for number, index in new.items():
+            self._keep(number, index)
+        return [found[number] or new[number] for number in numbers]
+
+    def _keep(self, number: int, index: ShardIndex) -> ShardIndex:
+        """Keep an index; the oldest go, even if they were just used: positions rise, so that they
+        are left soon."""
+        if self._here.setdefault(number, index) is index:
+            self._samples += len(index.counts)
+        while self._samples > self._most and len(self._here) > 1:
+            oldest = next(iter(self._here))
+            self._samples -= len(self._here.pop(oldest).counts)
+        return index
+
+
+class Column(Sequence[np.ndarray]):
+    """One array of each shard's index."""
+
+    def __init__(self, indexes: Indexes, name: Literal["counts", "pictures"]) -> None:
+        self._indexes, self._name = indexes, name
+
+    def __len__(self) -> int:
+        return len(self._indexes)
+
+    @overload
+    def __getitem__(self, number: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[np.ndarray]: ...
+    def __getitem__(self, number: int | slice) -> np.ndarray | Sequence[np.ndarray]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        column: np.ndarray = getattr(self._indexes[number], self._name)
+        return column
 
 
 def load_index(

@@ -6,13 +6,14 @@ The files of a data set lie in a folder of this machine, or at a URL (remote.py)
 from __future__ import annotations
 
 import os
+from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from hashlib import sha256
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,16 @@ from vlds.data.shards.info import (
     DatasetInfo,
     ShardInfo,
 )
-from vlds.data.shards.remote import RemoteFiles, is_url, parse_quarantine
+from vlds.data.shards.remote import AT_ONCE, RemoteFiles, is_url, parse_quarantine
 from vlds.data.shards.sample import UNUSABLE, parse_sample
-from vlds.data.shards.shard_index import Counts, ShardIndex, load_index
+from vlds.data.shards.shard_index import (
+    KEPT_SAMPLES,
+    Column,
+    Counts,
+    Indexes,
+    ShardIndex,
+    load_index,
+)
 from vlds.data.shards.shard_stream import is_pattern
 from vlds.data.shards.tar import read_members
 from vlds.runtime.files import open_descriptor, read_file
@@ -51,10 +59,14 @@ class LocalFiles:
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
-        """dataset.json, and the index of every shard."""
+        """dataset.json, and of a small data set the index of every shard."""
         info = self._info or DatasetInfo.load(self.folder)
-        options: Any = {"foreign": info.fields is not None, "classes": info.indexed_classes}
-        return info, [load_index(self.folder, shard, **options) for shard in info.shards]
+        return info, [self.index(info, n) for n in range(len(info.shards)) if is_small(info)]
+
+    def index(self, info: DatasetInfo, number: int) -> ShardIndex:
+        """The index of a shard. Errors: ShardError."""
+        is_foreign, classes = info.fields is not None, info.indexed_classes
+        return load_index(self.folder, info.shards[number], foreign=is_foreign, classes=classes)
 
     def location(self, shard: ShardInfo) -> str:
         """Where a shard is, for messages."""
@@ -106,7 +118,20 @@ class LocalFiles:
             os.close(descriptor)
 
 
-Files: TypeAlias = LocalFiles | RemoteFiles
+class Files(Protocol):
+    """The files of a data set: `LocalFiles`, `RemoteFiles`."""
+
+    @property
+    def folder(self) -> str | Path: ...
+    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]: ...
+    def index(self, info: DatasetInfo, number: int) -> ShardIndex: ...
+    def location(self, shard: ShardInfo) -> str: ...
+    def cure(self, shard: ShardInfo) -> str: ...
+    def renew(self, shard: ShardInfo) -> bool: ...
+    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes: ...
+    def quarantine(self, info: DatasetInfo) -> Mapping[int, str]: ...
+    def gather(self, wanted: Sequence[tuple[ShardInfo, int, int]]) -> None: ...
+    def expect(self, shards: Sequence[ShardInfo]) -> None: ...
 
 
 def open_dataset(
@@ -130,6 +155,11 @@ def open_dataset(
     return Dataset(LocalFiles(Path(folder)))
 
 
+def is_small(info: DatasetInfo) -> bool:
+    """Whether to read the whole index of a data set when it is opened."""
+    return info.samples <= KEPT_SAMPLES
+
+
 class Dataset:
     """The samples of one data set by number. Files are opened at the first read in each process."""
 
@@ -148,20 +178,33 @@ class Dataset:
         self.num_samples, self.num_annotations = self.info.samples, self.info.annotations
         self.quarantine = files.quarantine(self.info)
         """Index -> fault of samples that are known to be bad."""
-        self.counts = [index.counts for index in indexes]
+        self.is_small = is_small(self.info)
+        """Whether its whole index was checked when it was opened."""
+        load = partial(files.index, self.info)
+        at_once = AT_ONCE if self.is_remote else 1
+        self._indexes = Indexes(load, len(self.info.shards), indexes, at_once)
+        self.counts: Sequence[np.ndarray] = Column(self._indexes, "counts")
         """Annotations of each sample, shard by shard."""
-        self.pictures = [index.pictures for index in indexes]
+        self.pictures: Sequence[np.ndarray] = Column(self._indexes, "pictures")
         """Pictures, or else stored features, of each sample, shard by shard."""
-        self._classes = [index.classes for index in indexes]
-        self._offsets = [index.offsets.astype(np.int64) for index in indexes]
-        self._checksums = [index.checksums for index in indexes]
-        self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
+        self.shard_samples = self.info.table.column("samples")
+        self.shard_annotations = self.info.table.column("annotations")
+        first_samples = np.concatenate([[0], np.cumsum(self.shard_samples)])
+        # bisect is faster in it than in NumPy's, and it is smaller than a list.
+        self._first_sample = array("q", first_samples.astype(np.int64).tobytes())
+
+    def counts_of(self, shards: Sequence[int]) -> list[np.ndarray]:
+        """`counts` of some shards. Errors: ShardError."""
+        return [index.counts for index in self._indexes.several(shards)]
 
     def fingerprint(self) -> str:
         """Changes with the bytes of any shard."""
         # Counts too: the order of examples depends on them, and tools may count differently.
-        text = "".join(shard.sha256 + shard.cnt_sha256 for shard in self.info.shards)
-        return sha256(text.encode()).hexdigest()[:16]
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.info.table.digest("sha256", "cnt_sha256")
 
     def class_numbers(self) -> np.ndarray:
         """(n,) int64: the place of each sample's class in `info.classes`, or NO_CLASS for one
@@ -176,7 +219,7 @@ class Dataset:
                 f"{KIND}, which `vlds data imagefolder` writes"
             )
         # With an empty array: np.concatenate refuses the empty list of a data set without shards.
-        parts = [part for part in self._classes if part is not None]
+        parts = [part.classes for part in self._indexes if part.classes is not None]
         numbers = np.concatenate([*parts, np.empty(0)]).astype(np.int64)
         if (odd := (numbers >= len(classes)) & (numbers != NO_CLASS)).any():
             raise ShardError(
@@ -184,6 +227,17 @@ class Dataset:
                 f"{DATASET_FILE} lists {len(classes):,}; {REBUILD}"
             )
         return numbers
+
+    def place_of(self, annotation: int) -> tuple[int, int]:
+        """Sample that has the n-th of all annotations, and which of its annotations that is."""
+        # First the shard, whose index alone is needed: 5 and 4 annotations end at 5 and 9.
+        shard_ends = np.cumsum(self.shard_annotations)
+        shard = int(np.searchsorted(shard_ends, annotation, side="right"))
+        annotation -= int(shard_ends[shard - 1]) if shard else 0
+        ends = np.cumsum(self.counts[shard], dtype=np.int64)
+        row = int(np.searchsorted(ends, annotation, side="right"))
+        first = int(self.shard_samples[:shard].sum())
+        return first + row, annotation - (int(ends[row - 1]) if row else 0)
 
     def shard_of(self, sample: int) -> str:
         """File name of the shard that holds a sample."""
@@ -208,7 +262,7 @@ class Dataset:
         """Read the bytes of remote samples at once, for the calls of `read` that follow."""
         wanted = []
         for shard, row in map(self._place, samples):
-            begin, end = self._offsets[shard][row : row + 2].tolist()
+            begin, end = self._indexes[shard].offsets[row : row + 2].tolist()
             wanted.append((self.info.shards[shard], begin, end - begin))
         self._files.gather(wanted)
 
@@ -224,8 +278,8 @@ class Dataset:
         return shard, sample - self._first_sample[shard]
 
     def _read(self, shard_index: int, row: int) -> Sample:
-        info, shard = self.info, self.info.shards[shard_index]
-        begin, end = self._offsets[shard_index][row : row + 2].tolist()
+        info, shard, index = self.info, self.info.shards[shard_index], self._indexes[shard_index]
+        begin, end = index.offsets[row : row + 2].tolist()
         try:
             data = memoryview(self._files.read(shard, begin, end - begin))
             key, content = read_members(data, begin)
@@ -238,7 +292,7 @@ class Dataset:
         what = f"sample {self.label} {key} ({shard.name})"
         # After the headers, whose faults tell more; before the members, whose faults would not say
         # that the file has changed.
-        if crc32(data) != self._checksums[shard_index][row]:
+        if crc32(data) != index.checksums[row]:
             raise ChangedSample(
                 f"{what}: its bytes are not those that were indexed (another crc32); "
                 f"{self._files.cure(shard)}"
@@ -248,7 +302,7 @@ class Dataset:
         except UNUSABLE as error:
             raise SkipSample(f"{what}: {in_words(error)}") from error
         counts = Counts(len(sample.annotations), len(sample.images) or len(sample.features))
-        indexed = Counts(int(self.counts[shard_index][row]), int(self.pictures[shard_index][row]))
+        indexed = Counts(int(index.counts[row]), int(index.pictures[row]))
         if counts != indexed:
             raise SkipSample(f"{what}: it has {counts}, its index says {indexed}; {REBUILD}")
         return sample
@@ -265,15 +319,20 @@ class Subset(Dataset):
         self._print = sha256(chosen.tobytes()).hexdigest()[:16]
         self.key = f"{whole.key}#{self._print}"
         # Counts stay in a list by shard: cut where the chosen numbers pass a shard's end.
-        ends = np.cumsum([len(counts) for counts in whole.counts])
+        ends = np.cumsum(whole.shard_samples)
         cuts = np.searchsorted(chosen, ends[:-1])
         self.counts = np.split(np.concatenate(whole.counts)[chosen], cuts)
         self.pictures = np.split(np.concatenate(whole.pictures)[chosen], cuts)
         self.num_samples = len(chosen)
+        self.shard_samples = np.array([len(counts) for counts in self.counts], np.int64)
+        self.shard_annotations = np.array([counts.sum() for counts in self.counts], np.int64)
         self.num_annotations = int(np.concatenate(self.counts).sum())
         # Faults of samples that are not chosen have no number here.
         places = {int(number): place for place, number in enumerate(chosen)}
         self.quarantine = {places[n]: f for n, f in whole.quarantine.items() if n in places}
+
+    def counts_of(self, shards: Sequence[int]) -> list[np.ndarray]:
+        return [self.counts[shard] for shard in shards]
 
     def fingerprint(self) -> str:
         """Changes with the bytes of any shard, and with the choice."""

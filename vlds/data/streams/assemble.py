@@ -233,18 +233,17 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         """The batch of these positions."""
         setup = self.reader.setup
         parcel = Parcel(positions)
-        places = self._places(positions)
         batch = OpenBatch(ImageStack(max(len(positions), self._num_images), setup.image))
         most = self.reader.policy.max_in_a_row + 1
-        slots = []
-        # Candidates are lazy: substitutes are read only if they are needed.
-        for position, place in zip(positions, places, strict=True):
-            candidates = self.reader.candidates(position, place, batch)
-            slots.append(Slot(position, place[0], enumerate(islice(candidates, most))))
-        rows = []
-        if self.ahead:
-            self.reader.expect(self._places([position + self.ahead for position in positions]))
+        slots, rows = [], []
         try:
+            places = self._places(positions)
+            # Candidates are lazy: substitutes are read only if they are needed.
+            for position, place in zip(positions, places, strict=True):
+                candidates = self.reader.candidates(position, place, batch)
+                slots.append(Slot(position, place[0], enumerate(islice(candidates, most))))
+            if self.ahead:
+                self.reader.expect(self._places([position + self.ahead for position in positions]))
             self.reader.load(places, batch)
             for slot in slots:
                 row = self._row(slot, parcel.bad)

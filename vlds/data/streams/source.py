@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from heapq import nlargest
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from vlds.data.errors import ShardError
-from vlds.data.order.epoch_order import WHOLE_SAMPLE, Ints, hashed
+from vlds.data.order.epoch_order import WHOLE_SAMPLE, Ints, ShardCounts, hashed
 from vlds.data.shards.sample import groups_of
 from vlds.data.shards.store import Dataset
 from vlds.schema import Collator, Example, Group, PictureSpec, Sample, SkipSample
@@ -98,9 +98,24 @@ class Source(TaskSource[Dataset]):
         return [0, *accumulate(dataset.num_samples for dataset in self.datasets)]
 
     @property
-    def counts(self) -> list[np.ndarray]:
-        """Annotations of each sample, shard by shard through the data sets."""
-        return [counts for dataset in self.datasets for counts in dataset.counts]
+    def counts(self) -> np.ndarray:
+        """Annotations of each sample; reads the whole index."""
+        return np.concatenate([counts for dataset in self.datasets for counts in dataset.counts])
+
+    def first_counts(self, number: int) -> np.ndarray:
+        """Annotations of the first samples; reads no more of the index than that takes."""
+        parts, length = [np.zeros(0, np.int64)], 0
+        for counts in chain.from_iterable(dataset.counts for dataset in self.datasets):
+            if length >= number:
+                break
+            parts.append(counts)
+            length += len(counts)
+        return np.concatenate(parts)[:number]
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of all data sets together."""
+        return sum(len(dataset.shard_samples) for dataset in self.datasets)
 
     @property
     def data_id(self) -> str:
@@ -115,8 +130,11 @@ class Source(TaskSource[Dataset]):
         return sum(dataset.num_annotations for dataset in self.datasets)
 
     @property
-    def most_pictures(self) -> int:
-        """Pictures, or else stored features, of the sample that has most."""
+    def most_pictures(self) -> int | None:
+        """Pictures, or else stored features, of the sample that has most; None for data sets that
+        are too large to look at all."""
+        if not all(dataset.is_small for dataset in self.datasets):
+            return None
         counts = [shard for dataset in self.datasets for shard in dataset.pictures]
         return int(np.concatenate(counts).max())
 
@@ -163,7 +181,10 @@ class Source(TaskSource[Dataset]):
                 raise ValueError(
                     f"source {self.name}: data set {dataset.folder} has no annotations"
                 )
-            odd = self.num_pictures.first_odd(dataset.pictures, list(dataset.quarantine))
+            # Of a large data set, `IndexedReader` finds them.
+            odd = None
+            if dataset.is_small:
+                odd = self.num_pictures.first_odd(dataset.pictures, list(dataset.quarantine))
             if odd is not None:
                 count = int(np.concatenate(dataset.pictures)[odd])
                 raise ValueError(
@@ -188,6 +209,26 @@ class Source(TaskSource[Dataset]):
                     f"source {self.name}: none of the first {num_tried} samples of data set "
                     f"{dataset.folder} can be used; {first_error}"
                 )
+
+
+class SourceCounts(ShardCounts):
+    """The annotations of a source's samples, by the indexes of its data sets."""
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self._datasets = datasets
+        self.samples = np.concatenate([dataset.shard_samples for dataset in datasets])
+        self.annotations = np.concatenate([dataset.shard_annotations for dataset in datasets])
+        self._first_shard = [0, *accumulate(len(dataset.shard_samples) for dataset in datasets)]
+
+    def of(self, shards: Ints) -> list[np.ndarray]:
+        """Errors: ShardError for an index that is not as dataset.json describes it."""
+        owners = np.searchsorted(self._first_shard, shards, side="right") - 1
+        found: dict[int, np.ndarray] = {}
+        for owner in np.unique(owners).tolist():
+            wanted, first = shards[owners == owner].tolist(), self._first_shard[owner]
+            counts = self._datasets[owner].counts_of([shard - first for shard in wanted])
+            found |= zip(wanted, counts, strict=True)
+        return [found[shard] for shard in shards.tolist()]
 
 
 def check_pictures(location: str | Path, sample: Sample, image: PictureSpec | None) -> None:
@@ -222,6 +263,8 @@ def check_cache_limit(
     """
     # The smaller of two bounds holds: all shards that are read (by folder and name: one that
     # several tasks read is fetched once), or the largest windows of every task.
+    if limit is None:
+        return
     all_shards: dict[tuple[str, str], int] = {}
     for source in (*train, *evaluation):
         all_shards |= _fetched(source)
@@ -229,7 +272,7 @@ def check_cache_limit(
     trained = [nlargest(num_shards, _fetched(source).values()) for source in train]
     evaluated = [_fetched(source).values() for source in evaluation]
     need = min(sum(all_shards.values()), sum(map(sum, [*trained, *evaluated])))
-    if limit is not None and need > limit:
+    if need > limit:
         raise ValueError(
             f"data.cache_bytes: got {limit}, but what is read in turns has {need}: of each task "
             f"two windows (data.window {window}) in each of the {num_lanes} lanes that this "

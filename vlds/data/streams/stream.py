@@ -36,7 +36,14 @@ from vlds.data.streams.assemble import (
     StreamSetup,
 )
 from vlds.data.streams.loader import parcels
-from vlds.data.streams.source import EvalOrder, NumPictures, Source, TaskSource, check_pictures
+from vlds.data.streams.source import (
+    EvalOrder,
+    NumPictures,
+    Source,
+    SourceCounts,
+    TaskSource,
+    check_pictures,
+)
 from vlds.schema import Batch, Sample, SkipSample
 from vlds.tasks.base import Task, Unlabelled, ask
 
@@ -323,7 +330,7 @@ class TrainStream(MixedStream):
         orders = [
             EpochOrder(
                 source.name,
-                source.counts,
+                SourceCounts(source.datasets),
                 seed=setup.seed,
                 window=config.window,
                 group=config.group,
@@ -343,7 +350,7 @@ class TrainStream(MixedStream):
             for source, share in zip(self.sources, self.order.shares, strict=True)
             if any(dataset.is_remote for dataset in source.datasets)
             # A source within one window has nothing to expect.
-            and (shards := len(source.counts)) > self.config.lanes * self.config.window
+            and (shards := source.num_shards) > self.config.lanes * self.config.window
         ]
         ahead = int(min(windows) / 2) if windows else 0
         return Assembler(self._reader(), self.order, ahead=ahead)
@@ -418,7 +425,7 @@ class IndexedReader(SampleReader[Source]):
             dataset, index = self.sources[source].locate(source_sample)
             key = (dataset.key, index)  # the same for all sources that have the data set
             if key not in batch.samples:
-                opened = batch.samples[key] = self._read(dataset, index, batch)
+                opened = batch.samples[key] = self._read(source, dataset, index, batch)
                 # Stored features are on the stack already.
                 if self.setup.image is not None and opened.sample and not opened.fault:
                     undecoded.append((key, opened.sample))
@@ -439,13 +446,15 @@ class IndexedReader(SampleReader[Source]):
                 wanted.setdefault(dataset.key, (dataset, []))[1].append(index)
         return [(dataset, list(dict.fromkeys(indices))) for dataset, indices in wanted.values()]
 
-    def _read(self, dataset: Dataset, index: int, batch: OpenBatch) -> Opened:
+    def _read(self, source: int, dataset: Dataset, index: int, batch: OpenBatch) -> Opened:
         """Read a sample, and copy its features to the stack."""
         fault = dataset.quarantine.get(index)
         if fault and not self.evaluation:
             return Opened(None, fault=fault)
         try:
             sample = dataset.read(index)
+            if not dataset.is_small and not self.evaluation:  # `Source.check` has not seen it
+                self.sources[source].num_pictures.check(sample)
         except (SkipSample, ShardError) as error:
             damaged = isinstance(error, ShardError)
             return Opened(None, fault=str(error), shard_is_damaged=damaged)
@@ -478,8 +487,5 @@ class IndexedReader(SampleReader[Source]):
                 substitute = word % dataset.num_samples
             else:
                 # All annotations of the data set are equally likely, not all samples.
-                ends = np.cumsum(np.concatenate(dataset.counts), dtype=np.int64)
-                drawn = word % int(ends[-1])
-                substitute = int(np.searchsorted(ends, drawn, side="right"))
-                annotation = drawn - (int(ends[substitute - 1]) if substitute else 0)
+                substitute, annotation = dataset.place_of(word % dataset.num_annotations)
             sample += substitute - index  # these count in the data set, `sample` in the source

@@ -1,0 +1,331 @@
+"""What starting, agreeing, reading and saving takes on many ranks, without a model.
+
+    export TORCH_CPP_LOG_LEVEL=ERROR
+    python benchmarks/many_ranks.py --out runs/many_ranks --ranks 64 256 1024
+
+All ranks run on this machine, as eight on each of many hosts, whose names a SLURM list says: forks
+of a process that has imported everything. They do what `vlds train` does, by its code: the roll
+call, the process group (gloo), the comparison of what they run, the lock of the output, a stream
+of batches from a web server through one cache for each host, a sum in each step, the state, and a
+claim of a sweep's part for each host. Half as many ranks then resume. The program checks that every
+batch has the examples that one process reads. Then, with the most ranks, one host does not come,
+one comes late, one has another torch, and one stops in mid-run: what the first rank says about it,
+and after how many seconds. Tables go to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from data import TASK, WORDS, questions_about
+
+from data_prep.packing.writer import SampleRecord, write_dataset
+from vlds.cli.sweep_work import claim
+from vlds.data.config import DataConfig
+from vlds.data.order.mixed_order import BatchCut
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.sample import feature_bytes
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
+from vlds.models.collate import JointCollator
+from vlds.runtime import roll_call
+from vlds.runtime.cluster import software
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.folders import FolderInUse
+from vlds.runtime.rank_environment import RankPlace, free_port
+from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
+from vlds.training.agreement import compare
+
+PER_HOST, SHARDS, SAMPLES, STEPS = 8, 64, 64, 3
+FACTS = {f"key {n}": f"value {n}" for n in range(400)}
+"""About as much as a recipe with its files, libraries and data sets."""
+FAULTS = ("lost", "late", "another torch", "stopped")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--faults", nargs="*", choices=FAULTS, default=FAULTS)
+    parser.add_argument("--only-faults", action="store_true", help="with the last --ranks")
+    parser.add_argument("--late", type=float, default=40.0, help="seconds")
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    make(args.out / "data" / "many")
+    os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    software()  # each rank of a real run hashes the sources; forks share this
+    gc.collect()
+    gc.freeze()  # else each fork copies what the collector marks
+    print("| ranks | hosts | " + " | ".join(PARTS) + " |")
+    print("|---|" * 1 + "---|" * (len(PARTS) + 1), flush=True)
+    for number in () if args.only_faults else args.ranks:
+        with web_server(args.out / "data") as address:
+            url, run = f"http://127.0.0.1:{address}/many", args.out / str(number)
+            took = run_all(run, number, functools.partial(work, run, url, 0))
+            check(run, args.out / "data" / "many", range(STEPS), number)
+            run_all(run, number // 2, functools.partial(work, run, url, STEPS))
+            check(run, args.out / "data" / "many", range(STEPS, 2 * STEPS), number // 2)
+        cells = " | ".join(f"{took[part]:,.4g}" for part in PARTS)
+        print(f"| {number:,} | {number // PER_HOST} | {cells} |", flush=True)
+    for fault in args.faults:
+        number = args.ranks[-1]
+        run = args.out / fault.replace(" ", "_")
+        said = run_all(run, number, functools.partial(faulty, fault, args.late), fault)
+        print(f"\n{fault}, {number:,} ranks:")
+        for line, seconds in said.items():
+            print(f"  after {seconds:.1f} s: {line}", flush=True)
+
+
+PARTS = (
+    "roll call, s", "group, s", "agree, s", "output, s", "data set, s", "first batch, s",
+    "step, s", "gather, s", "state, bytes", "MB of a rank",
+)  # fmt: skip
+
+
+def make(folder: Path) -> None:
+    """Write a small data set."""
+    data = feature_bytes(np.zeros((1, 8), np.float16))
+    records = [
+        SampleRecord(
+            id=str(n),
+            members=[("features.npy", data)],
+            json={"annotations": questions_about(n)},
+        )
+        for n in range(SHARDS * SAMPLES)
+    ]
+    write_dataset(
+        folder, name="many", kind="vqa", split="train", records=records, shard_samples=SAMPLES
+    )
+
+
+def run_all(
+    run: Path, number: int, job: Callable[[int], dict[str, float]], fault: str = ""
+) -> dict[str, float]:
+    """Fork the ranks, and wait for them; what the first one has found."""
+    run.mkdir(parents=True, exist_ok=True)
+    for file in run.glob("*.ids"):
+        file.unlink()
+    port, pids = free_port(), {}
+    for rank in range(number):
+        if fault == "lost" and rank // PER_HOST == 1:
+            continue
+        if not (pid := os.fork()):
+            code = 1
+            try:
+                os.environ |= environment(rank, number, port)
+                name = f"node{rank // PER_HOST:03d}"
+                setattr(socket, "gethostname", lambda: name)  # noqa: B010,B023
+                result = job(rank)
+                if rank == 0:
+                    (run / "found.json").write_text(json.dumps(result))
+                code = 0
+            except SystemExit as end:
+                code = int(bool(end.code))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        pids[rank] = pid
+    try:
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids.values()]
+    except KeyboardInterrupt:
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        raise
+    if not fault and any(codes):
+        sys.exit(f"{sum(map(bool, codes))} of {number} ranks have failed")
+    found: dict[str, float] = json.loads((run / "found.json").read_text())
+    return found
+
+
+def environment(rank: int, number: int, port: int) -> dict[str, str]:
+    """What SLURM and torchrun would set."""
+    numbers = {"RANK": rank, "WORLD_SIZE": number, "LOCAL_RANK": rank % PER_HOST}
+    numbers |= {"LOCAL_WORLD_SIZE": PER_HOST, "LOCAL_SIZE": PER_HOST, "MASTER_PORT": port}
+    names = {"SLURM_JOB_NODELIST": f"node[000-{number // PER_HOST - 1:03d}]"}
+    return {"MASTER_ADDR": "127.0.0.1", **names, **{k: str(v) for k, v in numbers.items()}}
+
+
+def work(run: Path, url: str, first_step: int, rank: int) -> dict[str, float]:
+    """What a rank does."""
+    took: dict[str, float] = {}
+    begin = time.monotonic()
+
+    def lap(part: str) -> None:
+        nonlocal begin
+        took[part] = time.monotonic() - begin
+        begin = time.monotonic()
+
+    call_roll = roll_call.call_roll
+
+    def timed(place: RankPlace, timeout_s: float) -> None:
+        call_roll(place, timeout_s)
+        lap("roll call, s")
+
+    sys.modules["vlds.runtime.deepspeed_start"].call_roll = timed  # type: ignore[attr-defined]
+    ranks = start_ranks(600)
+    ranks.barrier()
+    lap("group, s")
+    compare(ranks, FACTS)
+    lap("agree, s")
+    with hold_folder(ranks, run / "output"):
+        lap("output, s")
+        cache = ShardCache(run / "caches" / socket.gethostname())
+        stream = stream_of(url, cache, ranks)
+        if first_step:
+            stream.load_state(json.loads((run / "state.json").read_text()))
+        ranks.barrier()
+        lap("data set, s")
+        ids = []
+        for number, batches in enumerate(islice(stream.steps(), STEPS)):
+            ids.append([id for batch in batches for id in batch.ids])
+            ranks.any(False)
+            lap("step, s" if number else "first batch, s")
+        (run / f"{rank}.ids").write_text(json.dumps(ids))
+        gathered = ranks.gather([ids, "x" * 1000])
+        lap("gather, s")
+        state = json.dumps(stream.state())
+        if gathered is not None:
+            assert [entry[0] for entry in gathered][rank] == ids
+            (run / "state.json").write_text(state)
+        if ranks.local_rank == 0:
+            claim_one(run, ranks.global_rank // PER_HOST)
+        ranks.barrier()
+    took["state, bytes"] = len(state)
+    took["MB of a rank"] = psutil.Process().memory_full_info().uss / 1e6
+    return took
+
+
+def stream_of(folder: str | Path, cache: ShardCache | None, ranks: Ranks | None) -> TrainStream:
+    """The batches of a rank, or of one process that has them alone."""
+    cut = BatchCut(ranks.world_size if ranks else 1)
+    setup = StreamSetup(
+        collator=JointCollator(WORDS, features=True),
+        image=None,
+        cut=cut,
+        global_rank=ranks.global_rank if ranks else 0,
+    )
+    config = DataConfig(global_batch_size=2 * 1024, lanes=SHARDS, window=4)
+    return TrainStream([Source("vqa", TASK, [open_dataset(folder, cache)])], config, setup)
+
+
+def claim_one(run: Path, host: int) -> None:
+    """Claim one of as many parts as there are hosts; nobody else does it meanwhile or later."""
+    (run / "done").mkdir(exist_ok=True)
+    for part in range(10_000):
+        if (run / "done" / str(part)).exists():
+            continue
+        with suppress(FolderInUse), claim(run / "claims" / str(part)):
+            if (run / "done" / str(part)).exists():
+                continue
+            with (run / "done" / str(part)).open("x") as file:
+                file.write(str(host))
+            return
+
+
+def check(run: Path, folder: Path, steps: range, number: int) -> None:
+    """All ranks together have read what one process reads, and each host has done one part."""
+    alone = stream_of(folder, None, None)
+    expected = [
+        [id for batch in batches for id in batch.ids]
+        for batches in islice(alone.steps(), steps.stop)
+    ]
+    files = [json.loads((run / f"{rank}.ids").read_text()) for rank in range(number)]
+    for step in range(len(steps)):
+        found = [id for ids in files for id in ids[step]]
+        assert found == expected[steps.start + step], f"step {steps.start + step}"
+    if steps.start == 0:
+        hosts = sorted(int(file.read_text()) for file in (run / "done").iterdir())
+        assert hosts == list(range(number // PER_HOST)), hosts
+
+
+def faulty(fault: str, late: float, rank: int) -> dict[str, float]:
+    """What a rank does with one bad host; the first one returns its lines, and when they came."""
+    said: dict[str, float] = {}
+    begin = time.monotonic()
+    roll_call.tell = lambda line, **_: said.setdefault(line, time.monotonic() - begin)  # type: ignore
+    is_odd = rank // PER_HOST == 1
+    if fault == "late" and is_odd:
+        time.sleep(late)
+    if fault == "another torch" and is_odd:
+        own = {**software(), "torch": "2.9.0"}
+        setattr(roll_call, "software", lambda: own)  # noqa: B010
+    timeout = late if fault == "lost" else 600
+    ranks = rank_from_environment()
+    try:
+        roll_call.call_roll(ranks, timeout)
+    except (ValueError, SystemExit) as error:
+        if rank:
+            sys.exit(1)
+        if isinstance(error, ValueError):
+            said.setdefault(str(error), time.monotonic() - begin)
+        return said
+    if fault == "stopped":
+        begin = time.monotonic()
+        if is_odd:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if rank == 0:
+            while not said:
+                time.sleep(0.1)
+            # It comes back, and that is said too.
+            for process in psutil.Process(os.getppid()).children():
+                with suppress(psutil.Error):
+                    process.send_signal(signal.SIGCONT)
+            while len(said) < 2:
+                time.sleep(0.1)
+        else:
+            time.sleep(120)  # the first one ends the run
+    return said
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files, and logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _serve(folder: Path, connection: object) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server.socket.listen(1024)
+    connection.send(server.server_port)  # type: ignore[attr-defined]
+    server.serve_forever()
+
+
+@contextmanager
+def web_server(folder: Path):  # type: ignore[no-untyped-def]
+    """The port of a web server, in a process of its own: the one that forks has no threads."""
+    ours, theirs = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=_serve, args=(folder, theirs), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Data sets with more samples than a process keeps the index of, and with many shards."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from data_prep.packing.writer import write_dataset
+from tests.toys.streams import ToyTask, records, train_stream
+from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.shards import info as info_module
+from vlds.data.shards import shard_index, store
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.shard_index import Indexes
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import NumPictures, Source
+from vlds.schema import Batch
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve shards of five samples."""
+    many = records("many", 60)
+    folder = tmp_path / "many"
+    write_dataset(folder, name="many", kind="vqa", split="train", records=many, shard_samples=5)
+    return folder
+
+
+def keep_two(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Let a process keep the index of two shards; counts what is read of each."""
+    for module in (shard_index, store):
+        monkeypatch.setattr(module, "KEPT_SAMPLES", 10)
+    read = Counter[str]()
+    load = store.load_index
+
+    def counted(folder: Path, shard: info_module.ShardInfo, **options: object) -> object:
+        read[shard.name] += 1
+        return load(folder, shard, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "load_index", counted)
+    return read
+
+
+def first_steps(folder: Path, number: int, **options: object) -> list[list[str]]:
+    stream = train_stream([Source("s", ToyTask(), [open_dataset(folder)])], window=3, **options)
+    return [
+        [id for batch in batches for id in batch.ids] for batches in islice(stream.steps(), number)
+    ]
+
+
+def test_the_order_is_that_of_a_small_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two epochs, with lanes and without."""
+    plain, lanes = first_steps(folder, 45), first_steps(folder, 45, lanes=4)
+    read = keep_two(monkeypatch)
+    assert first_steps(folder, 45) == plain
+    assert len(read) == 12
+    assert first_steps(folder, 45, lanes=4) == lanes
+
+
+def test_opening_reads_no_index_and_a_window_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = keep_two(monkeypatch)
+    dataset = open_dataset(folder)
+    assert not read
+    stream = train_stream([Source("s", ToyTask(), [dataset])], window=3)
+    assert len(read) <= 1  # the first sample was looked at
+    next(stream.steps())
+    assert len(read) <= 4
+    kept = dataset._indexes._here
+    assert sum(len(index.counts) for index in kept.values()) <= 10
+
+
+def test_a_wrong_index_is_found_when_it_is_wanted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "many-train-00007.tar.cnt"
+    path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(ShardError, match=r"00007\.tar\.cnt is not the one that dataset\.json"):
+        open_dataset(folder)
+    keep_two(monkeypatch)
+    with pytest.raises(ShardError, match=r"00007\.tar\.cnt is not the one that dataset\.json"):
+        first_steps(folder, 45)
+
+
+def test_samples_with_odd_pictures_are_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small set, the run would not start."""
+    limits = NumPictures(2, 2)
+
+    def batches() -> list[Batch]:
+        source = Source("s", ToyTask(), [open_dataset(folder)], num_pictures=limits)
+        return list(islice(train_stream([source], errors=ErrorPolicy(max_bad_fraction=1.0)), 1))
+
+    with pytest.raises(ValueError, match="it has 1 picture, 2 expected"):
+        batches()
+    keep_two(monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"(?s)9 bad samples in a row.*it has 1 picture, 2 expected"
+    ):
+        batches()
+
+
+def test_the_place_of_an_annotation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_two(monkeypatch)
+    dataset = open_dataset(folder)
+    flat = [(n, k) for n in range(60) for k in range(1 + n % 5)]
+    assert [dataset.place_of(n) for n in range(dataset.num_annotations)] == flat
+
+
+def test_a_large_list_of_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read in pieces: the same as at once, in any layout, and wrong ones are named."""
+    at_once, text = DatasetInfo.load(folder), (folder / "dataset.json").read_text("utf-8")
+    monkeypatch.setattr(info_module, "LARGE", 0)
+    monkeypatch.setattr(info_module, "PIECE", 5)
+    parsed = json.loads(text)
+    for layout in (text, json.dumps(parsed), json.dumps(dict(reversed(parsed.items())), indent=3)):
+        (folder / "dataset.json").write_text(layout, "utf-8")
+        info = DatasetInfo.load(folder)
+        assert info == at_once
+        assert info.table.digest("sha256") == at_once.table.digest("sha256")
+        assert list(info.shards) == list(at_once.shards)
+    for wrong, said in (
+        (text[:-200], "is not JSON"),
+        (text.replace('"samples": 5', '"samples": "5"', 1), r"\[0\]\.samples is '5'"),
+        (text.replace('"bytes"', '"size"', 1), r"bytes is missing"),
+        ("[]", "is not JSON"),
+        ("", "is not JSON"),
+    ):
+        (folder / "dataset.json").write_text(wrong, "utf-8")
+        with pytest.raises(ValueError, match=said):
+            DatasetInfo.load(folder)
+
+
+def test_a_table_of_shards(folder: Path) -> None:
+    info = DatasetInfo.load(folder)
+    shards = list(info.shards)
+    assert [shard.name for shard in shards] == [f"many-train-{n:05d}.tar" for n in range(12)]
+    assert info.shards[-1] == shards[11]
+    assert info.shards[3:5] == shards[3:5]
+    with pytest.raises(IndexError):
+        info.shards[12]
+    assert info.table.column("bytes").tolist() == [
+        (folder / shard.name).stat().st_size for shard in shards
+    ]
+    with pytest.raises(ValueError, match="crc_sha256 is 'x', 64 hexadecimal digits expected"):
+        replace(shards[0], crc_sha256="x")
+
+
+def test_what_was_used_last_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_index, "KEPT_SAMPLES", 10)
+    whole, read = open_dataset(folder)._indexes, list[int]()
+
+    def load(number: int) -> shard_index.ShardIndex:
+        read.append(number)
+        return whole[number]
+
+    for at_once in (1, 4):
+        read.clear()
+        indexes = Indexes(load, 12, at_once=at_once)
+        assert [i.offsets.tolist() for i in indexes.several([4, 2, 4, 9])] == [
+            whole[n].offsets.tolist() for n in (4, 2, 4, 9)
+        ]
+        assert sorted(read) == [2, 4, 9]
+        indexes.several([2, 9])
+        assert sorted(read) == [2, 4, 9]
+        assert indexes[4] is whole[4]
+        assert sorted(read) == [2, 4, 4, 9]

@@ -1,0 +1,77 @@
+"""Two ranks, each on a host of its own, report to the first one before they join."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest
+
+from tests.toys.rank_pool import RankPool
+from vlds.runtime import roll_call
+from vlds.runtime.cluster import software
+from vlds.runtime.rank_environment import RankPlace, free_port
+
+
+def call(port: int, case: str) -> tuple[list[str], str]:
+    """What this rank says, and how its call ends."""
+    rank, said = int(os.environ["RANK"]), list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTER_PORT", str(port))
+        patch.setenv("SLURM_JOB_NODELIST", "gpu[1-2]")
+        patch.setattr(roll_call, "MISSED_S", 1.0)
+        patch.setattr(roll_call, "BEAT_S", 0.2)
+        patch.setattr(roll_call, "_say", said.append)
+        if rank == 1 and case == "other software":
+            patch.setattr(roll_call, "software", lambda: {**software(), "torch": "1.0"})
+        if rank == 1 and case == "late":
+            time.sleep(3)
+        if rank == 1 and case == "lost":
+            return said, ""
+        if rank == 0 and case == "first lost":
+            return said, ""
+        try:
+            roll_call.call_roll(RankPlace(rank, 2, 0, 1), 4 if "lost" in case else 30)
+        except (ValueError, SystemExit) as error:
+            return said, f"{type(error).__name__} {error}"
+        return said, "here"
+
+
+def outcomes(ranks: RankPool, case: str) -> list[Any]:
+    return ranks.run(call, free_port(), case)
+
+
+def test_both_are_here(ranks2: RankPool) -> None:
+    assert outcomes(ranks2, "fine") == [([], "here"), ([], "here")]
+
+
+def test_other_software(ranks2: RankPool) -> None:
+    (said, fault), other = outcomes(ranks2, "other software")
+    assert said == []
+    assert fault.startswith(
+        "ValueError gpu2 (rank 1) has other software than the first host (torch"
+    )
+    assert "torch: 1.0 there, " in fault
+    assert other == ([], "SystemExit 2")
+
+
+def test_a_host_that_comes_late(ranks2: RankPool) -> None:
+    (said, end), other = outcomes(ranks2, "late")
+    assert said[0].startswith("gpu2 (rank 1) has not come ")
+    assert said[-1].startswith("all 2 ranks are here after ")
+    assert end == "here"
+    assert other == ([], "here")
+
+
+def test_a_host_that_does_not_come(ranks2: RankPool) -> None:
+    (said, end), _ = outcomes(ranks2, "lost")
+    assert said[0].startswith("gpu2 (rank 1) has not come ")
+    assert said[-1] == "gpu2 (rank 1) did not come in 4 s; start again"
+    assert end == "SystemExit 1"
+
+
+def test_the_first_host_does_not_come(ranks2: RankPool) -> None:
+    _, (said, end) = outcomes(ranks2, "first lost")
+    assert said[0].startswith("the first host, gpu1, does not answer for 1 s at 127.0.0.1:")
+    assert end == "SystemExit 1"

@@ -1,0 +1,262 @@
+"""The hosts of a run by name: which has not come, which has other software, which is silent.
+
+torch's process group says that somebody is missing after the whole timeout, and not who; then the
+log of a thousand ranks has a thousand lines. So before ranks of several machines join a group, each
+reports to the store that the first rank keeps for all of them anyway, and the first rank says in
+one line what is odd. Afterwards each machine gives a sign of life every few seconds. The steps of
+this do not grow with the number of ranks; the store's work does, by a few messages a rank.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
+
+import psutil
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from vlds.runtime.cluster import software
+from vlds.runtime.rank_environment import RankPlace
+from vlds.runtime.terminal import tell
+
+MISSED_S = 30.0
+"""Seconds until a host that has not come, or is silent, is named."""
+LOOK_S = 0.2
+BEAT_S = 5.0
+MOST_NAMED = 5
+HEAR_S = 5.0
+"""Seconds in which ranks hear that the run does not start."""
+NODES = re.compile(r"([^,\[]+)(?:\[([^\]]+)\])?,?")
+"""A part of SLURM's list: gpu[01-03,7] or login1."""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Names of the machines on which ranks run."""
+
+    of_ranks: Sequence[str]
+    """The machine of each rank."""
+
+    @classmethod
+    def planned(cls, place: RankPlace) -> Hosts:
+        """As the launcher has planned them; numbers where it does not say names."""
+        counts = _of_deepspeed()
+        if counts is None:
+            names = expand_nodes(os.environ.get("SLURM_JOB_NODELIST", ""))
+            counts = dict.fromkeys(names, place.local_world_size)
+        if sum(counts.values()) != place.world_size:
+            # Machines may have different numbers of ranks; only this one's is known.
+            size = place.local_world_size
+            number = -(-place.world_size // size)
+            counts = {f"machine {n + 1} of {number}": size for n in range(number)}
+        ranks = [name for name, count in counts.items() for _ in range(count)]
+        return cls(ranks[: place.world_size])
+
+    def named(self, ranks: Iterable[int]) -> str:
+        """The machines of some ranks: "node17 (ranks 136 to 143)"."""
+        parts = []
+        for name, group in groupby(sorted(ranks), key=lambda rank: self.of_ranks[rank]):
+            numbers = list(group)
+            first, last = numbers[0], numbers[-1]
+            which = f"rank {first}" if first == last else f"ranks {first} to {last}"
+            some = "" if last - first == len(numbers) - 1 else f"{len(numbers)} of "
+            parts.append(f"{name} ({some}{which})")
+        more = len(parts) - MOST_NAMED
+        return ", ".join(parts[:MOST_NAMED]) + (f" and {more} more hosts" if more > 0 else "")
+
+
+def _of_deepspeed() -> dict[str, int] | None:
+    """Host -> ranks, from the words of DeepSpeed's launcher, which has started this rank."""
+    with suppress(psutil.Error, ValueError, AttributeError):
+        for word in psutil.Process(os.getppid()).cmdline():
+            option, _, value = word.partition("=")
+            if option == "--world_info":
+                slots = json.loads(base64.urlsafe_b64decode(value))
+                return {name: len(numbers) for name, numbers in slots.items()}
+    return None
+
+
+def expand_nodes(text: str) -> list[str]:
+    """The hosts of SLURM's list: gpu[01-03,7] -> gpu01 gpu02 gpu03 gpu7."""
+    names = []
+    for stem, numbers in NODES.findall(text):
+        for part in numbers.split(",") if numbers else [""]:
+            first, _, last = part.partition("-")
+            for number in range(int(first), int(last or first) + 1) if part else [None]:
+                names.append(stem if number is None else f"{stem}{number:0{len(first)}d}")
+    return names
+
+
+def call_roll(place: RankPlace, timeout_s: float) -> None:
+    """Wait until all ranks of a run on several machines are here, and say who is not. Collective.
+
+    Errors: ValueError on the first rank if a host has other software. SystemExit after a line about
+    ranks that do not come, and on the other ranks: the first one speaks for all.
+    """
+    if place.world_size == place.local_world_size:
+        return
+    hosts, end = Hosts.planned(place), time.monotonic() + timeout_s
+    store = _store(place, hosts, end)
+    rank, mine = place.global_rank, software()
+    if rank == 0:
+        store.set("software", json.dumps(mine))
+    first: dict[str, str] = json.loads(store.get("software"))
+    odd = _difference(first, mine)
+    store.set(f"rank/{rank}", odd)
+    if odd:
+        store.add("odd", 1)
+    store.add("come", 1)
+    if rank == 0:
+        code, fault = _look(store, place, hosts, end)
+        store.set("verdict", str(code))
+        if code:
+            # Else the others would lose the store before they have read it, and say so.
+            deadline = time.monotonic() + HEAR_S
+            while store.add("heard", 0) < store.add("come", 0) - 1 and time.monotonic() < deadline:
+                time.sleep(LOOK_S)
+    else:
+        # Until the first rank gives up, and a little longer.
+        store.set_timeout(timedelta(seconds=max(1.0, end - time.monotonic()) + HEAR_S))
+        code, fault = int(store.get("verdict")), ""
+        store.add("heard", 1)
+    if fault:
+        raise ValueError(fault)
+    if code:
+        sys.exit(code)
+    if place.local_rank == 0:
+        watch = _watch if rank == 0 else _beat
+        threading.Thread(target=watch, args=(store, place, hosts), daemon=True).start()
+
+
+def _store(place: RankPlace, hosts: Hosts, end: float) -> Store:
+    """The store on the first rank, which torch's process group uses too."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torchrun keeps the store itself, also through its restarts.
+    is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = place.global_rank == 0 and not is_agents
+    # One other machine speaks for all, if the first one does not answer.
+    speaks = place.global_rank == place.local_world_size
+    while True:
+        left = end - time.monotonic()
+        seconds = min(left, MISSED_S) if speaks else left
+        try:
+            store = dist.TCPStore(  # type: ignore[attr-defined]  # torch's types forget it
+                host, port, place.world_size, serves, timedelta(seconds=max(1.0, seconds)),
+                wait_for_workers=False, multi_tenant=True,
+            )  # fmt: skip
+            break
+        except dist.DistError:
+            if serves:
+                raise
+            is_last = left <= seconds
+            if speaks:
+                waits = "" if is_last else f"; the others wait for it {left - seconds:.0f} s more"
+                _say(
+                    f"the first host, {hosts.of_ranks[0]}, does not answer for {seconds:.0f} s at "
+                    f"{host}:{port}{waits}"
+                )
+            if is_last:
+                sys.exit(1)
+    store.set_timeout(timedelta(seconds=max(1.0, end - time.monotonic())))
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"vlds/{again}", store)
+
+
+def _look(store: Store, place: RankPlace, hosts: Hosts, end: float) -> tuple[int, str]:
+    """On the first rank: wait for the others; the exit code, 0 if all have come, and which host has
+    other software."""
+    begin = time.monotonic()
+    say_at, late = begin + MISSED_S, ""
+    while (here := store.add("come", 0)) < place.world_size or store.add("odd", 0):
+        now = time.monotonic()
+        missing = []
+        if store.add("odd", 0) or now > min(say_at, end):
+            missing = [n for n in range(place.world_size) if not store.check([f"rank/{n}"])]
+        if store.add("odd", 0):
+            come = sorted(set(range(place.world_size)) - set(missing))
+            faults = {n: fault for n in come if (fault := store.get(f"rank/{n}").decode())}
+            return 2, (
+                f"{hosts.named(faults)} has other software than the first host "
+                f"({next(iter(faults.values()))}); install the same on all machines"
+            )
+        if now > end:
+            _say(f"{hosts.named(missing)} did not come in {now - begin:.0f} s; start again")
+            return 1, ""
+        if now > say_at and here < place.world_size:
+            late = hosts.named(missing)
+            _say(
+                f"{late} has not come {now - begin:.0f} s after the first rank; the others wait "
+                f"{end - now:.0f} s more (training.collective_timeout)"
+            )
+            say_at = begin + 2 * (now - begin)
+        time.sleep(LOOK_S)
+    if late:
+        _say(f"all {place.world_size:,} ranks are here after {time.monotonic() - begin:.0f} s")
+    return 0, ""
+
+
+def _difference(first: Mapping[str, str], mine: Mapping[str, str]) -> str:
+    """What this host has in another version than the first; "" for nothing."""
+    return ", ".join(
+        f"{name}: {mine.get(name, 'missing')} there, {first.get(name, 'missing')} here"
+        for name in dict.fromkeys((*first, *mine))
+        if first.get(name) != mine.get(name)
+    )
+
+
+def _beat(store: Store, place: RankPlace, hosts: Hosts) -> None:
+    """On the first rank of a machine: give signs of life, as long as the process works."""
+    own = store.clone()  # type: ignore[attr-defined]  # torch's types forget it
+    number = place.global_rank // place.local_world_size
+    with suppress(dist.DistError, RuntimeError):
+        while True:
+            own.set(f"beat/{number}", str(time.monotonic()))
+            time.sleep(BEAT_S)
+    if number == 1:  # one speaks for all
+        _say(f"the first host, {hosts.of_ranks[0]}, does not answer any more")
+
+
+def _watch(store: Store, place: RankPlace, hosts: Hosts) -> None:
+    """On the first rank: say which machine is silent, and when it is back."""
+    own, size = store.clone(), place.local_world_size  # type: ignore[attr-defined]
+    last: dict[int, tuple[bytes, float]] = {}
+    silent: set[int] = set()
+    begin = time.monotonic()
+    with suppress(dist.DistError, RuntimeError):
+        while True:
+            now = time.monotonic()
+            for number in range(1, place.world_size // size):
+                beat = own.get(key) if own.check([key := f"beat/{number}"]) else b""
+                if last.setdefault(number, (b"", begin))[0] != beat:
+                    last[number] = beat, now
+            lost = {number for number, (_, since) in last.items() if now - since > MISSED_S}
+            for number in sorted(silent - lost):
+                _say(f"{_host(hosts, number, size)} is back")
+            if new := lost - silent:
+                ranks = [n * size + local for n in new for local in range(size)]
+                _say(
+                    f"nothing was heard of {hosts.named(ranks)} for {MISSED_S:.0f} s: the host or "
+                    "its network is down, or it hangs; the others end "
+                    "training.collective_timeout seconds after they began to wait for it"
+                )
+            silent = lost
+            time.sleep(BEAT_S)
+
+
+def _host(hosts: Hosts, number: int, size: int) -> str:
+    return hosts.named(range(number * size, (number + 1) * size))
+
+
+def _say(message: str) -> None:
+    tell(f"vlds: {message}", error=True, flush=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from vlds.cli.start import MISTAKE
 from vlds.cli.supervisor import Stage, StageError, run_stage
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
@@ -132,8 +133,9 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
         if model is None:
             make_tokenizer(packed)
     except StageError as error:
-        tell(f"vlds init: {error}; mend what it says above, and start again", error=True)
-        return 2
+        if error.code != MISTAKE:  # else its one line says all
+            tell(f"vlds init: {error}; mend what it says above, and start again", error=True)
+        return MISTAKE
     except Interrupted as error:
         tell(f"vlds init: ended by {error.signal_name}", error=True)
         return error.exit_code

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.metadata import version
 from inspect import getdoc
 from pathlib import Path
@@ -54,6 +53,7 @@ from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.rank_environment import is_rank
 from vlds.runtime.terminal import complain, quiet_libraries, tell, tell_exception
+from vlds.training.states import Resume
 
 ABOUT = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
@@ -107,7 +107,10 @@ def check_before_ranks(words: Words) -> int:
                 from vlds.recipe.paths import take_trust
 
                 rest = take_trust(rest)
-            CHECKS[words.command](rest)
+            if words.command == TRAIN:
+                check_train(rest, words.resume)
+            else:
+                CHECKS[words.command](rest)
     except ValueError as error:
         return complain(f"vlds {words.command}", error)
     return 0
@@ -394,9 +397,21 @@ def check_recipe(words: Sequence[str], prog: str) -> None:
     from vlds.recipe.parse import named_first
     from vlds.recipe.sketch import check_words
 
+    check_words(named_first(words, prog))
+
+
+def check_train(words: Sequence[str], resume: Resume) -> None:
+    """As `check_recipe`, of a recipe that will be trained: its files and data, too, and whether its
+    output is free, or holds the run to resume. Errors: ValueError."""
+    from vlds.recipe.parse import PRINT, named_first
+    from vlds.recipe.sketch import check_words
+    from vlds.training.states import check_output
+
+    starts = PRINT not in words
     # A run that is resumed in another folder is told so first.
-    files = prog == f"vlds {TRAIN}" and not any(word.startswith("--resume") for word in words)
-    check_words(named_first(words, prog), files=files)
+    tree = check_words(named_first(words, "vlds train"), files=starts and resume is False)
+    if starts and tree is not None and isinstance(output := tree.get("output"), str):
+        check_output(output, resume)
 
 
 RECIPE_PARSERS = {
@@ -580,10 +595,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }  # fmt: skip
 """In the order in which a newcomer meets them."""
 CHECKS: dict[str, Callable[[list[str]], object]] = {
-    TRAIN: partial(check_recipe, prog="vlds train"),
     "evaluate": evaluate_words,
     "predict": predict_words,
     "features": features_words,
     "importance": importance_words,
 }
-"""What looks at the words of a command before it starts ranks (`RANK_COMMANDS`)."""
+"""What looks at the words of a command before it starts ranks (`RANK_COMMANDS`); `check_train` at
+those of `vlds train`."""

@@ -39,6 +39,7 @@ from vlds.recipe.choices import (
     is_choice,
     is_mapping_of_choices,
     sections,
+    takes_null,
 )
 from vlds.recipe.paths import WHOLE, merged, read_merged, unset
 from vlds.runtime.process import find
@@ -129,6 +130,10 @@ def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[s
     hint = types.get(name)
     if below:
         set_below(inside(tree, name, hint), below, given, hint)
+        return
+    # As null in a file over a base: the default comes back, and a task or method is left out.
+    if given == "null" and name in tree and hint not in (None, Any) and not takes_null(hint):
+        del tree[name]
         return
     old = tree.get(name)
     tree[name] = given

@@ -59,6 +59,7 @@ def check_part(tree: Any, options: type, *, saved: bool = False) -> None:
 
     Errors: ValueError as `build`.
     """
+    check_leaves(tree)
     Builder(tree, options, saved, is_whole=False).made(options, tree)
 
 
@@ -242,8 +243,16 @@ def check_kind(value: Any, hint: Any, key: str) -> None:
     found = next(fitting, fitting)
     if found is fitting:
         raise ValueError(misfit(value, hint, key))
-    for fault in number_faults(found, hint):
+    is_float = {float, int} & {*types_in(hint)} == {float}
+    for fault in number_faults(in_floats(found) if is_float else found, hint):
         raise ValueError(f"{key}: {fault}")
+
+
+def in_floats(value: Any) -> Any:
+    """A value whose whole numbers are floats, as `fitted` returns it."""
+    if isinstance(value, list):
+        return [in_floats(entry) for entry in value]
+    return float(value) if type(value) is int else value
 
 
 def may_be(value: Any, hint: Any) -> bool:

@@ -22,6 +22,14 @@ from vlds.runtime.checks import Choice
 
 DEMO = "recipes/demo.yaml"
 BROKEN = "output: x\nmodel: {class_path: JointSeq2Seq\ntasks: [\n"
+WHOLE = """
+output: new
+model: {class_path: ImageTextToText, init_args: {path: model}}
+methods: {lora: LoRA}
+tasks: {vqa: {class_path: VQA, init_args: {train: [shards/train], evaluate: [shards/val]}}}
+training: {steps: 3, deepspeed: ds_configs/zero2.json}
+"""
+"""A recipe whose data are there."""
 MISTAKES = (
     ["missing.yaml"],
     ["broken.yaml"],
@@ -56,6 +64,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken.yaml").write_text(BROKEN)
     (tmp_path / "own.yaml").write_text("base: recipes/demo.yaml\nbatch_size: 3\n")
     (tmp_path / "values.yaml").write_text("base: recipes/demo.yaml\ntraining: {epochs: sixteen}\n")
+    (tmp_path / "run" / "state" / "step-00000001").mkdir(parents=True)
+    for part in ("train", "val"):
+        (tmp_path / "shards" / part).mkdir(parents=True)
+    (tmp_path / "whole.yaml").write_text(WHOLE)
     return tmp_path
 
 
@@ -108,6 +120,9 @@ COMMANDS = (
     ["train", DEMO, "--ranks", "none"],
     ["train", DEMO],  # its data are not in the working folder
     ["train", DEMO, "--training.deepspeed", "zero7.json"],
+    ["train", "whole.yaml", "--tasks.vqa.train", "[missing]"],
+    ["train", "whole.yaml", "--output", "run"],
+    ["train", "whole.yaml", "--resume"],
     ["describe", DEMO, "--lr", "3"],
     ["plan", "missing.yaml"],
     ["features", "--config", "missing.yaml", "--data", "x", "--out", "y"],

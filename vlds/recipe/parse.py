@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 
@@ -32,6 +32,7 @@ from vlds.recipe.build import (
 from vlds.recipe.choices import (
     ARGUMENTS,
     CLASS,
+    branches_of,
     class_if_there,
     concrete_classes,
     dataclass_of,
@@ -136,7 +137,10 @@ def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[s
         del tree[name]
         return
     old = tree.get(name)
-    tree[name] = given
+    # Lists are read here already, so that files in them can be looked for.
+    is_list = any(get_origin(branch) in (list, tuple) for branch in branches_of(hint))
+    is_opened = isinstance(given, str) and given.startswith("[")
+    tree[name] = read_texts(given) if is_list and is_opened else given
     cls = dataclass_of(hint)
     if cls is None or not isinstance(given, str):
         return

@@ -76,6 +76,14 @@ def test_the_score_is_that_of_the_data(desk: Path) -> None:
     assert recipe_for(pack(desk, *rows)).training.best == "vqa/vqa_accuracy"
 
 
+def test_limits_hold_words_without_blanks(desk: Path) -> None:
+    chinese, long = "这是一只在海滩上奔跑的棕色小狗" * 3, "LOT-" + "0123456789" * 9
+    lines = [f"{name},{long} {number}?,{chinese}" for number, name in enumerate(NAMES)]
+    task = recipe_for(pack(desk, "image,question,answer", *lines)).tasks["vqa"]
+    assert task.max_target_tokens >= task.decoding.max_new_tokens >= len(chinese)
+    assert task.max_prompt_tokens >= len(long) / 3
+
+
 def test_captions_and_classes(desk: Path) -> None:
     lines = [f"{name},a thing of {number}" for number, name in enumerate(NAMES)]
     recipe = recipe_for(pack(desk, "image,caption", *lines, task="caption"))

@@ -59,6 +59,8 @@ TUNED_EPOCHS = 3
 EVALUATIONS = 10
 ROOM = 12
 """Tokens for what surrounds a text or a turn."""
+LETTERS = 3
+"""Fewest letters of a token in long words, on average."""
 MOST_PIECES, OTHER_PIECES = 8_000, 120
 """Of a vocabulary: all, and those for parts of words, with the special ones."""
 TOKENIZER, CONFIG = "spiece.model", "t5.json"
@@ -212,7 +214,12 @@ def texts_of(source: Source) -> Texts:
 
 def longest(texts: Iterable[str]) -> int:
     """A bound of the tokens of the longest text, with what surrounds it."""
-    return ROOM + max((min(2 * len(text.split()), len(text)) for text in texts), default=0)
+
+    def tokens(word: str) -> int:
+        # Chinese has no blanks, and a token for each sign; long words have some for their parts.
+        return max(min(2, len(word)), len(word) // LETTERS) if word.isascii() else len(word)
+
+    return ROOM + max((sum(map(tokens, text.split())) for text in texts), default=0)
 
 
 # The model.

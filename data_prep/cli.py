@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from vlds.runtime.command_line import CommandParser
+from vlds.runtime.command_line import DESCRIBE, CommandParser
 from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # These import the command's module, which takes a while.
         with interruptible():
-            name = next((word for word in words if not word.startswith("-")), "")
+            # Who asks for a description, as the completion of shells does, wants all options.
+            named = (word for word in words if not word.startswith("-"))
+            name = None if words == [DESCRIBE] else next(named, "")
             args = build_parser(name).parse_args(words)
             from vlds.runtime.cluster import LOCAL, LostWorker, UnfitWorker, open_cluster
     except ValueError as error:

@@ -107,10 +107,7 @@ def check_before_ranks(words: Words) -> int:
                 from vlds.recipe.paths import take_trust
 
                 rest = take_trust(rest)
-            if words.command == TRAIN:
-                check_train(rest, words.resume)
-            else:
-                CHECKS[words.command](rest)
+            CHECKS[words.command](rest, words.resume)
     except ValueError as error:
         return complain(f"vlds {words.command}", error)
     return 0
@@ -401,8 +398,7 @@ def check_recipe(words: Sequence[str], prog: str) -> None:
 
 
 def check_train(words: Sequence[str], resume: Resume) -> None:
-    """As `check_recipe`, of a recipe that will be trained: its files and data, too, and whether its
-    output is free, or holds the run to resume. Errors: ValueError."""
+    """As `check_recipe`, and whether files, data and output are as a run needs. Errors: ValueError."""
     from vlds.recipe.parse import PRINT, named_first
     from vlds.recipe.sketch import check_words
     from vlds.training.states import check_output
@@ -594,11 +590,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""
-CHECKS: dict[str, Callable[[list[str]], object]] = {
-    "evaluate": evaluate_words,
-    "predict": predict_words,
-    "features": features_words,
-    "importance": importance_words,
+CHECKS: dict[str, Callable[[list[str], Resume], object]] = {
+    TRAIN: check_train,
+    "evaluate": lambda words, _: evaluate_words(words),
+    "predict": lambda words, _: predict_words(words),
+    "features": lambda words, _: features_words(words),
+    "importance": lambda words, _: importance_words(words),
 }
-"""What looks at the words of a command before it starts ranks (`RANK_COMMANDS`); `check_train` at
-those of `vlds train`."""
+"""What looks at the words of a command before it starts ranks (`RANK_COMMANDS`)."""

@@ -220,7 +220,7 @@ def test_scores_less_those_of_a_row(tmp_path: Path) -> None:
     assert table.rows[1].numbers["vqa"].values == pytest.approx([6.0, -2.0, 5.0])
     assert table.rows[0].numbers["vqa"].values == [0.0, 0.0, 0.0]
     assert table.rows[1].numbers["trains"].values == pytest.approx([3.0] * 4)
-    half = 4.303 * statistics.stdev([6, -2, 5]) / math.sqrt(3)
+    half = 4.3026527 * statistics.stdev([6, -2, 5]) / math.sqrt(3)
     assert f"+3.0 \u00b1 {half:.1f}" in FORMATS["md"](table)
     assert "less those of base" in FORMATS["terminal"](table)
     assert "Each score" not in FORMATS["html"](table)

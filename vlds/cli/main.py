@@ -398,7 +398,7 @@ def check_recipe(words: Sequence[str], prog: str) -> None:
 
 
 def check_train(words: Sequence[str], resume: Resume) -> None:
-    """As `check_recipe`; and whether files, data and output are fit for a run. Errors: ValueError."""
+    """As `check_recipe`; files, data and output must be fit for a run, too. Errors: ValueError."""
     from vlds.recipe.parse import PRINT, named_first
     from vlds.recipe.sketch import check_words
     from vlds.training.states import check_output

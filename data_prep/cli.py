@@ -26,13 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a user's error is one line and exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # Who asks for a description, as the completion of shells does, wants all options.
-        named = (word for word in words if not word.startswith("-"))
-        name = None if words == [DESCRIBE] else next(named, "")
-        args = build_parser(name).parse_args(words)
+        # These import the command's module, which takes a while.
+        with interruptible():
+            # Who asks for a description, as the completion of shells does, wants all options.
+            named = (word for word in words if not word.startswith("-"))
+            name = None if words == [DESCRIBE] else next(named, "")
+            args = build_parser(name).parse_args(words)
+            from vlds.runtime.cluster import LOCAL, LostWorker, UnfitWorker, open_cluster
     except ValueError as error:
         tell(f"error: {error}", error=True)
         return USER_ERROR
+    except Interrupted as error:
+        tell(f"interrupted by {error.signal_name}", error=True)
+        return error.exit_code
     # Commands that write shards have --resume.
     run: Run = args.run
     can_resume, out = hasattr(args, "resume"), getattr(args, "out", None)
@@ -40,8 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def begun() -> bool:
         """True if there is something to resume: without an output folder there is nothing."""
         return can_resume and (not isinstance(out, Path) or out.exists())
-
-    from vlds.runtime.cluster import LOCAL, LostWorker, UnfitWorker, open_cluster
 
     try:
         with interruptible(), open_cluster(getattr(args, "executor", LOCAL)) as args.cluster:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from vlds.runtime.json_files import NotFinite, in_words, strict_json
 
 LARGEST_SOURCE = 4 << 30
 """Bytes of a JSON file, which is read as a whole."""
+UTF_16 = "utf-16"
 MOST_SHOWN = 60
 """Characters of a value that an error shows."""
 MOST_FIELDS = 8
@@ -134,16 +136,21 @@ class JsonRow:
 
 @contextmanager
 def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """Open a UTF-8 file, with or without the byte-order mark that spreadsheets write.
+    """Open a file in UTF-8, or in UTF-16 with a byte-order mark; spreadsheets write both.
 
     Errors: ValueError if it is missing or in another encoding.
     """
     try:
-        with TextIOWrapper(open_file(path), encoding="utf-8-sig", newline=newline) as file:
+        encoding = encoding_of(path)
+        with TextIOWrapper(open_file(path), encoding=encoding, newline=newline) as file:
             yield file
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the folder and the split") from None
     except UnicodeDecodeError as error:
+        if encoding == UTF_16:
+            raise ValueError(
+                f"{path} begins as UTF-16 and goes on otherwise; save it as UTF-8"
+            ) from None
         odd, place = error.object[error.start], ""
         # The decoder counts within its block, so the line is found by reading once more.
         with open_file(path) as lines:
@@ -154,8 +161,15 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
                     place = f" in line {number}"
                     break
         raise ValueError(
-            f"{path} is not UTF-8 (byte 0x{odd:02x}{place}); save it as UTF-8"
+            f"{path} is not UTF-8 (byte 0x{odd:02x}{place}); save it as UTF-8, which Excel calls "
+            "CSV UTF-8"
         ) from None
+
+
+def encoding_of(path: Path) -> str:
+    """UTF-16 if the file begins with a byte-order mark of that, else UTF-8 with or without one."""
+    with open_file(path) as file:
+        return UTF_16 if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
 
 
 def read_json(path: Path) -> Any:

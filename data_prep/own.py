@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from .own_data import forms as jsonl
 from .own_data.columns import find_tables
 from .own_data.rows import TASKS, UserRow, list_fields, read_rows
 from .packing.picture import ENDINGS
-from .packing.splits import GROUP_FIELD, TRAIN, UnluckyDraw
+from .packing.splits import GROUP_FIELD, TRAIN, HashSplit, UnluckyDraw
 
 TURNS = ("messages", "conversations")
 USUAL: Mapping[str, Collection[str]] = {
@@ -53,8 +54,10 @@ ENOUGH = 0.5
 """Share of a column's cells that must be what the column is taken for."""
 SHARE, FEW = 0.1, 100
 """Share of the pictures or groups in each of val and test; of fewer than FEW, twice as much."""
+DRAWN = ("val", "test")
 TRIES = 20
-"""Seeds that are tried until each split has what it needs."""
+"""Seeds that are tried until each split has what it needs; of few pictures or groups, first those
+by which the splits are about as large as they should be."""
 
 
 @dataclass
@@ -68,6 +71,23 @@ class Found:
     num: int
     """Pictures or groups that splits divide; 0 if the data have splits."""
     notes: list[str] = field(default_factory=list)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Each picture or group, as the rows name it, and its rows."""
+
+    def miss(self, share: float, seed: int) -> float:
+        """How far the splits that a seed draws are from their shares, of rows and of what is
+        divided; 0 if chance evens that out."""
+        if not 0 < len(self.sizes) < FEW:
+            return 0.0
+        split = HashSplit(dict.fromkeys(DRAWN, share), seed)
+        drawn = {name: split.of(name) for name in self.sizes}
+        missed = 0.0
+        for sizes in (self.sizes, dict.fromkeys(self.sizes, 1)):
+            whole = sum(sizes.values())
+            for part in DRAWN:
+                got = sum(size for name, size in sizes.items() if drawn[name] == part)
+                missed += abs(got / whole - share)
+        return missed
 
 
 def add_command(commands: Any) -> None:
@@ -110,13 +130,14 @@ def run(args: argparse.Namespace) -> None:
         tell(note)
     if not found.num:
         return run_words(words, args.cluster)
-    share = f"{SHARE if found.num >= FEW else 2 * SHARE:g}"
-    words += ["--split-sizes", f"val={share}", f"test={share}"]
-    for seed in range(args.seed, args.seed + TRIES):
+    share = SHARE if found.num >= FEW else 2 * SHARE
+    words += ["--split-sizes", *(f"{split}={share:g}" for split in DRAWN)]
+    seeds = sorted(range(args.seed, args.seed + TRIES), key=lambda seed: found.miss(share, seed))
+    for seed in seeds:
         try:
             return run_words([*words, "--seed", str(seed)], args.cluster)
         except UnluckyDraw as error:
-            if seed == args.seed + TRIES - 1:
+            if seed == seeds[-1]:
                 raise ValueError(
                     f"{args.data}: none of {TRIES} draws of splits is good ({error}); give each "
                     "row's split in a column, and --split-field"
@@ -220,6 +241,8 @@ class Rows:
         self.columns = list(
             dict.fromkeys(str(name) for row in self.looked_at for name in row.fields)
         )
+        if not self.columns:
+            raise ValueError(f"{args.data}: no rows with fields")
         for name in ("image", "question", "answer", "caption", "label", "split", "group"):
             column = getattr(args, f"{name}_field")
             if column and column not in self.columns:
@@ -317,7 +340,7 @@ class Rows:
             label = left[0]
         if args.caption_field is None and label is not None:
             names = {str(row.fields.get(label) or "").strip() for row in self.rows} - {""}
-            what = f"pictures of {len(names):,} classes in {label!r}"
+            what = f"pictures of {len(names):,} class{'es' * (len(names) > 1)} in {label!r}"
             return self.with_splits(what, ["csv-classes", *common, "--label-field", label], split)
         caption = self.usual("caption") or (left[0] if len(left) == 1 else None)
         if caption is None:
@@ -341,7 +364,8 @@ class Rows:
 
     def with_splits(self, what: str, words: list[str], split: str | None = None) -> Found:
         """The command with the rows' own splits, or the number of what is divided."""
-        what = f"{len(self.rows):,} rows: {what}" if words[0] != "chat" else what
+        num = len(self.rows)
+        what = f"{num:,} row{'s' * (num > 1)}: {what}" if words[0] != "chat" else what
         group = self.args.group_field
         words = words if group is None else [*words, "--group-field", group]
         if split is not None:
@@ -357,10 +381,9 @@ class Rows:
         divided = group or (
             words[words.index("--image-field") + 1] if "--image-field" in words else ""
         )
-        num = (
-            len({str(row.fields.get(divided)) for row in self.rows}) if divided else len(self.rows)
-        )
-        return Found(what, words, num, notes)
+        names = (str(row.fields.get(divided) or "").strip() for row in self.rows if divided)
+        sizes = Counter(filter(None, names))
+        return Found(what, words, len(sizes) or len(self.rows), notes, sizes)
 
     def group_columns(self) -> list[str]:
         """The columns that may say what belongs together."""

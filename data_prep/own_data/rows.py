@@ -16,7 +16,17 @@ from typing import Any
 from vlds.runtime.checks import guess
 from vlds.runtime.files import open_file
 
-from ..json_rows import JsonRow, clean, open_text, read_json, read_lines, read_object, shown
+from ..json_rows import (
+    UTF_16,
+    JsonRow,
+    clean,
+    encoding_of,
+    open_text,
+    read_json,
+    read_lines,
+    read_object,
+    shown,
+)
 from ..official.snli_ve import LABELS
 from ..packing.pack import NUM_ANNOTATORS, REQUIRED, answer_fields, text_fault
 from ..packing.source import TYPES, Annotation, Dropped, and_more
@@ -37,11 +47,9 @@ BINARY: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "is compressed with gzip; unpack it with gunzip"),
     (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard; unpack it with unzstd"),
     (b"SQLite format 3", "is an SQLite database; export the table as CSV"),
-    (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
-    (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
 )
 """First bytes of a file -> what it is, and the cure."""
-UTF_16: Mapping[str, slice] = {"UTF-16LE": slice(1, None, 2), "UTF-16BE": slice(0, None, 2)}
+WITHOUT_MARK: Mapping[str, slice] = {"UTF-16LE": slice(1, None, 2), "UTF-16BE": slice(0, None, 2)}
 """Encoding -> which bytes of plain English text are zero."""
 PUBLISHED: tuple[tuple[Collection[str], str, str], ...] = (
     (("conversations",), "conversations of LLaVA or ShareGPT", "chat --annotations FILE"),
@@ -94,15 +102,15 @@ def read_rows(path: Path, option: str = "--annotations") -> list[UserRow]:
         if begin.startswith(magic):
             raise ValueError(f"{option} {path} {fault}")
     # "at" is 61 00 74 00 in UTF-16LE: every second byte of English text is 0.
-    for encoding, positions in UTF_16.items():
+    for encoding, positions in WITHOUT_MARK.items():
         high_bytes = begin[positions]
-        if high_bytes.count(0) > len(high_bytes) / 2:
+        if encoding_of(path) != UTF_16 and high_bytes.count(0) > len(high_bytes) / 2:
             raise ValueError(
                 f"{option} {path} looks like UTF-16 without a byte-order mark (it has zero "
                 f"bytes); save it as UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > NEW"
             )
     # Only to choose the reader, which then says in which line a byte is wrong.
-    with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
+    with TextIOWrapper(open_file(path), encoding_of(path), errors="replace") as file:
         first = next((line.strip() for line in file if line.strip()), "")
     # By the name too: a cell of a table may begin with a bracket.
     if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):

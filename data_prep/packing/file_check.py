@@ -8,13 +8,12 @@ predicted objects and attributes, `obj_id` and `attr_id`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
-from unicodedata import is_normalized, normalize
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from vlds.runtime.terminal import tell
 
 from ..json_rows import clean, open_text
-from .picture import CLIP_ENDINGS, ENDINGS, is_there
+from .picture import CLIP_ENDINGS, ENDINGS, MOST_FILES, folded, is_there
 from .source import (
     BadFeatures,
     FeatureFile,
@@ -111,10 +110,6 @@ def locate_boxes(place: Path, name: str, vocabulary: Path | None = None) -> Dete
 
 SHOWN = 10
 """Missing files that a message names."""
-MOST_FILES = 500_000
-"""Files of the picture folder that are searched for similar names."""
-FORMS: Mapping[Literal["NFC", "NFD"], str] = {"NFC": "composed (NFC)", "NFD": "decomposed (NFD)"}
-"""Unicode's two forms of accents; disks of Macs write the second."""
 PICTURES = {*ENDINGS, *CLIP_ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 MOST_SHOWN = 200
 """Characters of a path that a message shows: its last ones."""
@@ -205,23 +200,12 @@ def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None
 
 
 def _hint(file: MissingFile, near: NearNames | None) -> str:
-    """A similar name, and what to do if both look the same; "" without one."""
+    """A similar name; "" without one."""
     if file.is_folder:
         return "it is a folder; name a picture in it."
     if file.picture is None or near is None or not (similar := near.of(file.picture)):
         return ""
-    hint, names = f"did you mean {similar}?", (PurePosixPath(similar).stem, file.picture.stem)
-    # Names that differ in Unicode's form alone look the same, so the hint must say which is which.
-    if names[0] == names[1] or len({normalize("NFC", name) for name in names}) == 2:
-        return hint
-    there, named = (
-        next((words for form, words in FORMS.items() if is_normalized(form, name)), "mixed")
-        for name in names
-    )
-    return (
-        f"{hint} Both look the same, but the accents of the file are {there} and those of the row "
-        f"{named}: write both names in one form, with unicodedata.normalize in Python."
-    )
+    return f"did you mean {similar}?"
 
 
 class NearNames:
@@ -231,7 +215,7 @@ class NearNames:
         self.folder = folder
         self.by_stem: dict[str, list[PurePosixPath]] = {}
         for path in islice(_pictures_below(folder), MOST_FILES):
-            self.by_stem.setdefault(_folded(path.stem), []).append(path)
+            self.by_stem.setdefault(folded(path.stem), []).append(path)
 
     def of(self, missing: Path) -> str:
         """The most similar file, as a row would name it, or "". It may differ in case or ending,
@@ -239,7 +223,7 @@ class NearNames:
         named = missing.relative_to(self.folder) if missing.is_relative_to(self.folder) else missing
         wanted = PurePosixPath(unquote(str(named)).replace("\\", "/"))
         # The whole name too: "photo.v2" may stand for photo.v2.jpg, and its own stem is "photo".
-        stems = (_folded(wanted.stem), _folded(wanted.name))
+        stems = (folded(wanted.stem), folded(wanted.name))
         similar = [path for stem in stems for path in self.by_stem.get(stem, [])]
         return str(max(similar, key=lambda path: _likeness(path, wanted), default=""))
 
@@ -256,14 +240,9 @@ def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[int, bool]:
     """How many folders agree, counted from the last; then whether the ending does."""
     pairs = zip(reversed(path.parent.parts), reversed(wanted.parent.parts), strict=False)
     # a/b/x.jpg and c/b/x.png: one folder agrees, the ending does not.
-    agree = (_folded(folder) == _folded(other) for folder, other in pairs)
+    agree = (folded(folder) == folded(other) for folder, other in pairs)
     num_agreeing = sum(1 for _ in takewhile(bool, agree))
     return num_agreeing, path.suffix.lower() == wanted.suffix.lower()
-
-
-def _folded(name: str) -> str:
-    """Without case, and with accents in one of the two ways in which disks write them."""
-    return normalize("NFC", name).casefold()
 
 
 def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:

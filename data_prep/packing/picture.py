@@ -35,9 +35,11 @@ import stat
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 import simplejpeg
@@ -234,6 +236,8 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
 CLIP_ENDINGS = ("", *(f".{e}" for e in ("mp4", "webm", "mkv", "avi", "mov", "gif", "MP4", "MOV")))
 """A row may leave out the ending."""
+MOST_FILES = 500_000
+"""Files below the folder of pictures that are searched for similar names."""
 
 
 @dataclass(frozen=True)
@@ -250,13 +254,15 @@ def find_pictures(
 ) -> dict[str, NamedPicture]:
     """Each name -> its picture; all names of a file get the same picture.
 
-    `a.jpg`, `./a.jpg`, `x/../a.jpg`, `a` and a link to it are the same file; on a disk that ignores
-    case, so is `A.JPG`. Counted as several pictures, they could be in train and in test.
+    `a.jpg`, `./a.jpg`, `x/../a.jpg`, `a` and a link to it are the same file; so is `A.JPG`, unless
+    a file has this very name. Counted as several pictures, they could be in train and in test.
     """
     groups: dict[Hashable, list[tuple[str, Path, str]]] = {}
     root = Path(os.path.realpath(folder))
-    for name in dict.fromkeys(names):
-        path, file = _find(folder, name, endings)
+    found = {name: _find(folder, name, endings) for name in dict.fromkeys(names)}
+    if missing := [name for name, (_, file) in found.items() if file is None]:
+        found |= _found_in_other_spelling(folder, missing, endings)
+    for name, (path, file) in found.items():
         picture_id = _path_below(path, folder, root)
         # A missing picture may have features, which are found by the name without ending.
         stem, ending = os.path.splitext(picture_id)
@@ -281,6 +287,37 @@ def _find(folder: Path, name: str, endings: Sequence[str]) -> tuple[Path, Hashab
             if file := _file_identity(path):
                 return path, file
     return folder / name, None
+
+
+def _found_in_other_spelling(
+    folder: Path, names: Sequence[str], endings: Sequence[str]
+) -> dict[str, tuple[Path, Hashable]]:
+    """Those of the names that one file has but for case, or for the form of its accents: rows from
+    Windows and Macs, where both are the same file, name them so. It is told."""
+    files: dict[str, list[Path]] = {}
+    below = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    for path in islice(below, MOST_FILES):
+        files.setdefault(folded(path.relative_to(folder).as_posix()), []).append(path)
+    found: dict[str, tuple[Path, Hashable]] = {}
+    for name in names:
+        wanted = folded(os.path.normpath(name.replace("\\", "/")))
+        alike = (files.get(f"{wanted}{ending.lower()}", []) for ending in endings)
+        paths = next(filter(None, alike), [])
+        # Two files that differ in case alone: the row may mean either.
+        if len(paths) == 1 and (file := _file_identity(paths[0])):
+            found[name] = paths[0], file
+    if found:
+        name, (path, _) = next(iter(found.items()))
+        tell(
+            "names that differ from one file's in case alone, or in the form of accents, are taken "
+            f"for it: {len(found):,}, as {name} for {path.relative_to(folder)}"
+        )
+    return found
+
+
+def folded(name: str) -> str:
+    """Without case, and with accents in one of the two ways in which disks write them."""
+    return normalize("NFC", name).casefold()
 
 
 def is_there(path: Path) -> bool:

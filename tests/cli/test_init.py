@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from data_prep.cli import main
 from tests.toys.class_folders import write_classes
 from tests.toys.files import write
+from tests.toys.hub import Hub, running_hub
+from tests.toys.image_text import save_tiny
 from tests.toys.own_rows import pack_rows, photos
 from vlds.cli import init
 from vlds.cli.init import look_at, recipe_of, run_init
 from vlds.data.shards.store import open_dataset
 from vlds.models.kinds.joint import JointSeq2Seq
+from vlds.models.loading import model_files
 from vlds.recipe.build import to_yaml
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.tasks import VQA, Caption, Chat, ImageClass
@@ -71,6 +76,14 @@ def test_the_score_is_that_of_the_data(desk: Path) -> None:
     assert recipe_for(pack(desk, *rows)).training.best == "vqa/vqa_accuracy"
 
 
+def test_limits_hold_words_without_blanks(desk: Path) -> None:
+    chinese, long = "这是一只在海滩上奔跑的棕色小狗" * 3, "LOT-" + "0123456789" * 9
+    lines = [f"{name},{long} {number}?,{chinese}" for number, name in enumerate(NAMES)]
+    task = recipe_for(pack(desk, "image,question,answer", *lines)).tasks["vqa"]
+    assert task.max_target_tokens >= task.decoding.max_new_tokens >= len(chinese)
+    assert task.max_prompt_tokens >= len(long) / 3
+
+
 def test_captions_and_classes(desk: Path) -> None:
     lines = [f"{name},a thing of {number}" for number, name in enumerate(NAMES)]
     recipe = recipe_for(pack(desk, "image,caption", *lines, task="caption"))
@@ -100,7 +113,7 @@ def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (None, "no such folder, and the hub does not answer"),
+        (None, "model is not in Hugging Face's cache, and HF_HUB_OFFLINE forbids a download; name"),
         ("", "holds no config.json"),
         ('{"vision_config": {}}', r"holds no weights \(\*\.safetensors or \*\.bin\); copy"),
         ('{"model_type": "t5"}', "is a model of the type t5, which reads no pictures by itself"),
@@ -109,7 +122,8 @@ def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
 def test_models_that_do_not_do(
     config: str | None, message: str, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model_files._check_name.cache_clear()
     if config is not None:
         (desk / "model").mkdir()
     if config:
@@ -117,6 +131,64 @@ def test_models_that_do_not_do(
     with pytest.raises(ValueError, match=message):
         run_init(desk / "photos", None, "model", [])
     assert not (desk / "shards").exists()
+
+
+@pytest.fixture
+def hub(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with the model for a GPU, which this machine says it has."""
+    save_tiny("llava", desk / "published")
+    monkeypatch.setattr(init, "has_gpu_driver", lambda: True)
+    with running_hub() as hub:
+        hub.published[init.HUB_MODEL] = desk / "published"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(desk / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        forget()
+        yield hub
+        forget()
+
+
+def forget() -> None:
+    """As in a new process: what is known of the hub."""
+    model_files._check_name.cache_clear()
+    model_files._snapshot.cache_clear()
+
+
+def test_with_a_gpu_and_a_hub_that_answers(hub: Hub, desk: Path) -> None:
+    model, why = init.model_for(None)
+    assert (model, why) == (
+        init.HUB_MODEL,
+        f"{init.HUB_MODEL} with LoRA, as this machine has a GPU (--model: another)",
+    )
+    # No weights yet, which the run downloads.
+    assert not list((desk / "cache").rglob("*.safetensors"))
+    lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
+    recipe = recipe_for(pack(desk, "image,question,answer", *lines), model)
+    training = recipe.training
+    assert (training.precision, training.activation_checkpointing) == ("bf16", True)
+    assert recipe.methods.keys() == {"lora"}
+    recipe.model.check_sources()
+    with pytest.raises(ValueError, match="no such model on the Hugging Face hub: some/other"):
+        init.model_for("some/other")
+
+
+def test_with_a_gpu_and_no_hub_the_cache_decides(
+    hub: Hub, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = model_files.fetch(init.HUB_MODEL, "model.path", "")
+    forget()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model, why = init.model_for(None)
+    assert model is None
+    assert why == (
+        f"a small model from random weights, as {init.HUB_MODEL} cannot be had here (--model: "
+        "another)"
+    )
+    assert "holds no weights" in capsys.readouterr().out
+    write(configs / "model.safetensors", "")
+    assert init.model_for(None)[0] == init.HUB_MODEL
 
 
 def test_conversations_without_weights(desk: Path) -> None:

@@ -100,6 +100,26 @@ def test_null_takes_a_value_of_the_base_away(tmp_path: Path) -> None:
         parse_recipe(["--config", str(wrong)])
 
 
+@pytest.mark.parametrize("words", [[], ["--training.log_every", "null"]])
+def test_null_on_the_command_line_is_that_of_a_file(words: list[str], tmp_path: Path) -> None:
+    two = {"adapter": {"class_path": "Adapter"}, "lora": {"class_path": "LoRA"}}
+    training = {"log_every": 7}
+    write(tmp_path / "a.yaml", {"base": "recipes/demo.yaml", "methods": two, "training": training})
+    nulls = ["--methods.lora", "null", "--tasks.gqa", "null", "--tasks.vqa.weight=null"]
+    recipe = parse_recipe([str(tmp_path / "a.yaml"), *nulls, *words], "vlds train")
+    assert [*recipe.methods] == ["adapter"]
+    assert [*recipe.tasks] == ["vqa", "nlvr2", "caption"]
+    assert (recipe.tasks["vqa"].weight, recipe.training.log_every) == (1.0, 20 if words else 7)
+    for key, said in (
+        ("methods.lorra", "methods.lorra: .* did you mean 'lora'"),
+        ("tasks.vqaa", "tasks.vqaa: .* did you mean 'vqa'"),
+        ("model", "model is required"),
+        ("training.stepz", "unknown key 'training.stepz'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse_recipe([str(tmp_path / "a.yaml"), f"--{key}", "null"], "vlds train")
+
+
 def test_the_base_lies_beside_the_recipe_or_comes_with_vlds(tmp_path: Path) -> None:
     own = write(tmp_path / "own.yaml", {"base": "recipes/demo.yaml", "training": {"steps": 7}})
     recipe = parse_recipe(["--config", str(own), "--seed", "3"])

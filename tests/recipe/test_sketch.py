@@ -15,13 +15,21 @@ import pytest
 from tests.toys.files import ROOT
 from vlds.recipe.choices import SketchedChoice, concrete_classes, field_types
 from vlds.recipe.config import Recipe, parse_recipe
-from vlds.recipe.parse import named_first, parse
+from vlds.recipe.parse import named_first
 from vlds.recipe.sketch import RECIPE, SWEEP, check_words, sketched
 from vlds.report.sweep import Sweep
 from vlds.runtime.checks import Choice
 
 DEMO = "recipes/demo.yaml"
 BROKEN = "output: x\nmodel: {class_path: JointSeq2Seq\ntasks: [\n"
+WHOLE = """
+output: new
+model: {class_path: ImageTextToText, init_args: {path: model}}
+methods: {lora: LoRA}
+tasks: {vqa: {class_path: VQA, init_args: {train: [shards/train], evaluate: [shards/val]}}}
+training: {steps: 3, deepspeed: ds_configs/zero2.json}
+"""
+"""A recipe whose data are there."""
 MISTAKES = (
     ["missing.yaml"],
     ["broken.yaml"],
@@ -38,6 +46,13 @@ MISTAKES = (
     [DEMO, "--rank", "3"],
     [DEMO, "--data.errors.max_in_row", "3"],
     [DEMO, "--training.fp16"],
+    [DEMO, "--training.steps", "many"],
+    [DEMO, "--training.steps", "2.5"],
+    [DEMO, "--training.epochs", "-1"],
+    [DEMO, "--training.precision", "fp8"],
+    [DEMO, "--optimizer.betas", "[0.9, high]"],
+    [DEMO, "--tasks.vqa.train", "shards"],
+    ["values.yaml"],
     [],
 )
 
@@ -48,6 +63,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text(BROKEN)
     (tmp_path / "own.yaml").write_text("base: recipes/demo.yaml\nbatch_size: 3\n")
+    (tmp_path / "values.yaml").write_text("base: recipes/demo.yaml\ntraining: {epochs: sixteen}\n")
+    (tmp_path / "run" / "state" / "step-00000001").mkdir(parents=True)
+    for part in ("train", "val"):
+        (tmp_path / "shards" / part).mkdir(parents=True)
+    (tmp_path / "whole.yaml").write_text(WHOLE)
     return tmp_path
 
 
@@ -94,19 +114,15 @@ def test_a_class_of_a_users_module_is_left_to_the_run(desk: Path) -> None:
     assert "mine" not in sys.modules
 
 
-def test_values_are_left_to_the_real_classes() -> None:
-    words = ["--config", DEMO, "--training.steps", "many"]
-    check_words(words)
-    with pytest.raises(ValueError, match=r"training\.steps: got 'many'"):
-        parse(Recipe, words, "vlds train", files=True)
-
-
 COMMANDS = (
     ["trian", DEMO],
     *(["train", *words] for words in MISTAKES),
     ["train", DEMO, "--ranks", "none"],
     ["train", DEMO],  # its data are not in the working folder
     ["train", DEMO, "--training.deepspeed", "zero7.json"],
+    ["train", "whole.yaml", "--tasks.vqa.train", "[missing]"],
+    ["train", "whole.yaml", "--output", "run"],
+    ["train", "whole.yaml", "--resume"],
     ["describe", DEMO, "--lr", "3"],
     ["plan", "missing.yaml"],
     ["features", "--config", "missing.yaml", "--data", "x", "--out", "y"],

@@ -40,14 +40,18 @@ def prepare(
         raise ValueError(f"command: got {command!r:.100}; give a name, such as 'jsonl'")
     words = ["--out", str(place), *option_words(options)]
     with scratch_folder() as scratch:
+        file = scratch / "rows.jsonl"
         if isinstance(source, str | PathLike):
             words.insert(0, str(path_of("source", source)))
         elif source is not None:
-            file = scratch / "rows.jsonl"
             write_rows(file, source)
             words += ["--annotations", str(file)]
             words += [] if "name" in options else ["--name", place.name or "rows"]
-        Program("vlds", ["data", command, *words]).run()
+        try:
+            Program("vlds", ["data", command, *words]).run()
+        except ValueError as error:
+            # The user gave rows, not this file.
+            raise ValueError(str(error).replace(str(file), "rows")) from None
     return place
 
 

@@ -48,7 +48,12 @@ class Run(PathLike[str]):
     @property
     def metrics(self) -> Rows:
         """What was logged, a dict for each line of metrics.jsonl: "step" with "loss" and the like,
-        or with "scores"."""
+        or with "scores".
+
+        Errors: ValueError if there is no such folder.
+        """
+        if not self.folder.is_dir():
+            raise ValueError(f"{self}: no such folder; name one that `vlds train` wrote")
         return Rows(
             metrics for _, metrics in read_metric_lines(self.folder / "metrics.jsonl").lines
         )

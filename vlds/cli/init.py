@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
+from vlds.cli.start import MISTAKE
 from vlds.cli.supervisor import Stage, StageError, run_stage
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
@@ -41,14 +40,12 @@ TASKS: dict[str, tuple[str, Task]] = {
     "chat": ("chat", Chat()),
 }
 """Kind of data -> the task's name, and the task with its defaults."""
-HUB, HUB_MODEL = "https://huggingface.co", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+HUB_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 MODEL_FILES = {
     "weights": ("*.safetensors", "*.bin"),
     "processor": ("processor_config.json", "preprocessor_config.json"),
 }
 """What an image-text model's folder has besides its config."""
-PATIENCE_S = 3.0
 MOST_READ = 5_000
 """Samples whose texts are read."""
 SCORED = 20
@@ -62,6 +59,8 @@ TUNED_EPOCHS = 3
 EVALUATIONS = 10
 ROOM = 12
 """Tokens for what surrounds a text or a turn."""
+LETTERS = 3
+"""Fewest letters of a token in long words, on average."""
 MOST_PIECES, OTHER_PIECES = 8_000, 120
 """Of a vocabulary: all, and those for parts of words, with the special ones."""
 TOKENIZER, CONFIG = "spiece.model", "t5.json"
@@ -132,8 +131,9 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
         if model is None:
             make_tokenizer(packed)
     except StageError as error:
-        tell(f"vlds init: {error}; mend what it says above, and start again", error=True)
-        return 2
+        if error.code != MISTAKE:  # else its one line says all
+            tell(f"vlds init: {error}; mend what it says above, and start again", error=True)
+        return MISTAKE
     except Interrupted as error:
         tell(f"vlds init: ended by {error.signal_name}", error=True)
         return error.exit_code
@@ -214,7 +214,12 @@ def texts_of(source: Source) -> Texts:
 
 def longest(texts: Iterable[str]) -> int:
     """A bound of the tokens of the longest text, with what surrounds it."""
-    return ROOM + max((min(2 * len(text.split()), len(text)) for text in texts), default=0)
+
+    def tokens(word: str) -> int:
+        # Chinese has no blanks, and a token for each sign; long words have some for their parts.
+        return max(min(2, len(word)), len(word) // LETTERS) if word.isascii() else len(word)
+
+    return ROOM + max((sum(map(tokens, text.split())) for text in texts), default=0)
 
 
 # The model.
@@ -228,26 +233,31 @@ def model_for(given: str | None) -> tuple[str | None, str]:
     if given is not None:
         check_model(given)
         return given, f"{given} with LoRA, as --model says"
+    small = "a small model from random weights, as"
     if not has_gpu_driver():
-        return (
-            None,
-            "a small model from random weights, as this machine has no GPU (--model: another)",
-        )
-    if not hub_answers():
-        return (
-            None,
-            "a small model from random weights, as the hub does not answer (--model: another)",
-        )
+        return None, f"{small} this machine has no GPU (--model: another)"
+    try:
+        check_model(HUB_MODEL)
+    except ValueError as error:
+        tell(str(error))
+        return None, f"{small} {HUB_MODEL} cannot be had here (--model: another)"
     return HUB_MODEL, f"{HUB_MODEL} with LoRA, as this machine has a GPU (--model: another)"
 
 
 def check_model(name: str) -> None:
-    """Errors: ValueError for a folder without an image-text model, or a name that no hub knows."""
+    """Errors: ValueError for a folder without an image-text model; for a name that the hub does not
+    know, or whose files are neither here nor on a hub that answers."""
     folder = Path(name).expanduser()
+    files = dict(MODEL_FILES)
     if not folder.is_dir():
-        if not hub_answers():
-            raise ValueError(f"--model {name}: no such folder, and the hub does not answer")
-        return
+        # Here, because it imports torch; it takes what is in Hugging Face's cache, too.
+        from huggingface_hub import constants
+
+        from vlds.models.loading.model_files import fetch
+
+        folder = fetch(name, "--model", "name a folder with an image-text model")
+        if not constants.is_offline_mode():
+            del files["weights"]  # the run downloads them
     config = folder / "config.json"
     if not config.is_file():
         raise ValueError(f"--model {name} holds no config.json; name a folder of Hugging Face")
@@ -259,23 +269,11 @@ def check_model(name: str) -> None:
             "name an image-text model, or write a recipe as docs/models.md says"
         )
     # Before the pictures are packed: training would find it out after that.
-    for what, patterns in MODEL_FILES.items():
+    for what, patterns in files.items():
         if not any(any(folder.glob(pattern)) for pattern in patterns):
             raise ValueError(
                 f"--model {name} holds no {what} ({' or '.join(patterns)}); copy the whole folder"
             )
-
-
-def hub_answers() -> bool:
-    """True if the Hugging Face hub can be reached."""
-    if any(
-        os.environ.get(name, "0") not in ("0", "")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    ):
-        return False
-    with suppress(OSError), urlopen(os.environ.get("HF_ENDPOINT", HUB), timeout=PATIENCE_S):
-        return True
-    return False
 
 
 def make_tokenizer(packed: Packed) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.metadata import version
 from inspect import getdoc
 from pathlib import Path
@@ -54,6 +53,7 @@ from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.rank_environment import is_rank
 from vlds.runtime.terminal import complain, quiet_libraries, tell, tell_exception
+from vlds.training.states import Resume
 
 ABOUT = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
@@ -107,7 +107,7 @@ def check_before_ranks(words: Words) -> int:
                 from vlds.recipe.paths import take_trust
 
                 rest = take_trust(rest)
-            CHECKS[words.command](rest)
+            CHECKS[words.command](rest, words.resume)
     except ValueError as error:
         return complain(f"vlds {words.command}", error)
     return 0
@@ -310,10 +310,8 @@ def plan(arguments: list[str]) -> int:
     recipe = with_lists(parse_recipe(words, "vlds plan"))
     given = {name: getattr(options, name) for name in names}
     machine = Machine.given(**given, dtype=recipe.training.dtype)
-    if options.json:
-        tell(as_json(recipe, numbers, machine, store))
-        return 0
-    for piece in pages(recipe, numbers, machine, store):
+    of_all = (recipe, numbers, machine, store)
+    for piece in [as_json(*of_all)] if options.json else pages(*of_all):
         tell(piece, flush=True)
     return 0
 
@@ -396,9 +394,20 @@ def check_recipe(words: Sequence[str], prog: str) -> None:
     from vlds.recipe.parse import named_first
     from vlds.recipe.sketch import check_words
 
+    check_words(named_first(words, prog))
+
+
+def check_train(words: Sequence[str], resume: Resume) -> None:
+    """As `check_recipe`; files, data and output must be fit for a run, too. Errors: ValueError."""
+    from vlds.recipe.parse import PRINT, named_first
+    from vlds.recipe.sketch import check_words
+    from vlds.training.states import check_output
+
+    starts = PRINT not in words
     # A run that is resumed in another folder is told so first.
-    files = prog == f"vlds {TRAIN}" and not any(word.startswith("--resume") for word in words)
-    check_words(named_first(words, prog), files=files)
+    tree = check_words(named_first(words, "vlds train"), files=starts and resume is False)
+    if starts and tree is not None and isinstance(output := tree.get("output"), str):
+        check_output(output, resume)
 
 
 RECIPE_PARSERS = {
@@ -581,11 +590,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""
-CHECKS: dict[str, Callable[[list[str]], object]] = {
-    TRAIN: partial(check_recipe, prog="vlds train"),
-    "evaluate": evaluate_words,
-    "predict": predict_words,
-    "features": features_words,
-    "importance": importance_words,
+CHECKS: dict[str, Callable[[list[str], Resume], object]] = {
+    TRAIN: check_train,
+    "evaluate": lambda words, _: evaluate_words(words),
+    "predict": lambda words, _: predict_words(words),
+    "features": lambda words, _: features_words(words),
+    "importance": lambda words, _: importance_words(words),
 }
 """What looks at the words of a command before it starts ranks (`RANK_COMMANDS`)."""

@@ -227,6 +227,11 @@ class Stage:
 class StageError(Exception):
     """A command has failed and has printed the reason."""
 
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        """Of the command; 2 if it has said which mistake of the user's it is."""
+
 
 def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None:
     """Print a command, and run it with further environment `variables`; pass signals on to it.
@@ -243,7 +248,8 @@ def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None
     if outcome.asked:
         raise Interrupted(received[0])
     if outcome.code:
-        raise StageError(f"`{as_typed(stage.command)}` ended with exit code {outcome.code}")
+        message = f"`{as_typed(stage.command)}` ended with exit code {outcome.code}"
+        raise StageError(message, outcome.code)
     tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 

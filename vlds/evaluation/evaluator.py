@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from vlds.artifact import LoadedRun, TrainedOn
 from vlds.data.order.mixed_order import BatchCut
@@ -138,6 +138,46 @@ def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
                 f"{number:,} of the first {len(answers):,} answers"
             )
         lines += turns_left_out(source, talks, collator)
+    return lines
+
+
+class Speller(Protocol):
+    """What is asked of a Hugging Face tokenizer about words that it does not know."""
+
+    unk_token_id: int | None
+
+    def __call__(
+        self, texts: list[str], /, *, add_special_tokens: bool
+    ) -> Mapping[str, list[list[int]]]: ...
+
+
+def unknown_words(sources: Sequence[Source], tokenizer: Speller) -> list[str]:
+    """What to tell a user whose tokenizer has no tokens for words of some of the first answers: no
+    training makes the model write them."""
+    lines = []
+    for source in sources:
+        if source.task.head is not None:
+            continue
+        answers = [
+            text
+            for e in first_examples(source)
+            for text in (e.target, *(t for turn in e.turns if turn.learned for t in turn.texts))
+            if text and text.strip()
+        ]
+        if not answers:
+            continue
+        tokens = tokenizer(answers, add_special_tokens=False)["input_ids"]
+        bad = [
+            text
+            for text, ids in zip(answers, tokens, strict=True)
+            if not ids or tokenizer.unk_token_id in ids
+        ]
+        if bad:
+            lines.append(
+                f"tasks.{source.name}: the model's tokenizer does not know words or signs of "
+                f"{len(bad):,} of the first {len(answers):,} answers, such as {bad[0]!r:.60}; the "
+                "model can never write them: name another model or tokenizer"
+            )
     return lines
 
 

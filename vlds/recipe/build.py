@@ -59,6 +59,7 @@ def check_part(tree: Any, options: type, *, saved: bool = False) -> None:
 
     Errors: ValueError as `build`.
     """
+    check_leaves(tree)
     Builder(tree, options, saved, is_whole=False).made(options, tree)
 
 
@@ -115,7 +116,10 @@ class Builder:
             return None
         if inner is None:
             check_names(value, key)
-            return leaf(value, hint, key) if self.is_whole else None
+            if self.is_whole:
+                return leaf(value, hint, key)
+            check_kind(value, hint, key)
+            return None
         if not is_mapping_of_choices(hint):
             default = default_of(cls, name)
             if is_choice(inner):
@@ -227,6 +231,48 @@ def leaf(value: Any, hint: Any, key: str) -> Any:
     for fault in number_faults(found, hint):
         raise ValueError(f"{key}: {fault}")
     return found
+
+
+def check_kind(value: Any, hint: Any, key: str) -> None:
+    """As `leaf`, for a part of a recipe that is looked at before any library is imported: numbers,
+    texts and lists of them, without pydantic.
+
+    Errors: ValueError with the same message.
+    """
+    fitting = (reading for reading in readings(value, hint) if may_be(reading, hint))
+    found = next(fitting, fitting)
+    if found is fitting:
+        raise ValueError(misfit(value, hint, key))
+    is_float = {float, int} & {*types_in(hint)} == {float}
+    for fault in number_faults(in_floats(found) if is_float else found, hint):
+        raise ValueError(f"{key}: {fault}")
+
+
+def in_floats(value: Any) -> Any:
+    """A value whose whole numbers are floats, as `fitted` returns it."""
+    if isinstance(value, list):
+        return [in_floats(entry) for entry in value]
+    return float(value) if type(value) is int else value
+
+
+def may_be(value: Any, hint: Any) -> bool:
+    """False if a value cannot be of a type; True for types that only pydantic knows."""
+    for branch in branches_of(hint):
+        origin = get_origin(branch)
+        if origin is Literal:
+            fits = value in get_args(branch)
+        elif origin in (list, tuple, Sequence):
+            fits = isinstance(value, list) and all(may_be(v, get_args(branch)[0]) for v in value)
+        elif origin is dict:
+            fits = isinstance(value, Mapping)
+        elif branch in (int, float):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            fits = is_number and (branch is float or value == value // 1)
+        else:
+            fits = not isinstance(branch, type) or isinstance(value, branch)
+        if fits:
+            return True
+    return False
 
 
 def fitted(value: Any, hint: Any) -> Any:

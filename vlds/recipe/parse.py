@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
 
@@ -32,6 +32,7 @@ from vlds.recipe.build import (
 from vlds.recipe.choices import (
     ARGUMENTS,
     CLASS,
+    branches_of,
     class_if_there,
     concrete_classes,
     dataclass_of,
@@ -39,6 +40,7 @@ from vlds.recipe.choices import (
     is_choice,
     is_mapping_of_choices,
     sections,
+    takes_null,
 )
 from vlds.recipe.paths import WHOLE, merged, read_merged, unset
 from vlds.runtime.process import find
@@ -130,8 +132,15 @@ def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[s
     if below:
         set_below(inside(tree, name, hint), below, given, hint)
         return
+    # As null in a file over a base: the default comes back, and a task or method is left out.
+    if given == "null" and name in tree and hint not in (None, Any) and not takes_null(hint):
+        del tree[name]
+        return
     old = tree.get(name)
-    tree[name] = given
+    # Lists are read here already, so that files in them can be looked for.
+    is_list = any(get_origin(branch) in (list, tuple) for branch in branches_of(hint))
+    is_opened = isinstance(given, str) and given.startswith("[")
+    tree[name] = read_texts(given) if is_list and is_opened else given
     cls = dataclass_of(hint)
     if cls is None or not isinstance(given, str):
         return

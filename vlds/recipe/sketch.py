@@ -2,8 +2,8 @@
 
 The classes that a recipe can name import torch and transformers, which takes seconds. Their sources
 tell their names and fields at once. A sketch of them goes through the same checks as the real
-classes do later, and so gives the same messages. It has neither defaults nor methods: values, and
-what goes together, are for the real classes.
+classes do later, and so gives the same messages. It has neither defaults nor methods: what goes
+together is for the real classes.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ NEEDED = re.compile(r"from [\w.]+ import |@dataclass|\w+(: TypeAlias)? = ")
 """Begins the statements that a sketch needs, besides the classes of `@dataclass`."""
 
 
-def check_words(words: Sequence[str], options: str = RECIPE, files: bool = False) -> None:
-    """Check recipe files and options, as `parse` does, as far as no library is needed. `options`:
-    the dataclass that they describe; `files`: also look for the files and folders that they name.
+def check_words(
+    words: Sequence[str], options: str = RECIPE, files: bool = False
+) -> dict[str, Any] | None:
+    """Check recipe files and options, as `parse` does, as far as no library is needed; the tree
+    that they make, None if they name a class of the user. `options`: the dataclass that they
+    describe; `files`: also look for the files and folders that they name.
 
     Errors: ValueError that names the key, class or file, and a near one.
     """
@@ -57,7 +60,8 @@ def check_words(words: Sequence[str], options: str = RECIPE, files: bool = False
             check_files(tree, cls)
             check_data(tree, cls)
     except NotSketched:
-        return
+        return None
+    return tree
 
 
 @cache

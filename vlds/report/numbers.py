@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from vlds.recipe.paths import STARTED_IN
@@ -26,14 +27,37 @@ FEWEST_SEEDS = 3
 """Seeds that two rows must share before one is called better: with two, an interval is six times as
 wide as with three, and whether it holds 0 is mostly chance."""
 
-STUDENT_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045,
-)  # fmt: skip
-"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
-NORMAL = 1.960
-"""The same quantile of the normal distribution, which t approaches."""
+OUTSIDE = 0.05
+"""What an interval leaves out, on both sides together."""
+NEARLY_NORMAL = 1000
+"""Degrees of freedom from which Student's t is taken for the normal distribution."""
+
+
+def student_p(distance: float, freedom: int) -> float:
+    """Two-sided p-value of a distance in standard errors, by Student's t with `freedom` degrees of
+    freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4, which end after freedom / 2 terms)."""
+    if freedom > NEARLY_NORMAL:
+        return math.erfc(abs(distance) / math.sqrt(2))
+    angle = math.atan2(abs(distance), math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    is_odd = freedom % 2
+    term = cosine if is_odd else 1.0
+    series = term if freedom > 1 else 0.0
+    for number in range(3 if is_odd else 2, freedom - 1, 2):
+        term *= (number - 1) / number * cosine**2
+        series += term
+    inner = 2 / math.pi * (angle + sine * series) if is_odd else sine * series
+    return max(0.0, 1 - inner)
+
+
+@cache
+def student_quantile(freedom: int) -> float:
+    """The distance that is exceeded, on one of both sides, with the probability OUTSIDE."""
+    low, high = 0.0, 100.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_p(middle, freedom) > OUTSIDE else (low, middle)
+    return low
 
 
 @dataclass(frozen=True)
@@ -61,16 +85,7 @@ class Number:
         count = len(self.values)
         if count < 2:
             return None
-        freedom = count - 1
-        if freedom <= len(STUDENT_T):
-            quantile = STUDENT_T[freedom - 1]
-        else:
-            # The first two terms of t's expansion around the normal quantile (Abramowitz and
-            # Stegun, 26.7.5) are right to three digits here.
-            cubic = (NORMAL**3 + NORMAL) / 4
-            quintic = (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
-            quantile = NORMAL + cubic / freedom + quintic / freedom**2
-        half = quantile * statistics.stdev(self.values) / math.sqrt(count)
+        half = student_quantile(count - 1) * statistics.stdev(self.values) / math.sqrt(count)
         mean = statistics.mean(self.values)
         return Interval(mean - half, mean + half)
 

@@ -15,7 +15,7 @@ from vlds.artifact import TrainedOn, own_tensors, save_artifact
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import MixedStream
-from vlds.evaluation.evaluator import Evaluator, cut_texts
+from vlds.evaluation.evaluator import Evaluator, cut_texts, unknown_words
 from vlds.evaluation.shown import shown_examples
 from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved
@@ -282,6 +282,7 @@ def build_run(
         elif profile:
             run.profile = StepProfile(profile, run.folder / FOLDER, model.vision_module)
         cut = cut_texts(prepared.train_sources, collator)
+        cut += unknown_words(prepared.train_sources, model.tokenizer)
         for line in [*notices, *outside_peft(recipe, model), *prepared.notices, *cut]:
             tracker.say(line)
     return run

@@ -208,17 +208,17 @@ def test_what_cannot_be_kept_is_dropped_and_counted(
 def test_missing_clips_are_named_before_any_work(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [ROWS["plain"], ROWS["plain"] | {"video": "ONE.mp4"}]
+    rows = [ROWS["plain"], ROWS["plain"] | {"video": "no.mp4"}]
     assert prepare(folder, rows) == 2
     told = capsys.readouterr().err
-    assert "ONE.mp4 is missing; line 2 of rows.jsonl names it." in told
+    assert "no.mp4 is missing; line 2 of rows.jsonl names it." in told
     assert "Check --videos" in told
     film(folder / "secret.mp4", 1)
     assert prepare(folder, [ROWS["plain"] | {"video": "../secret.mp4"}]) == 2
     assert "is outside" in capsys.readouterr().err
     assert prepare(folder, rows, "--skip-missing") == 0
     assert DatasetInfo.load(folder / "out").dropped == (
-        {"id": "ONE.mp4", "reason": "clip: missing"},
+        {"id": "no.mp4", "reason": "clip: missing"},
     )
 
 

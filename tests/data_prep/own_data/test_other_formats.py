@@ -52,7 +52,7 @@ SENTENCE = {"identifier": "dev-1-0-0", "sentence": "x", "label": "True"}
         (b"PAR1\x15\x04", "vqa", "is Parquet; write its pictures as files and its rows as JSON li"),
         (b"PK\x03\x04abc", "vqa", "is an Excel workbook or a ZIP archive; save it as CSV (UTF-8)"),
         (b"\x1f\x8b\x08", "vqa", "is compressed with gzip; unpack it"),
-        ("a,b\n".encode("utf-16"), "vqa", "is UTF-16; save it as UTF-8"),
+        ("a,b\n".encode("utf-16") + b"x", "vqa", "begins as UTF-16 and goes on otherwise; save"),
         (
             "image,question,answer\n".encode("utf-16-le"),
             "vqa",

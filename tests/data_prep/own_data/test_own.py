@@ -74,13 +74,29 @@ def test_tables(
     assert sum(info.samples for info in sets.values()) == len(NAMES)
 
 
-def test_a_file_of_another_encoding_is_refused(
+def test_files_that_are_not_read_are_named_by_the_users_option(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the option that the user wrote, which is not that of the command for the rows."""
-    (desk / "rows.csv").write_bytes("image,question,answer\n".encode("utf-16"))
-    assert own(desk / "rows.csv") == 2
-    assert f"--data {desk}/rows.csv is UTF-16; save it as UTF-8" in capsys.readouterr().err
+    """Not by that of the command for the rows."""
+    for content, told in (
+        ("image,question,answer\n".encode("utf-16-le"), "looks like UTF-16 without a byte-order"),
+        (b"PK\x03\x04", "is an Excel workbook"),
+    ):
+        (desk / "rows.csv").write_bytes(content)
+        assert own(desk / "rows.csv") == 2
+        assert f"--data {desk}/rows.csv {told}" in capsys.readouterr().err
+    assert own(write(desk / "rows.json", "{}")) == 2
+    assert f"{desk}/rows.json: no rows with fields" in capsys.readouterr().err
+
+
+def test_few_groups_are_drawn_by_a_seed_that_divides_them_well(desk: Path) -> None:
+    """Ten patients, two for each of val and test; the first seed may draw five."""
+    table = write(desk / "rows.csv", rows("image,caption,patient", "NAME,a thing of NUMBER,GROUP"))
+    for seed in ("0", "40", "80"):
+        assert own(table, "--group-field", "patient", "--seed", seed) == 0
+        assert {name: info.samples for name, info in packed().items()} == {
+            "train": 18, "val": 6, "test": 6,
+        }  # fmt: skip
 
 
 def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

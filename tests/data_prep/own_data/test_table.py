@@ -22,9 +22,11 @@ def test_rows_are_named_by_the_line_an_editor_shows(tmp_path: Path) -> None:
     assert [place for place, _ in rows(tmp_path, text)] == ["line 4", "line 8", "line 11"]
 
 
-def test_what_spreadsheets_add_is_not_data(tmp_path: Path) -> None:
-    text = '\ufeffsep=;\r\nimage; question ;answer;;\r\na;q, r;x;;\r\n;;;;\r\nb; "q; r";x\r\n'
-    assert rows(tmp_path, text) == [("line 3", ["a", "q, r", "x"]), ("line 5", ["b", "q; r", "x"])]
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])  # which Excel calls Unicode text
+def test_what_spreadsheets_add_is_not_data(encoding: str, tmp_path: Path) -> None:
+    text = 'sep=;\r\nimage; question ;answer;;\r\na;q, r;x;;\r\n;;;;\r\nb; "q; r";x\r\n'
+    expected = [("line 3", ["a", "q, r", "x"]), ("line 5", ["b", "q; r", "x"])]
+    assert rows(tmp_path, text.encode(encoding)) == expected
     assert list(read_rows(tmp_path / "t.csv")[0].fields) == ["image", "question", "answer"]
 
 

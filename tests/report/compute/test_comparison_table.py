@@ -51,12 +51,12 @@ def test_the_published_averages_are_means_of_four_scores() -> None:
 def test_an_interval_is_student_s() -> None:
     interval = Number([1.0, 2.0, 3.0]).interval
     assert interval is not None
-    assert interval.high - 2.0 == pytest.approx(4.303 / 3**0.5)
-    assert interval.low - 2.0 == pytest.approx(-4.303 / 3**0.5)
+    assert interval.high - 2.0 == pytest.approx(4.3026527 / 3**0.5)
+    assert interval.low - 2.0 == pytest.approx(-4.3026527 / 3**0.5)
     many = Number([0.0, 1.0] * 50).interval
     assert many is not None
-    half = 1.9842 * statistics.stdev([0.0, 1.0] * 50) / 10
-    assert many.high == pytest.approx(0.5 + half, abs=2e-5)
+    half = 1.9842170 * statistics.stdev([0.0, 1.0] * 50) / 10
+    assert many.high == pytest.approx(0.5 + half)
 
 
 def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_scores_less_those_of_a_row(tmp_path: Path) -> None:
     assert table.rows[1].numbers["vqa"].values == pytest.approx([6.0, -2.0, 5.0])
     assert table.rows[0].numbers["vqa"].values == [0.0, 0.0, 0.0]
     assert table.rows[1].numbers["trains"].values == pytest.approx([3.0] * 4)
-    half = 4.303 * statistics.stdev([6, -2, 5]) / math.sqrt(3)
+    half = 4.3026527 * statistics.stdev([6, -2, 5]) / math.sqrt(3)
     assert f"+3.0 \u00b1 {half:.1f}" in FORMATS["md"](table)
     assert "less those of base" in FORMATS["terminal"](table)
     assert "Each score" not in FORMATS["html"](table)

@@ -71,6 +71,29 @@ def test_the_weakest_group_is_one_that_can_be_told_apart() -> None:
     assert isinstance(weakest_group(result({"cat": (40, 100), "dog": (60, 100)})), Weakest)
 
 
+@pytest.mark.parametrize("sizes", [[60] * 5, [120, *[12] * 10]], ids=["few", "one of many"])
+def test_equally_good_groups_of_patients_are_seldom_named(sizes: list[int]) -> None:
+    """Patients differ in how hard each kind of their pictures is; no kind is harder than another. A
+    test that trusts few patients names one in every tenth to fifth run."""
+    rng, classes, named = np.random.default_rng(0), ("cat", "dog", "owl"), 0
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    kinds = np.concatenate([np.arange(size) % 3 for size in sizes])
+    references = {str(i): classes[kind] for i, kind in enumerate(kinds)}
+    made = Predictions(Path("c.jsonl"), None, dict.fromkeys(references, ""), references, {}, {}, {})
+    scores = {"accuracy": 0.7, **{f"accuracy/class/{name}": 0.7 for name in classes}}
+    for _ in range(200):
+        ease = rng.beta(1.4, 0.6, (len(sizes), 3))
+        values = (rng.random(len(units)) < ease[units, kinds]).astype(float)
+        drawn = TaskResult(ImageClass(), made, "accuracy", scores, None, "", values, units)
+        named += isinstance(weakest_group(drawn), Weakest)
+    assert named <= 6
+
+
+def test_a_group_of_one_patient_is_not_told_from_him() -> None:
+    one = result({"cat": (0, 40), "dog": (60, 80)}, per_picture=40)
+    assert weakest_group(one) is None
+
+
 def test_a_run_has_a_sentence_for_each_task(runs: Runs) -> None:
     run = collect([runs.first]).only
     vqa, caption = run_leads(run, 1000)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.toys.files import ROOT
 from tests.toys.processes import gone, until
+from tests.toys.recipes import short_recipe, train_words
 from vlds.cli.start import launch_command
 from vlds.runtime.process import signal_name
 
@@ -108,13 +109,13 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_signal_before_the_recipe_is_read(
-    number: signal.Signals, ranks: int, tmp_path: Path
+    number: signal.Signals, ranks: int, world: Path, tmp_path: Path
 ) -> None:
     """The only rank reads it itself; a process of its own reads it for several."""
-    # Its mistakes would end the command before anything starts.
-    recipe = ["--config", "recipes/demo.yaml", "--output", str(tmp_path / "run")]
+    # Its mistakes, and files that are missing, would end the command before anything starts.
+    words = train_words(short_recipe(world, tmp_path / "run", 2), "--ranks", str(ranks))
     run = subprocess.Popen(
-        [sys.executable, "-m", "vlds", "train", *recipe, "--ranks", str(ranks)],
+        [sys.executable, "-m", "vlds", *words],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -165,7 +166,7 @@ NESTED = """
 import os, sys
 from vlds.cli.supervisor import supervise
 from vlds.runtime.process import signals_collected
-command = [sys.executable, "-m", "vlds", "train", "recipes/demo.yaml"]
+command = [sys.executable, "-m", "vlds", *sys.argv[1:]]
 with signals_collected() as received:
     sys.exit(supervise(command, os.environ, 20, received).code)
 """
@@ -174,10 +175,12 @@ with signals_collected() as received:
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> None:
+def test_a_run_ends_with_the_command_that_started_it(
+    number: signal.Signals, world: Path, tmp_path: Path
+) -> None:
     """`vlds demo` starts runs so."""
     outer = subprocess.Popen(
-        [sys.executable, "-c", NESTED],
+        [sys.executable, "-c", NESTED, *train_words(short_recipe(world, tmp_path / "run", 2))],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,

@@ -80,3 +80,4 @@ def test_a_model_that_makes_much_of_roundings(world: Path, tmp_path: Path) -> No
     assert max(each.difference for each in found.compared) > usual.share
     (note,) = found.notes
     assert "its tolerances are wider" in note
+    assert bench.makes_much_of_roundings

@@ -344,6 +344,13 @@ class Bench:
         return Tolerance(far, f"{OF_CHANGES} times the change by one rounding of each weight")
 
     @cached_property
+    def makes_much_of_roundings(self) -> bool:
+        """True if tolerances are wider than usual, and runs that differ by rounding part within a
+        few steps: of SmolLM2 before an untrained connector, one rounding of each weight changes a
+        row's loss by half after three."""
+        return self.tolerance(OF_GRADIENTS) != roundings(OF_GRADIENTS, torch.float32)
+
+    @cached_property
     def drops(self) -> bool:
         """True if the model trains with dropout."""
         with_it, without = (

@@ -22,9 +22,10 @@ OF_UPDATES, OF_LOSSES, OF_GRADIENTS = 2**4, 2**8, 2**12
 that went through a whole model, in losses and logits, and in gradients and what follows from them.
 Sums in another order differ by a few roundings
 in each layer, which add up like random steps. docs/prove.md has what was measured."""
-OF_CHANGES = 4
+OF_CHANGES = 2**4
 """How many times as far as by one rounding of each weight numbers may be off: models that make
-small differences of large numbers lose more than the roundings above."""
+small differences of large numbers lose more than the roundings above. Rows differ much in it, and
+runs read others than those of the bench."""
 FLOOR = 1e-2
 """Numbers below this share of the largest of their kind are compared with that share: they are made
 of differences between large numbers, of which rounding leaves little. The gradient of a key's bias

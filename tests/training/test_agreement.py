@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile, copytree
@@ -92,29 +93,36 @@ def test_other_files_under_the_same_names(world: Path, ranks2: RankPool, tmp_pat
     assert f"data set vqa: {tmp_path}/host0/vqa" in said
 
 
+def differing(facts: Sequence[agreement.Facts]) -> list[str]:
+    """Lines about ranks of one host."""
+    return agreement.differences([("host", each) for each in facts])
+
+
 def test_another_version_of_the_code(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = {"code": agreement.code_digest(), "seed": 1}
-    assert agreement.differences([one, dict(one)]) == []
+    assert differing([one, dict(one)]) == []
     other = {"code": "another", "seed": 1}
-    assert agreement.differences([one, one, other]) == [f"code: {one['code']}, on rank 2 another"]
+    assert differing([one, one, other]) == [f"code: {one['code']}, on rank 2 another"]
     many = [{str(n): 0 for n in range(9)}, {str(n): 1 for n in range(9)}]
-    assert agreement.differences(many)[-1] == "and 4 more"
+    assert differing(many)[-1] == "and 4 more"
+    (line,) = agreement.differences([("a", one), ("b", one | {"seed": 2})])
+    assert line == "seed: 1, on rank 1 (b) 2"
 
 
 def test_values_that_look_alike() -> None:
     """Each difference has a line, in which the two values differ."""
     for one, other in ((1, 1.0), (1, True), (1, "1"), ("nothing", None), ([1], [1.0])):
-        (line,) = agreement.differences([{"x": one}, {"x": other}])
+        (line,) = differing([{"x": one}, {"x": other}])
         first, second = line.removeprefix("x: ").split(", on rank 1 ")
         assert first != second
     shards = [f"/data/shards/a-very-long-name-of-a-folder/part-{n:03d}" for n in range(9)]
-    (line,) = agreement.differences([{"x": shards}, {"x": [*shards[:-1], "/data/other"]}])
+    (line,) = differing([{"x": shards}, {"x": [*shards[:-1], "/data/other"]}])
     assert "a-very-long" in line
     assert "/data/other" in line
     assert len(line) < 160
-    assert agreement.differences([{"x": float("nan")}, {"x": float("nan")}]) == []
+    assert differing([{"x": float("nan")}, {"x": float("nan")}]) == []
 
 
 def facts(recipe: Recipe) -> agreement.Facts:
@@ -143,7 +151,7 @@ def test_what_else_decides_what_is_computed(world: Path, tmp_path: Path) -> None
     code.write_text(code.read_text() + "# other\n")
     bad = {"shard": "vqa-train-00000.tar", "i": 1, "reason": "damaged"}
     (shards / "quarantine.jsonl").write_text(json.dumps(bad) + "\n")
-    said = "\n".join(agreement.differences([before, facts(reordered)]))
+    said = "\n".join(differing([before, facts(reordered)]))
     assert "code of own_task (sha256): " in said
     assert "content of model.backbone.tokenizer (sha256): " in said
     assert f"data set vqa: {shards}, samples in quarantine: nothing, on rank 1 [1]" in said

@@ -124,6 +124,23 @@ def questions_about(number: int, questions: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+def write_small(folder: Path, samples: int, shard_samples: int) -> None:
+    """Write a data set whose samples are as small as can be: a feature, and a question about it."""
+    data = feature_bytes(np.zeros((1, 8), np.float16))
+    records = [
+        SampleRecord(
+            id=str(n),
+            members=[("features.npy", data)],
+            json={"annotations": questions_about(n)},
+        )
+        for n in range(samples)
+    ]
+    write_dataset(
+        folder, name="many", kind="vqa", split="train", records=records,
+        shard_samples=shard_samples,
+    )  # fmt: skip
+
+
 def example_of(fields: dict[str, Any]) -> tuple[str, torch.Tensor, torch.Tensor, float]:
     """Id, prompt, target and weight of a sample's question, for torch to collate."""
     sample = Sample("", "", fields["id"], "vqa", (), (), tuple(fields["annotations"]))

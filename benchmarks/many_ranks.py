@@ -33,17 +33,14 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
-from data import TASK, WORDS, questions_about
+from data import TASK, WORDS, write_small
 
-from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.cli.sweep_work import claim
 from vlds.data.config import DataConfig
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
@@ -72,7 +69,7 @@ def main() -> None:
     parser.add_argument("--late", type=float, default=40.0, help="seconds")
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
-    make(args.out / "data" / "many")
+    write_small(args.out / "data" / "many", SHARDS * SAMPLES, SAMPLES)
     os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     software()  # each rank of a real run hashes the sources; forks share this
@@ -104,22 +101,6 @@ PARTS = (
 )  # fmt: skip
 
 
-def make(folder: Path) -> None:
-    """Write a small data set."""
-    data = feature_bytes(np.zeros((1, 8), np.float16))
-    records = [
-        SampleRecord(
-            id=str(n),
-            members=[("features.npy", data)],
-            json={"annotations": questions_about(n)},
-        )
-        for n in range(SHARDS * SAMPLES)
-    ]
-    write_dataset(
-        folder, name="many", kind="vqa", split="train", records=records, shard_samples=SAMPLES
-    )
-
-
 def run_all(
     run: Path, number: int, job: Callable[[int], dict[str, float]], fault: str = ""
 ) -> dict[str, float]:
@@ -143,7 +124,7 @@ def run_all(
                 code = 0
             except SystemExit as end:
                 code = int(bool(end.code))
-            except BaseException:
+            except BaseException:  # whatever it is, a fork must not go on with its parent's work
                 traceback.print_exc()
             finally:
                 os._exit(code)

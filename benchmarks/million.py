@@ -24,15 +24,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import psutil
-from data import TASK, WORDS, questions_about
+from data import TASK, WORDS, write_small
 
-from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.data.config import DataConfig
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo, ShardInfo
-from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.shard_index import ShardIndex, load_index
 from vlds.data.shards.store import Dataset, LocalFiles
 from vlds.data.streams.assemble import StreamSetup
@@ -102,18 +99,7 @@ def main() -> None:
         print(json.dumps(vars(measure(args.out, only, *args.one))))
         return
     if not (only / DATASET_FILE).exists():
-        data = feature_bytes(np.zeros((1, 8), np.float16))
-        records = [
-            SampleRecord(
-                id=str(n),
-                members=[("features.npy", data)],
-                json={"annotations": questions_about(n)},
-            )
-            for n in range(SHARD)
-        ]
-        write_dataset(
-            only, name="many", kind="vqa", split="train", records=records, shard_samples=SHARD
-        )
+        write_small(only, SHARD, SHARD)
     print(HEAD)
     for shards in args.shards:
         for lanes in args.lanes:

@@ -38,7 +38,7 @@ class BenchmarkRow:
     id: str
     turns: Sequence[Said]
     question: str
-    """The question alone, for tasks that have words of their own."""
+    """The question alone, for tasks that add their own words."""
     answers: Sequence[str] = ()
     """Right answers, the best first; () if the row has no label. Of a question with options, a
     letter."""
@@ -153,7 +153,7 @@ def pack_rows(
             named = [
                 (place.name, place) if isinstance(place, Path) else known[place] for place in places
             ]
-            # Rows about several pictures, or none, are samples of their own: no row shares all.
+            # Rows about several pictures, or none, are separate samples: no row shares all.
             sample_id = named[0][0] if len(named) == 1 else f"row {annotation['id']}"
             new = SourceSample(sample_id, tuple(path for _, path in named), [])
             samples.setdefault(sample_id, new).annotations.append(annotation)

@@ -73,7 +73,8 @@ class ShardInfo:
 
 COUNTS = ("samples", "annotations", "bytes")
 LARGE, PIECE = 16 << 20, 4096
-"""Bytes of a dataset.json whose shards are parsed so many at a time."""
+"""Bytes of a dataset.json whose shards are parsed so many at a time, which is how they are hashed
+too."""
 MOST_MADE = 4096
 """Objects that a table keeps."""
 HASHES = ("sha256", "idx_sha256", "cnt_sha256", "crc_sha256", "cls_sha256")
@@ -159,9 +160,9 @@ class ShardTable(Sequence[ShardInfo]):
         """A hash of some of the HASHES of all shards."""
         numbers = [HASHES.index(name) for name in names]
         digest = sha256()
-        # A few thousand shards at a time, as text: that is how states have it.
-        for first in range(0, len(self), 4096):
-            part = self._hashes[first : first + 4096, numbers]
+        # As text: that is how states have it.
+        for first in range(0, len(self), PIECE):
+            part = self._hashes[first : first + PIECE, numbers]
             digest.update(np.ascontiguousarray(part).tobytes().hex().encode())
         return digest.hexdigest()[:16]
 

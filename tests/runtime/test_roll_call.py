@@ -1,4 +1,4 @@
-"""Two ranks, each on a host of its own, report to the first one before they join."""
+"""Two ranks, each on its own host, report to the first one before they join, and afterwards."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def call(port: int, case: str) -> tuple[list[str], str]:
         patch.setattr(roll_call, "_say", said.append)
         if rank == 1 and case == "other software":
             patch.setattr(roll_call, "software", lambda: {**software(), "torch": "1.0"})
+        if rank == 1 and case == "silent":
+            patch.setattr(roll_call, "BEAT_S", 3.0)
         if rank == 1 and case == "late":
             time.sleep(3)
         if rank == 1 and case == "lost":
@@ -35,6 +37,9 @@ def call(port: int, case: str) -> tuple[list[str], str]:
             roll_call.call_roll(RankPlace(rank, 2, 0, 1), 4 if "lost" in case else 30)
         except (ValueError, SystemExit) as error:
             return said, f"{type(error).__name__} {error}"
+        end = time.monotonic() + (8 if case == "silent" else 0)
+        while len(said) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
         return said, "here"
 
 
@@ -75,3 +80,9 @@ def test_the_first_host_does_not_come(ranks2: RankPool) -> None:
     _, (said, end) = outcomes(ranks2, "first lost")
     assert said[0].startswith("the first host, gpu1, does not answer for 1 s at 127.0.0.1:")
     assert end == "SystemExit 1"
+
+
+def test_a_host_that_is_silent_during_the_run(ranks2: RankPool) -> None:
+    (said, _), _ = outcomes(ranks2, "silent")
+    assert said[0].startswith("nothing was heard of gpu2 (rank 1) for 1 s: ")
+    assert said[1] == "gpu2 (rank 1) is back"

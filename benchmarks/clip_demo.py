@@ -2,7 +2,7 @@
 
     python benchmarks/clip_demo.py shots --seeds 0 --shots 4 16 --rates 0.002 0.01 0.05
     python benchmarks/clip_demo.py shots --seeds 1 2 3 --shots 1 2 4 8 16 --picture shots.svg
-    python benchmarks/clip_demo.py halves --seeds 0 --rates 0.0002 0.0005 0.002 0.005
+    python benchmarks/clip_demo.py halves --seeds 0 11 12 --rows APoLLo --rates 0.0001 0.0002 0.0005
     python benchmarks/clip_demo.py halves --seeds 1 2 3 4 5 6 7 8 9 10
     python benchmarks/clip_demo.py shrink --seeds 0 --rates 0.002 0.004 0.008
     python benchmarks/clip_demo.py shrink --seeds 1 2 3 4 5 6 7 8 9 10
@@ -17,8 +17,9 @@ colors, from 16 pictures of each, and is scored on these and on the other three.
 adapters that lose neurons with those that begin narrow, after as many steps.
 
 Tables go to stdout, and with `shots` a picture to `--picture`, for which matplotlib must be
-installed. All files go to runs/clip_demo and, like those of `vlds demo`, to runs/demo/data.
-Finished runs are not repeated: delete runs/clip_demo after a change.
+installed. Runs go to runs/clip_demo and, like those of `vlds demo`, to runs/demo/data; what each
+scored is added to benchmarks/clip_demo.jsonl. Runs that stand there are not repeated: delete their
+lines after a change.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 from statistics import harmonic_mean, mean, stdev
 
 from few_shot.rows import FEW_SHOT, SHRUNK, TO_NEW
-from few_shot.trial import Trial, on_new_classes, train
+from few_shot.trial import Trial, train
 
 from vlds.report.comparison_formats import difference_text
 from vlds.report.numbers import Number
@@ -49,11 +50,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates to try")
+    parser.add_argument("--rows", nargs="+", choices=TO_NEW, help="of the table of halves")
     parser.add_argument("--picture", type=Path, help="SVG file of the table of shots")
     options = parser.parse_args()
     rates = options.rates or [None]
     if options.table == "halves":
-        print_halves(options.seeds, rates)
+        print_halves(options.rows or TO_NEW, options.seeds, rates)
     elif options.table == "shrink":
         print_shrunk(options.seeds, rates)
     else:
@@ -67,10 +69,11 @@ def measure(
     names: Iterable[str], seeds: Sequence[int], shots: Sequence[int], rates: Sequence[float | None]
 ) -> Accuracies:
     """Train rows; the row "zero-shot" has what the model with texts as classes knows before."""
-    zero = [[train(Trial("prompts alone", shots[0], seed))[0] for seed in seeds]] * len(shots)
+    trials = [Trial("prompts alone", shots[0], seed) for seed in seeds]
+    zero = [[train(trial)["before"] for trial in trials]] * len(shots)
     trained = {
         f"{name}, {rate:g}" if rate else name: [
-            [train(Trial(name, num, seed, rate=rate))[-1] for seed in seeds] for num in shots
+            [train(Trial(name, num, seed, rate=rate))["after"] for seed in seeds] for num in shots
         ]
         for name in names
         for rate in rates
@@ -86,23 +89,23 @@ def print_shots(measured: Accuracies, shots: Sequence[int]) -> None:
         print(f"| {name} | {' | '.join(map(shown, cells))} |")
 
 
-def print_halves(seeds: Sequence[int], rates: Sequence[float | None]) -> None:
+def print_halves(names: Iterable[str], seeds: Sequence[int], rates: Sequence[float | None]) -> None:
     """Accuracy on the classes that were trained, on the others, and their harmonic mean; and how
     much higher the mean is than before training, seed by seed."""
     heads = ("base classes", "new classes", "harmonic mean", "minus zero-shot")
     print(f"| accuracy, percent | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     before = [
         # A run is scored before its first step too, on the classes that it learns.
-        [train(Trial("prompts alone", SHOTS, seed, half, rate=0.002))[0] for seed in seeds]
+        [train(Trial("prompts alone", SHOTS, seed, half))["before"] for seed in seeds]
         for half in ("base", "new")
     ]
     zero = print_half("zero-shot", *before)
-    for name, best in TO_NEW.items():
+    for name in names:
         for rate in rates:
-            trials = [Trial(name, SHOTS, seed, "base", rate or best) for seed in seeds]
-            base = [train(trial)[-1] for trial in trials]
-            words = f"{name}, {rate:g}" if rate else name
-            print_half(words, base, [on_new_classes(trial) for trial in trials], zero)
+            trials = [Trial(name, SHOTS, seed, "base", rate or TO_NEW[name]) for seed in seeds]
+            scored = list(map(train, trials))
+            base, new = ([accuracy[key] for accuracy in scored] for key in ("after", "other"))
+            print_half(f"{name}, {rate:g}" if rate else name, base, new, zero)
 
 
 def print_half(
@@ -122,7 +125,7 @@ def print_shrunk(seeds: Sequence[int], rates: Sequence[float | None]) -> None:
         for rate in rates:
             narrow: Sequence[float] = ()
             for name in rows:
-                scores = [train(Trial(name, SHOTS, seed, rate=rate))[-1] for seed in seeds]
+                scores = [train(Trial(name, SHOTS, seed, rate=rate))["after"] for seed in seeds]
                 words = f"{name}, {rate:g}" if rate else name
                 print(f"| {words} | {steps:,} | {shown(scores)} | {difference(scores, narrow)} |")
                 narrow = narrow or scores

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from few_shot.model import write_model
-from few_shot.rows import ROWS
+from few_shot.rows import ROWS, Row
 from vlds.evaluation.result import read_scores
 from vlds.runtime.json_files import read_metric_lines
 
 DATA, OUT = Path("runs/demo/data"), Path("runs/clip_demo")
+SCORES = Path("benchmarks/clip_demo.jsonl")
+"""What each run scored, a line for each: runs that it has are not repeated."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Trial:
     """What one run trains."""
 
     name: str
-    """Row."""
+    """Of its row."""
     shots: int
     seed: int
     half: str | None = None
@@ -32,19 +37,35 @@ class Trial:
     """Learning rate instead of the row's."""
 
     @property
+    def row(self) -> Row:
+        """Its row, with its rate."""
+        row = ROWS[self.name]
+        return replace(row, learning_rate=self.rate or row.learning_rate)
+
+    @property
+    def words(self) -> Mapping[str, Any]:
+        """What tells it from others."""
+        kept = {"row": self.name, "seed": self.seed, "shots": self.shots, "half": self.half}
+        return kept | {"rate": self.row.learning_rate, "steps": self.row.steps}
+
+    @property
     def output(self) -> Path:
         """Its folder."""
-        words = self.name.replace(",", "").replace(" ", "_")
-        kept = [words, str(self.shots), *([self.half] if self.half else [])]
-        kept += [f"{self.rate:g}"] if self.rate else []
-        return OUT / str(self.seed) / "_".join(kept)
+        kept = [self.name.replace(",", "").replace(" ", "_"), str(self.shots)]
+        kept += [self.half] if self.half else []
+        return OUT / str(self.seed) / "_".join([*kept, f"{self.row.learning_rate:g}"])
 
 
-def train(trial: Trial) -> list[float]:
-    """Accuracies before and after training; a finished run is not repeated."""
-    row, clip = ROWS[trial.name], pretrain(trial.seed)
+def train(trial: Trial) -> Mapping[str, float]:
+    """Accuracies `before` and `after` training and, of a run on one half of the classes, on the
+    classes of the other, `other`."""
+    known = SCORES.read_text(encoding="utf-8").splitlines() if SCORES.exists() else []
+    for line in map(json.loads, known):
+        if {**line, **trial.words} == line:
+            accuracies: Mapping[str, float] = line["accuracy"]
+            return accuracies
     recipe = yaml.safe_load(Path("recipes/demo_few_shot.yaml").read_text(encoding="utf-8"))
-    task = recipe["tasks"].pop("figures")
+    row, task = trial.row, recipe["tasks"].pop("figures")
     fields = task["init_args"]
     shards = DATA / "shards" / "classes"
     fields["train"] = [str(shards / "figures-train")]
@@ -52,29 +73,25 @@ def train(trial: Trial) -> list[float]:
     fields |= {"shots": trial.shots, "head": row.head or fields["head"], "half": trial.half}
     recipe["tasks"] = {"classes": task}
     recipe |= {"output": str(trial.output), "seed": trial.seed, "methods": dict(row.methods)}
-    rates = {
-        "learning_rate": trial.rate or row.learning_rate,
-        "eps": row.eps,
-        "weight_decay": row.decay,
-    }
+    rates = {"learning_rate": row.learning_rate, "eps": row.eps, "weight_decay": row.decay}
     recipe["optimizer"] |= rates
     recipe["training"]["steps"] = row.steps
-    recipe["model"]["init_args"]["path"] = str(clip)
+    recipe["model"]["init_args"]["path"] = str(pretrain(trial.seed))
     file = trial.output.with_name(f"{trial.output.name}.yaml")
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    if not (trial.output / "artifact").exists():
-        run("vlds", "train", file)
+    shutil.rmtree(trial.output, ignore_errors=True)
+    run("vlds", "train", file)
     lines = [line for _, line in read_metric_lines(trial.output / "metrics.jsonl").lines]
-    return [line["scores"]["classes"]["accuracy"] for line in lines if "scores" in line]
-
-
-def on_new_classes(trial: Trial) -> float:
-    """Accuracy of a trained run on the other half of the classes."""
-    out = trial.output / "new"
-    if not out.exists():
-        half = ("--tasks.classes.half", "new")
-        run("vlds", "evaluate", "--run", trial.output, *half, "--out", out)
-    return read_scores(out)["classes"].scores["accuracy"]
+    scored = [line["scores"]["classes"]["accuracy"] for line in lines if "scores" in line]
+    accuracy = {"before": scored[0], "after": scored[-1]}
+    if trial.half:
+        out, other = trial.output / "other", {"base": "new", "new": "base"}[trial.half]
+        words = ("--tasks.classes.half", other, "--out", out)
+        run("vlds", "evaluate", "--run", trial.output, *words)
+        accuracy["other"] = read_scores(out)["classes"].scores["accuracy"]
+    with SCORES.open("a", encoding="utf-8") as lines_of_all:
+        lines_of_all.write(json.dumps({**trial.words, "accuracy": accuracy}) + "\n")
+    return accuracy
 
 
 def pretrain(seed: int) -> Path:

@@ -13,6 +13,8 @@ from vlds.runtime import roll_call
 from vlds.runtime.cluster import software
 from vlds.runtime.rank_environment import RankPlace, free_port
 
+BACK = "gpu2 (rank 1) is back"
+
 
 def call(port: int, case: str) -> tuple[list[str], str]:
     """What this rank says, and how its call ends."""
@@ -38,7 +40,7 @@ def call(port: int, case: str) -> tuple[list[str], str]:
         except (ValueError, SystemExit) as error:
             return said, f"{type(error).__name__} {error}"
         end = time.monotonic() + (8 if case == "silent" else 0)
-        while len(said) < 2 and time.monotonic() < end:
+        while BACK not in said and time.monotonic() < end:
             time.sleep(0.1)
         return said, "here"
 
@@ -85,4 +87,5 @@ def test_the_first_host_does_not_come(ranks2: RankPool) -> None:
 def test_a_host_that_is_silent_during_the_run(ranks2: RankPool) -> None:
     (said, _), _ = outcomes(ranks2, "silent")
     assert said[0].startswith("nothing was heard of gpu2 (rank 1) for 1 s: ")
-    assert said[1] == "gpu2 (rank 1) is back"
+    # The watchers of earlier tests speak too: they live as long as their process.
+    assert BACK in said

@@ -33,6 +33,8 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
+import aiohttp  # noqa: F401  # as the web server's client does; forks share it
+import fsspec.implementations.http  # noqa: F401
 import psutil
 import torch
 from data import TASK, WORDS, write_small
@@ -48,7 +50,7 @@ from vlds.data.streams.stream import TrainStream
 from vlds.models.collate import JointCollator
 from vlds.runtime import roll_call
 from vlds.runtime.cluster import software
-from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.deepspeed_start import import_muon, start_ranks
 from vlds.runtime.folders import FolderInUse
 from vlds.runtime.rank_environment import RankPlace, free_port
 from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
@@ -72,7 +74,10 @@ def main() -> None:
     write_small(args.out / "data" / "many", SHARDS * SAMPLES, SAMPLES)
     os.environ |= {"DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    software()  # each rank of a real run hashes the sources; forks share this
+    # What forks do not share, each has for itself: imports, first uses, hashes of the sources.
+    software()
+    import_muon()
+    list(islice(stream_of(args.out / "data" / "many", None, None).steps(), 1))
     gc.collect()
     gc.freeze()  # else each fork copies what the collector marks
     print("| ranks | hosts | " + " | ".join(PARTS) + " |")

@@ -28,6 +28,7 @@ from vlds.prove.answers import answers
 from vlds.prove.bench import Bench
 from vlds.prove.command import found
 from vlds.prove.finding import Finding
+from vlds.prove.learning import what_trains
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding, Images, Row
@@ -264,12 +265,12 @@ def always_training(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Model, "eval", lambda self: self)
 
 
-def halved_sums(patch: pytest.MonkeyPatch) -> None:
+def halved_sums(patch: pytest.MonkeyPatch, share: float = 0.5) -> None:
     """The engine takes the mean of micro-batches, whose losses are shares of the whole already."""
     backward = DeepSpeedEngine.backward
 
     def call(self: Any, loss: Tensor, **options: Any) -> Any:
-        return backward(self, loss / 2, **options)
+        return backward(self, loss * share, **options)
 
     patch.setattr(DeepSpeedEngine, "backward", call)
 
@@ -343,6 +344,23 @@ def test_the_right_property_names_it(
 def test_nothing_is_blamed_without_a_fault(world: Path, tmp_path: Path) -> None:
     tried = findings(recipe_in(world, tmp_path), tmp_path)
     assert {finding.verdict for finding in tried.values()} == {"holds"}
+
+
+def test_a_small_fault_in_half_precision(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding to bf16 changes gradients more than it does."""
+    given = recipe_in(world, tmp_path)
+    recipe = replace(given, training=replace(given.training, precision="bf16"))
+    right = what_trains(Bench(recipe, scratch=tmp_path, rows=8))
+    assert right.verdict == "holds"
+    _, rounded, engines, _ = right.compared
+    assert engines.difference < rounded.difference / 4, (engines, rounded)
+    halved_sums(monkeypatch, share=0.9)
+    wrong = what_trains(Bench(recipe, scratch=tmp_path, rows=8))
+    (fault,) = [each for each in wrong.compared if not each.holds]
+    assert fault.what.startswith("gradient of each trained weight: of the run's engine")
+    assert fault.difference < 0.12
 
 
 @pytest.mark.parametrize("kind", ["joint", pytest.param("causal", marks=pytest.mark.slow)])

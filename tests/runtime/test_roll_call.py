@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import short_recipe
+from vlds.models.kinds.joint import JointModel
+from vlds.recipe.config import Recipe
 from vlds.runtime import roll_call
 from vlds.runtime.cluster import software
 from vlds.runtime.rank_environment import RankPlace, free_port
+from vlds.training.loop import train
 
 BACK = "gpu2 (rank 1) is back"
 
@@ -89,3 +99,45 @@ def test_a_host_that_is_silent_during_the_run(ranks2: RankPool) -> None:
     assert said[0].startswith("nothing was heard of gpu2 (rank 1) for 1 s: ")
     # The watchers of earlier tests speak too: they live as long as their process.
     assert BACK in said
+
+
+def test_slow_ranks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[1-2]")
+    pace = roll_call.Pace(RankPlace(0, 4, 0, 2))
+    even = torch.tensor([[0.1, 0.1, 0.2, 0.1], [2.0, 2.1, 2.0, 3.0]])
+    slow = torch.tensor([[0.1, 0.1, 4.0, 2.0], [2.0, 2.1, 2.0, 4.0]])
+    assert pace.line(slow, 4) == ""  # too short to tell
+    assert pace.line(slow, 8) == (
+        "gpu2 (ranks 2 to 3): slow, and all others wait; of 12 s, 6 s went into waiting for data "
+        "and 6 s into forward passes, for most ranks 0.2 and 4 s"
+    )
+    assert pace.line(slow, 12) == ""  # said before
+    assert pace.line(even, 12) == "gpu2 (ranks 2 to 3): as fast as the others again"
+    assert pace.line(even, 1000) == ""
+    alone = roll_call.Pace(RankPlace(0, 2, 0, 2))
+    assert alone.line(torch.tensor([[0.0, 0.0], [1.0, 9.0]]), 12).startswith("rank 1: slow, and")
+
+
+def delayed(recipe: Recipe, seconds: float) -> str:
+    """Train, with forward passes of the second rank that take longer; what the run says."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.setattr(roll_call, "PACE_S", 1.0)
+        if os.environ["RANK"] == "1":
+            forward = JointModel.forward
+
+            def call(self: JointModel, *args: Any, **options: Any) -> Any:
+                time.sleep(seconds)
+                return forward(self, *args, **options)
+
+            patch.setattr(JointModel, "forward", call)
+        train(recipe)
+    return said.getvalue()
+
+
+def test_a_run_names_a_slow_rank(ranks2: RankPool, world: Path, tmp_path: Path) -> None:
+    recipe = short_recipe(world, tmp_path / "run", 2)
+    recipe = replace(recipe, training=replace(recipe.training, steps=4, log_every=2))
+    said, _ = ranks2.run(delayed, recipe, 0.8)
+    (line,) = [line for line in said.splitlines() if ": slow, and all others wait" in line]
+    assert line.startswith("rank 1: slow")
+    assert float(re.findall(r"([\d.]+) s into forward passes", line)[0]) > 1.5

@@ -276,11 +276,16 @@ class Bench:
     # Computing.
 
     def measure(
-        self, cuts: Sequence[Sequence[int]], *, parts: int = 1, dropout: bool = False
+        self,
+        cuts: Sequence[Sequence[int]],
+        *,
+        model: Model | None = None,
+        parts: int = 1,
+        dropout: bool = False,
     ) -> Measured:
         """What a step of one process computes of these rows in these micro-batches, with the
-        kernels of training. `parts`: as `data.parts`."""
-        model, tasks = self.model, list(self.recipe.tasks.values())
+        kernels of training. `model`: another one than the bench's; `parts`: as `data.parts`."""
+        model, tasks = model or self.model, list(self.recipe.tasks.values())
         batches = [self.batch(numbers) for numbers in cuts]
         rules = [rule for rule in model.step_rules.values() if isinstance(rule, StepRule)]
         loss = StepLoss(

@@ -19,6 +19,7 @@ from vlds.prove.finding import (
     EXACT,
     OF_GRADIENTS,
     OF_UPDATES,
+    ROUNDING,
     Comparison,
     Finding,
     Tolerance,
@@ -73,6 +74,10 @@ def what_trains(bench: Bench) -> Finding:
     # Two micro-batches, whose gradients the engine adds up.
     half = len(numbers) if bench.compares else (len(numbers) + 1) // 2
     cuts = [part for part in (numbers[:half], numbers[half:]) if part]
+    # On a GPU each pass draws its own dropout.
+    alike = bench.ranks.device.type == "cpu" or not bench.drops
+    gradients = bench.measure(cuts, model=model, dropout=True).gradients if alike else {}
+    model.zero_grad(set_to_none=True)
     config = complete_deepspeed_config(find(recipe.training.deepspeed), recipe, cut)
     engine = Engine(
         model, parameter_groups(model, recipe), config, ranks=bench.ranks,
@@ -82,8 +87,7 @@ def what_trains(bench: Bench) -> Finding:
     )  # fmt: skip
     watch = GradientWatch(engine.model, engine.model.trained_by, bench.ranks)
     said: list[str] = []
-    compared: list[Comparison] = []
-    notes: list[str] = []
+    compared, notes = rounding(bench, gradients, cuts)
     try:
         set_learning_rate(engine.parameter_groups, 1.0)
         held = {name for name, _ in engine.trainable_parameters()}
@@ -98,7 +102,7 @@ def what_trains(bench: Bench) -> Finding:
             elif step == 1:
                 assert start is not None
                 assert state is not None
-                compared += first_step(bench, start, state, cuts, rules)
+                compared += first_step(bench, start, state, gradients, rules)
         after = whole_state(model)
     except ValueError as error:  # a whole method takes no part
         said.append(str(error))
@@ -121,27 +125,51 @@ def what_trains(bench: Bench) -> Finding:
     )
 
 
+def rounding(
+    bench: Bench, gradients: Mapping[str, Tensor], cuts: Sequence[Sequence[int]]
+) -> tuple[list[Comparison], list[str]]:
+    """What half precision makes of gradients: a comparison with those in float32, or a note where
+    rounding leaves too little of them."""
+    dtype = bench.recipe.training.dtype
+    if not gradients or dtype == torch.float32:
+        return [], []
+    limit = bench.tolerance(OF_GRADIENTS, dtype)
+    what = (
+        f"gradient of each trained weight, in {str(dtype).removeprefix('torch.')}, and in float32"
+    )
+    exact = bench.measure(cuts, dropout=True).gradients
+    compared = compare_numbers(what, gradients, exact, limit)
+    if bench.changes[OF_GRADIENTS] * ROUNDING[dtype] / ROUNDING[torch.float32] < limit.share:
+        return [compared], []
+    return [], [
+        f"{what}: {compared.difference:.2g} of the largest, since one rounding of each weight "
+        "changes them as much; later in training, or in float32, this may be less"
+    ]
+
+
 def first_step(
     bench: Bench,
     before: State,
     after: State,
-    cuts: Sequence[Sequence[int]],
+    gradients: Mapping[str, Tensor],
     rules: Mapping[str, OptimizerRule],
 ) -> Iterator[Comparison]:
     """Compare what the engine's first step has made of the gradient with AdamW's formula, and the
-    gradient with that of `Bench.measure`. `rules`: of each trained weight."""
+    gradient with that of `Bench.measure` in the same precision, if there is one. `rules`: of each
+    trained weight."""
     config, dtype = bench.recipe.optimizer, bench.recipe.training.dtype
     names = [name for name, tensors in before.items() if "fp32" in tensors]
-    if bench.ranks.device.type == "cpu" or not bench.drops:  # on a GPU each pass draws its own
-        gradients = bench.measure(cuts, dropout=True).gradients
+    if gradients:
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
         clipped = min(1.0, config.clip_norm / norm) if config.clip_norm and norm else 1.0
+        half = dtype != torch.float32
         yield compare_numbers(
             "gradient of each trained weight: of the run's engine, in two micro-batches, and of a "
             "step that only computes",
             {name: after[name]["exp_avg"] / (1 - config.betas[0]) for name in names},
             {name: (clipped * gradients[name]).cpu() for name in names},
-            bench.tolerance(OF_GRADIENTS, dtype),
+            # In half precision, the same products; only the sum of micro-batches rounds.
+            roundings(OF_UPDATES, dtype) if half else bench.tolerance(OF_GRADIENTS, dtype),
         )
     expected: dict[str, Tensor] = {}
     for name in names:

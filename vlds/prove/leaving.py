@@ -108,13 +108,12 @@ def leaves_right(bench: Bench) -> Finding:
     limit = bench.tolerance(OF_GRADIENTS)
     compared, faults, notes = list[Comparison](), list[str](), changes_of(bench)
     reference = as_built(bench, run)
-    dtype = states_type(reference.model)
     untrained = {task: check.logits(reference, task) for task in rows}
     put_masters(reference, run)
     ours, our_answers = check.opened(reference)
     del reference
     moved = max(difference(ours[task], untrained[task])[0] for task in ours)
-    if moved <= (most := limit_of(dtype).share):
+    if moved <= (most := limit_of(torch.float32).share):
         notes.append(
             f"{STEPS} steps have changed the logits by {moved:.2g}, which a tolerance of {most:g} "
             "hides: whether what they have trained is left does not show here"
@@ -130,7 +129,7 @@ def leaves_right(bench: Bench) -> Finding:
         each = replace(check, layout=layout, found=compared)
         theirs, answers = in_fresh_processes(num, check, run)
         differences = {task: difference(ours[task], theirs[task]) for task in ours}
-        each.judge(differences, dtype, "the run's weights, and ")
+        each.judge(differences, torch.float32, "the run's weights, and ")
         for name, given in our_answers.items():
             what = f"tasks.{name}: answers of the run's weights, and of {layout}"
             ids = [row.example.id for row in rows[name]]
@@ -165,11 +164,9 @@ def limit_of(dtype: torch.dtype) -> Tolerance:
 
 def as_built(bench: Bench, run: Trained) -> LoadedRun:
     """The run's model before its first step."""
-    precision = run.recipe.training.precision
-    recipe = replace(bench.alone, training=replace(bench.alone.training, precision=precision))
     folder = run.state_folder(STEPS)
-    model, _ = load_model(recipe, bench.prepared, bench.processor, bench.ranks, folder)
-    return LoadedRun(recipe, bench.processor, model.eval())
+    model, _ = load_model(bench.alone, bench.prepared, bench.processor, bench.ranks, folder)
+    return LoadedRun(bench.alone, bench.processor, model.eval())
 
 
 @torch.no_grad()
@@ -199,11 +196,15 @@ def in_fresh_processes(num: int, check: OnRows, run: Trained) -> Opened:
 def open_artifact(sent: bytes, rank: int, num: int, port: int) -> bytes:
     """What a fresh process does."""
     check, folder = pickle.loads(sent)
+    # In half precision, rounding chooses between words that are nearly as likely, and all that
+    # follow differ.
+    dtype = torch.float32
     if num == 1:
-        return pickle.dumps(check.opened(load_run(folder)))
+        return pickle.dumps(check.opened(load_run(folder, dtype=dtype)))
     os.environ |= local_rank(rank, num, port)
     ranks = start_ranks(WAIT)
-    run = load_run(folder, changes=["--training.evaluate_whole", "false"], ranks=ranks)
+    changes = ["--training.evaluate_whole", "false"]
+    run = load_run(folder, dtype=dtype, changes=changes, ranks=ranks)
     return pickle.dumps(check.opened(run, ranks))
 
 

@@ -56,8 +56,9 @@ def start_ranks(collective_timeout: float) -> Ranks:
     """Join the run's process group. `collective_timeout` is in seconds."""
     ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
     if ranks.device.type == "cpu":
-        # Building this op takes a compiler and up to minutes, and gloo does not need it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Building its op for shared memory takes a compiler and up to minutes, and gloo does not
+        # need it. To ask which ops could be built starts compilers too.
+        setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     else:
         if ranks.local_rank >= (count := count_gpus()):
             raise ValueError(

@@ -23,7 +23,9 @@ from datetime import timedelta
 from itertools import groupby
 
 import psutil
+import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from vlds.runtime.cluster import software
@@ -35,6 +37,11 @@ MISSED_S = 30.0
 LOOK_S = 0.2
 BEAT_S = 5.0
 MOST_NAMED = 5
+PACE_S = 10.0
+"""Seconds of training after which ranks are compared."""
+SLOW, SLOW_SHARE = 2.0, 0.1
+"""A rank is slow that needs so many times the seconds of most ranks for what it does alone, if that
+is so much of the time of all: batches differ too."""
 HEAR_S = 5.0
 """Seconds in which ranks hear that the run does not start."""
 NODES = re.compile(r"([^,\[]+)(?:\[([^\]]+)\])?,?")
@@ -252,6 +259,48 @@ def _watch(store: Store, place: RankPlace, hosts: Hosts) -> None:
                 )
             silent = lost
             time.sleep(BEAT_S)
+
+
+class Pace:
+    """Names ranks for which all others wait."""
+
+    def __init__(self, place: RankPlace) -> None:
+        self._place = place
+        self._hosts = Hosts.planned(place)
+        self._slow: set[int] = set()
+        self._own, self._elapsed = torch.zeros(2, place.world_size), 0.0
+
+    def line(self, own: Tensor, elapsed: float) -> str:
+        """What is new about slow ranks; "" for nothing. `own`: (2, ranks), the seconds of the last
+        `elapsed` ones in which each waited for data, and in which it computed forward passes: what
+        a rank does alone, before the others wait for its gradients."""
+        own, elapsed = self._own + own, self._elapsed + elapsed
+        if elapsed < PACE_S:
+            self._own, self._elapsed = own, elapsed
+            return ""
+        self._own, self._elapsed = torch.zeros_like(own), 0.0
+        alone = own.sum(0)
+        middle = float(alone.median())  # the lower one of two
+        late = (alone > SLOW * middle) & (alone - middle > SLOW_SHARE * elapsed)
+        slow = set(late.nonzero().flatten().tolist())
+        if slow == self._slow:
+            return ""
+        back, self._slow = self._slow - slow, slow
+        if not slow:
+            return f"{self._named(back)}: as fast as the others again"
+        (data, forward), (data_of_most, forward_of_most) = (
+            own[:, sorted(slow)].mean(1).tolist(), own.median(1).values.tolist()
+        )  # fmt: skip
+        return (
+            f"{self._named(slow)}: slow, and all others wait; of {elapsed:.3g} s, {data:.3g} s "
+            f"went into waiting for data and {forward:.3g} s into forward passes, for most ranks "
+            f"{data_of_most:.3g} and {forward_of_most:.3g} s"
+        )
+
+    def _named(self, ranks: Iterable[int]) -> str:
+        if self._place.world_size > self._place.local_world_size:
+            return self._hosts.named(ranks)
+        return ", ".join(f"rank {rank}" for rank in sorted(ranks))
 
 
 def _host(hosts: Hosts, number: int, size: int) -> str:

@@ -37,6 +37,7 @@ from vlds.models.model import Model, step_draws
 from vlds.models.partitioned import LEAST_GATHERED, fits_whole, gathered, layer_by_layer
 from vlds.models.roles import task_slices
 from vlds.recipe.config import AdamWUpdate
+from vlds.runtime.devices import Stopwatch
 from vlds.runtime.process import keep_freed_memory, returning_freed_memory
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
@@ -95,6 +96,7 @@ class Engine:
         self._evaluates_whole = evaluates_whole
         self.least_gathered = LEAST_GATHERED  # as `layer_by_layer` takes it
         self._config, self._betas, self._eps, self._update = config, betas, eps, update
+        self._forward = Stopwatch(ranks.device)
         self._partition(parameter_groups)
         ranks.bound_waiting()
         if ranks.device.type == "cpu":
@@ -174,7 +176,7 @@ class Engine:
             place = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
             # The backward pass draws too, where it computes layers again.
             with step_draws(self.model, *place):
-                with span("forward"):
+                with span("forward"), self._forward.running():
                     there = scale.to(self.ranks.device, non_blocking=True)
                     output = self._deepspeed(batch.to(self.ranks.device), there, parts)
                 total = loss.backward_loss(output)
@@ -204,6 +206,7 @@ class Engine:
             not_finite=loss.not_finite,
             loss_scale=None if used is None else used.value,
             scale_can_fall=used is not None and used.value > self._scaler.min_scale,
+            forward_seconds=self._forward.take(),
         )
 
     def _gradients_for_rules(self) -> dict[nn.Parameter, Tensor]:

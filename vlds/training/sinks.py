@@ -35,6 +35,7 @@ from vlds.runtime.disk import append
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import read_metric_lines
 from vlds.runtime.ranks import Ranks
+from vlds.runtime.roll_call import Pace
 from vlds.runtime.terminal import (
     can_redraw,
     clock,
@@ -72,6 +73,8 @@ class StepReport:
     """In fp16, what the step's loss was multiplied by."""
     scale_can_fall: bool = False
     """True if a smaller loss scale is left to try, should the step be skipped."""
+    forward_seconds: float = 0.0
+    """What this rank's forward passes took."""
 
 
 class Tracker:
@@ -88,6 +91,7 @@ class Tracker:
         self._addresses = [sink.address for sink in self.sinks if sink.address]
         self.num_shown = recipe.tracking.examples if len(self.sinks) > 1 else 0
         """Examples of each task that `show` wants after an evaluation."""
+        self._pace = Pace(ranks)
         self._start_interval()
         for address in self._addresses:
             self.say(f"follow the run: {address}")
@@ -101,13 +105,14 @@ class Tracker:
         self._losses, self._num_losses, self._examples = zeros
         self._loss, self._num_steps, self._num_skipped = 0.0, 0, 0
         self._added: dict[str, float] = defaultdict(float)
-        self._waited = 0.0
+        self._waited = self._forward = 0.0
         self._since = time.monotonic()
 
     def step(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
         """Take the report of step number `step` (counted from 1). A skipped one has no loss."""
         self._examples += report.examples
         self._num_steps += 1
+        self._forward += report.forward_seconds
         if report.skipped:
             self._num_skipped += 1
         else:
@@ -124,9 +129,12 @@ class Tracker:
 
     def _tell(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
         # One sum over ranks for everything of which they have shares: the tasks' losses, what
-        # methods add, the whole loss, bad samples.
+        # methods add, the whole loss, bad samples, and where each rank's own time goes.
         others = torch.tensor([*self._added.values(), self._loss, float(data.num_bad)])
-        *sums, loss, num_bad = self.ranks.sum(torch.cat([self._losses, others])).tolist()
+        own = torch.zeros(2, self.ranks.world_size)
+        own[:, self.ranks.global_rank] = torch.tensor([self._waited, self._forward])
+        shares = torch.cat([self._losses, others, own.flatten()])
+        *sums, loss, num_bad = (summed := self.ranks.sum(shares))[: -own.numel()].tolist()
         losses, added = sums[: len(self.tasks)], sums[len(self.tasks) :]
         elapsed = time.monotonic() - self._since
         # 0 if all steps were skipped: then no loss is logged.
@@ -148,6 +156,8 @@ class Tracker:
             **{f"epoch/{task}": epoch for task, epoch in data.epochs().items()},
         }
         self.write(step, metrics)
+        if line := self._pace.line(summed[-own.numel() :].view_as(own), elapsed):
+            self.say(line)
         of_parts = "  ".join(
             f"{sign}{name.partition('/')[2]} {value:.3f}"
             for prefix, sign in (("loss/", ""), ("added/", "+"))

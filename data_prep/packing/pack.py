@@ -293,8 +293,13 @@ def _landmarks(samples: Sequence[SourceSample]) -> list[Path]:
 
 def check_folder(out: Folder) -> None:
     """Errors: ValueError if the output, or a folder above it, is a file, or a store cannot be
-    listed."""
+    listed, or has a commit for each file, of which it allows few an hour."""
     if isinstance(out, RemoteFolder):
+        if out.url.startswith("hf://"):
+            raise ValueError(
+                f"--out {out}: each shard would be a commit of its own on the hub; give a folder "
+                "here, and store it at once with `hf upload-large-folder`"
+            )
         out.sizes()
         return
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())

@@ -6,12 +6,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 TOKEN = "hf_token_of_the_test"
 OWNER = "me"
@@ -94,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def published_name(self) -> str | None:
         """The published repository that a path asks about."""
-        path = self.path.removeprefix("/api/models").strip("/")
+        path = self.path.removeprefix("/api").removeprefix("/models").strip("/")
         return next((n for n in self.server.published if f"{path}/".startswith(f"{n}/")), None)
 
     def give(self, name: str) -> None:
@@ -109,12 +111,16 @@ class Handler(BaseHTTPRequestHandler):
             ]  # fmt: skip
             self.answer(tree if "/tree/" in self.path else {"id": name, "sha": COMMIT})
             return
-        file = folder / self.path.partition(f"/resolve/{COMMIT}/")[2]
+        _, _, revision_and_path = self.path.partition("?")[0].partition("/resolve/")
+        file = folder / unquote(revision_and_path).partition("/")[2]
         if not file.is_file():
             self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
             return
         content = file.read_bytes()
-        self.send_response(200)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked:
+            content = content[int(asked[1]) : int(asked[2]) + 1]
+        self.send_response(206 if asked else 200)
         self.send_header("ETag", hashlib.sha256(content).hexdigest())
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(content)))
@@ -187,13 +193,20 @@ class Handler(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 content = base64.b64decode(value["content"])
                 assert len(content) < LARGE
-                self.server.files[name][value["path"]] = content
+                self.keep(name, value["path"], content)
             elif line["key"] == "lfsFile":
                 content = self.server.large[value["oid"]]
                 assert len(content) == value["size"]
-                self.server.files[name][value["path"]] = content
+                self.keep(name, value["path"], content)
         url = f"{self.server.url}/{name}/commit/{'0' * 40}"
         self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": url})
+
+    def keep(self, name: str, path: str, content: bytes) -> None:
+        """Store a file, of a published data set in its folder."""
+        if (folder := self.server.published.get(f"datasets/{name}")) is not None:
+            (folder / path).write_bytes(content)
+        else:
+            self.server.files[name][path] = content
 
     def answer(
         self,

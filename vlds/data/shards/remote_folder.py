@@ -70,11 +70,15 @@ class RemoteFolder:
         source = below(root, name)
 
         def written() -> bool:
-            files.invalidate_cache()
             try:
                 size = files.info(source)["size"]
             except FileNotFoundError:
-                return False
+                # What was listed before may be old. The hub counts how often it is asked.
+                files.invalidate_cache()
+                try:
+                    size = files.info(source)["size"]
+                except FileNotFoundError:
+                    return False
             download(files, source, path, size)
             return True
 

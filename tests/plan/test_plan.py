@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from tests.toys.files import write
+from tests.toys.web import Web
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
 from vlds.data.shards.info import DatasetInfo
 from vlds.models.build import build_model, describe
 from vlds.models.methods import Adapter, Mixture, SimAdapter
-from vlds.plan import Machine, Store, page, plan_recipe
+from vlds.plan import Machine, Store, page, plan_recipe, reading
 from vlds.plan.forecast import (
     Answering,
     Forecast,
@@ -342,10 +343,34 @@ def test_reading_against_a_store(world: Path, tmp_path: Path) -> None:
         reading_of(recipe, 4, Store(1e9))
 
 
+def test_a_measured_store(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pieces of all shards come, here and from a web server, and their bytes are counted."""
+    recipe = world_recipe(world, tmp_path)
+    monkeypatch.setattr(reading, "PIECE", 1000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    whole = sum(f.stat().st_size for name in TASKS for f in (world / name).glob("*.tar"))
+    with Web(world) as web:
+        away = replace(recipe, tasks={
+            name: replace(task, train=[web.url(name)]) for name, task in recipe.tasks.items()
+        })  # fmt: skip
+        for each in (recipe, away):
+            pieces = [p for task in each.tasks.values() for p in reading.pieces_of(task.train)]
+            assert sum(piece.get() for piece in pieces) == sum(p.size for p in pieces) == whole
+            given = Store.given("measure", "0.5")
+            assert given is not None
+            store = given.measured(each)
+            assert store.is_measured
+            assert store.rate is not None
+            assert store.rate > whole / 60
+        web.shutdown()
+    text = " ".join(reading_of(recipe, 4, store).text().split())
+    assert "The store gives this machine, as measured now, " in text
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("0", None), "--store is '0'"),
+        (("0", None), "--store is '0'; give a number above 0, or measure"),
         (("nan", None), "--store is 'nan'"),
         (("5", "soon"), "--step-seconds is 'soon'"),
         ((None, "1"), "--step-seconds without --store"),

@@ -272,8 +272,8 @@ def plan_parser() -> CommandParser:
     )
     parser.add_argument(
         "--store", metavar="MB",
-        help="MB a second that all ranks get together from where the shards lie: say what part of "
-        "it training reads",
+        help="MB a second that all ranks get together from where the shards lie, or measure: say "
+        "what part of it training reads",
     )  # fmt: skip
     parser.add_argument(
         "--step-seconds", metavar="S", help="with --store: a step's, if they were measured"
@@ -310,7 +310,7 @@ def plan(arguments: list[str]) -> int:
     recipe = with_lists(parse_recipe(words, "vlds plan"))
     given = {name: getattr(options, name) for name in names}
     machine = Machine.given(**given, dtype=recipe.training.dtype)
-    of_all = (recipe, numbers, machine, store)
+    of_all = (recipe, numbers, machine, store and store.measured(recipe))
     for piece in [as_json(*of_all)] if options.json else pages(*of_all):
         tell(piece, flush=True)
     return 0

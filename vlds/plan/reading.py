@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from math import inf
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from vlds.data.order.mixed_order import mixing_shares
+from vlds.data.shards.download import below, download, is_web, open_address, read_range
+from vlds.data.shards.remote import AT_ONCE, is_url
+from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 from vlds.evaluation.sources import training_sources
 from vlds.recipe.config import Recipe
 from vlds.runtime.terminal import duration_text
 
+MEASURE = "measure"
+"""In place of a rate."""
+MEASURE_S, PIECE, MOST_PIECES = 5.0, 16 << 20, 10_000
+"""Seconds in which new pieces of shards are asked for, bytes of one, and how many at most."""
+
 
 @dataclass(frozen=True)
 class Store:
-    """What somebody has measured: how fast a run's shards come, and its steps."""
+    """How fast a run's shards come, and its steps."""
 
-    rate: float
-    """Bytes a second that all ranks get together."""
+    rate: float | None
+    """Bytes a second that all ranks get together; None to measure what this machine gets."""
     step_s: float | None = None
     """Seconds of a step; None if they are to be forecast."""
+    is_measured: bool = False
+    """The rate is what this machine alone got."""
 
     @classmethod
     def given(cls, store: str | None, step: str | None) -> Store | None:
-        """From the words of a command: MB a second, and seconds; None without a store.
+        """From the words of a command: MB a second or `MEASURE`, and seconds; None without a store.
 
         Errors: ValueError that names the option.
         """
@@ -35,17 +50,74 @@ class Store:
                 raise ValueError("--step-seconds without --store: give what the store gives, too")
             return None
         values = []
-        for option, text in (("--store", store), ("--step-seconds", step)):
+        asked = None if store == MEASURE else store
+        for option, text in (("--store", asked), ("--step-seconds", step)):
             try:
                 value = None if text is None else float(text)
             except ValueError:
                 value = 0.0
             if value is not None and not 0 < value < inf:  # false for NaN, too
-                raise ValueError(f"{option} is {text!r}; give a number above 0")
+                more = f", or {MEASURE}" * (option == "--store")
+                raise ValueError(f"{option} is {text!r}; give a number above 0{more}")
             values.append(value)
         rate, step_s = values
-        assert rate is not None
-        return cls(rate * 1e6, step_s)
+        return cls(None if rate is None else rate * 1e6, step_s)
+
+    def measured(self, recipe: Recipe) -> Store:
+        """With a rate: the one that is given, or else what this machine gets of the recipe's
+        training shards, in as many requests at once as in training.
+
+        Errors: ValueError if the data cannot be opened or fetched.
+        """
+        if self.rate is not None:
+            return self
+        pieces = [piece for task in recipe.tasks.values() for piece in pieces_of(task.train)]
+        pieces.sort(key=lambda piece: piece.offset)  # some of each shard first
+        begin = time.monotonic()
+
+        def get(piece: Piece) -> int:
+            return piece.get() if time.monotonic() < begin + MEASURE_S else 0
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            came = sum(pool.map(get, pieces[:MOST_PIECES]))
+        return replace(self, rate=came / (time.monotonic() - begin), is_measured=True)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a shard; all of it where a web server gives no parts."""
+
+    folder: str
+    shard: str
+    offset: int
+    size: int
+    whole: int
+    """Bytes of the shard."""
+
+    def get(self) -> int:
+        """Read it, and count its bytes."""
+        if is_url(self.folder) and not is_web(self.folder):
+            return len(read_range(self.folder, self.shard, self.offset, self.size, self.whole))
+        if is_web(self.folder):
+            files, root = open_address(self.folder)
+            with tempfile.TemporaryDirectory() as scratch:
+                download(files, below(root, self.shard), Path(scratch) / "shard", self.whole)
+            return self.whole
+        with open(Path(self.folder) / self.shard, "rb", buffering=0) as file:
+            # What the system has kept of it in memory says nothing of the disk.
+            os.posix_fadvise(file.fileno(), self.offset, self.size, os.POSIX_FADV_DONTNEED)
+            file.seek(self.offset)
+            return len(file.read(self.size))
+
+
+def pieces_of(folders: Sequence[str]) -> Iterator[Piece]:
+    """The pieces of data sets."""
+    for folder in folders:
+        for shard in open_dataset(folder, copies=False).info.shards:
+            size = shard.bytes if is_web(folder) else PIECE
+            for offset in range(0, shard.bytes, size):
+                part = min(size, shard.bytes - offset)
+                yield Piece(folder, shard.name, offset, part, shard.bytes)
 
 
 @dataclass(frozen=True)
@@ -65,6 +137,8 @@ class Reading:
     ranks: int
     store: float
     """Bytes a second that all ranks get together."""
+    is_measured: bool = False
+    """It is what this machine alone got."""
 
     @property
     def fastest_step_s(self) -> float:
@@ -81,7 +155,9 @@ class Reading:
             f"{self.epoch_bytes / 1e9:,.3g} GB."
         )
         share = self.bytes_a_second / self.store
-        text += f" The store gives {rate(self.store)}, of which that is {share:.0%}"
+        whom = "this machine, as measured now," if self.is_measured else ""
+        gives = " ".join(filter(None, ["The store gives", whom, rate(self.store)]))
+        text += f" {gives}, of which that is {share:.0%}"
         if share > 1:
             text += (
                 f": until all is in caches, a step takes {self.fastest_step_s:.3g} s at least, and "
@@ -106,7 +182,10 @@ def reading_of(recipe: Recipe, ranks: int, store: Store) -> Reading:
     mean = bytes_an_example(recipe, sources)
     shards = sum(int(d.info.table.column("bytes").sum()) for s in sources for d in s.datasets)
     rate = size * mean / store.step_s
-    return Reading(size, mean, rate, shards, store.step_s, ranks, store.rate)
+    assert store.rate is not None
+    return Reading(
+        size, mean, rate, shards, store.step_s, ranks, store.rate, is_measured=store.is_measured
+    )
 
 
 def bytes_an_example(recipe: Recipe, sources: Sequence[Source]) -> float:

@@ -1,30 +1,35 @@
 """Chooses the learning rate of each row of a sweep on a seed that its table does not show, then
-runs the sweep with these rates and prints its tables.
+trains the rows with these rates, seed by seed, and prints tables.
 
     python benchmarks/rates.py sweeps/demo_mixture.yaml --seed 5 --rates 0.001 0.004 0.016 \\
       --at-once 2 --minus "adapter, 960 steps"
 
 A row's rate is the one with the best average of the scores, over all values of the sweep's grid;
-of equal ones, the smallest. Further words go to `vlds sweep` and `vlds compare`, such as
-`--overrides.training.steps 2` for a trial.
+of equal ones, the smallest. Further words go to `vlds sweep`, such as
+`--overrides.training.steps 2` for a trial (give another `--scores` with them).
 
-All files go to the sweep's folder and one beside it, SWEEP_rates, whose chosen.yaml is the sweep
-with its rates. Finished runs are not repeated. What commands say goes to stderr, tables to stdout.
+What each run scored is added to benchmarks/NAME.jsonl, NAME being the sweep's. Runs that stand
+there are not repeated, so that a long table can be made in parts, also on several machines: delete
+their lines after a change. What commands say goes to stderr, tables to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
-from vlds.recipe.build import in_yaml, to_yaml
-from vlds.recipe.paths import BASE
-from vlds.report.comparison import compare
+from vlds.recipe.build import in_yaml, to_tree, to_yaml
+from vlds.report.comparison import AVERAGE, compare
+from vlds.report.comparison_formats import difference_text
+from vlds.report.numbers import Number
 from vlds.report.sweep import Sweep, read_sweep, spec_of_sweep
 
 RATE = "optimizer.learning_rate"
@@ -40,69 +45,122 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", required=True)
     parser.add_argument("--at-once", default="1", help="runs at a time")
     parser.add_argument("--minus", nargs="*", default=[], help="rows to subtract, a table for each")
+    parser.add_argument("--scores", type=Path, help="default: benchmarks/NAME.jsonl")
     options, words = parser.parse_known_args()
     sweep = read_sweep([options.sweep, *words])
     if options.seed in sweep.seeds:
         raise SystemExit(f"{options.sweep}: its table shows seed {options.seed}")
-    folder = Path(f"{sweep.output}_rates")
-    trial = [options.sweep, *words, "--output", str(folder), "--seeds", f"[{options.seed}]"]
-    trial += ["--grid", in_yaml({**sweep.grid, RATE: options.rates})]
+    file = options.scores or Path(__file__).with_name(f"{Path(options.sweep).stem}.jsonl")
+    table = Table(sweep, file, options.at_once)
     # A rate at which a run fails, as where its loss is infinite, is left out.
-    vlds("sweep", *trial, "--at-once", options.at_once, may_fail=True)
-    tried = read_sweep(trial)
-    averages = averages_of(trial, tried)
-    if bare := [row for row, of_row in averages.items() if not of_row]:
+    table.train({row: options.rates for row in sweep.recipes}, options.seed, may_fail=True)
+    tried = {row: table.by_rate(row, options.seed, options.rates) for row in sweep.recipes}
+    if bare := [row for row, of_row in tried.items() if not of_row]:
         raise SystemExit(f"{', '.join(bare)}: no run has ended; see above")
-    chosen = {row: best(of_row) for row, of_row in averages.items()}
-    print_rates(averages, chosen)
-    file = folder / "chosen.yaml"
-    file.write_text(to_yaml(with_rates(options.sweep, sweep, chosen)), encoding="utf-8")
-    vlds("sweep", str(file), *words, "--at-once", options.at_once)
-    for minus in [[], *(["--minus", row] for row in options.minus)]:
-        print(flush=True)
-        vlds("compare", str(file), *words, "--format", "md", *minus, out=sys.stdout)
+    chosen = {row: max(sorted(of_row), key=of_row.__getitem__) for row, of_row in tried.items()}
+    print_rates(tried, chosen)
+    for seed in sweep.seeds:
+        table.train({row: [rate] for row, rate in chosen.items()}, seed)
+    print_table(table, chosen, None)
+    for minus in options.minus:
+        print_table(table, chosen, minus)
 
 
-def vlds(*words: str, out: Any = sys.stderr, may_fail: bool = False) -> None:
-    """Run a command of vlds."""
-    done = subprocess.run([sys.executable, "-m", "vlds", *words], stdout=out)
-    if done.returncode != 0 and not (may_fail and done.returncode == 1):
-        raise SystemExit(done.returncode)
+@dataclass(frozen=True)
+class Table:
+    """A sweep's runs, and the file of what they scored."""
+
+    sweep: Sweep
+    file: Path
+    at_once: str
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """All combinations of the grid's values."""
+        return [
+            dict(zip(self.sweep.grid, some, strict=True))
+            for some in product(*self.sweep.grid.values())
+        ]
+
+    def known(self) -> list[Mapping[str, Any]]:
+        """The runs that have ended."""
+        if not self.file.exists():
+            return []
+        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+
+    def scores(
+        self, row: str, seed: int, rate: float, values: Mapping[str, Any]
+    ) -> Mapping[str, float] | None:
+        """What a run scored; None if it has not ended."""
+        wanted = {"row": row, "seed": seed, "rate": rate, "values": dict(values)}
+        found = [run["scores"] for run in self.known() if {**run, **wanted} == run]
+        return found[-1] if found else None
+
+    def train(
+        self, rates: Mapping[str, Sequence[float]], seed: int, *, may_fail: bool = False
+    ) -> None:
+        """Train the rows that lack a run of this seed, at their rates, and note their scores."""
+        for rate in sorted({rate for of_row in rates.values() for rate in of_row}):
+            lacking = {
+                row: self.sweep.recipes[row]
+                for row, of_row in rates.items()
+                if rate in of_row
+                and any(self.scores(row, seed, rate, values) is None for values in self.values)
+            }
+            if not lacking:
+                continue
+            grid = {**self.sweep.grid, RATE: [rate]}
+            part = replace(self.sweep, recipes=lacking, seeds=[seed], grid=grid)
+            file = Path(self.sweep.output) / f"seed_{seed}_rate_{rate:g}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(to_yaml(to_tree(part)), encoding="utf-8")
+            words = [sys.executable, "-m", "vlds", "sweep", str(file), "--at-once", self.at_once]
+            code = subprocess.run(words, stdout=sys.stderr).returncode
+            if code in (0, 1):  # 1: some runs have failed
+                self.note(file, seed)
+            if code and not (may_fail and code == 1):
+                raise SystemExit(code)
+
+    def note(self, file: Path, seed: int) -> None:
+        """Add what the runs of a part scored to the file."""
+        part = read_sweep([str(file)])
+        spec, _ = spec_of_sweep([str(file)], None)
+        try:
+            comparison = compare(spec)
+        except ValueError as error:  # none has ended
+            print(error, file=sys.stderr)
+            return
+        with self.file.open("a", encoding="utf-8") as lines:
+            for row in comparison.rows:
+                name, values = part.rows[row.name]
+                rate = values.pop(RATE)
+                scores = {key: row.numbers[key].mean for key in comparison.values}
+                if None in scores.values() or self.scores(name, seed, rate, values):
+                    continue
+                run = {"row": name, "seed": seed, "rate": rate, "values": values, "scores": scores}
+                lines.write(json.dumps(run) + "\n")
+
+    def by_rate(self, row: str, seed: int, rates: Sequence[float]) -> dict[float, float]:
+        """Rate -> average score over the grid; without rates at which a run has failed."""
+        of_row = {}
+        for rate in rates:
+            found = [self.scores(row, seed, rate, values) for values in self.values]
+            ended = [main_score(scores) for scores in found if scores is not None]
+            if len(ended) == len(found):
+                of_row[rate] = fmean(ended)
+        return of_row
 
 
-def averages_of(words: Sequence[str], tried: Sweep) -> dict[str, dict[float, float]]:
-    """Row of the sweep -> rate -> average of the scores in percent (or the one score), of the
-    runs that have ended."""
-    spec, _ = spec_of_sweep(words, None)
-    cells: dict[str, dict[float, list[float | None]]] = {name: {} for name in tried.recipes}
-    comparison = compare(spec)
-    for row in comparison.rows:
-        name, values = tried.rows[row.name]
-        mean = row.numbers[comparison.values[-1]].mean
-        cells[name].setdefault(values[RATE], []).append(mean)
-    return {
-        name: {rate: fmean(ended) for rate, means in of_row.items() if (ended := whole(means))}
-        for name, of_row in cells.items()
-    }
+def main_score(scores: Mapping[str, float]) -> float:
+    """The average of all scores, or the one score."""
+    return scores.get(AVERAGE, next(iter(scores.values())))
 
 
-def whole(means: Sequence[float | None]) -> list[float]:
-    """The averages over the grid, or none where a run has not ended: rates are compared on the
-    same values of the grid."""
-    ended = [mean for mean in means if mean is not None]
-    return ended if len(ended) == len(means) else []
-
-
-def best(averages: Mapping[float, float]) -> float:
-    """The rate with the best average, the smallest of equal ones."""
-    return max(sorted(averages), key=lambda rate: averages[rate])
-
-
-def print_rates(averages: Mapping[str, Mapping[float, float]], chosen: Mapping[str, float]) -> None:
+def print_rates(tried: Mapping[str, Mapping[float, float]], chosen: Mapping[str, float]) -> None:
     """The averages, each row's best in bold."""
-    rates = sorted({rate for of_row in averages.values() for rate in of_row})
+    rates = sorted({rate for of_row in tried.values() for rate in of_row})
     print(f"| | {' | '.join(map(str, rates))} |\n|---|{'---:|' * len(rates)}")
-    for row, of_row in averages.items():
+    for row, of_row in tried.items():
         cells = [f"{of_row[rate]:.1f}" if rate in of_row else "" for rate in rates]
         cells[rates.index(chosen[row])] = f"**{cells[rates.index(chosen[row])]}**"
         print(f"| {row} | {' | '.join(cells)} |")
@@ -110,14 +168,34 @@ def print_rates(averages: Mapping[str, Mapping[float, float]], chosen: Mapping[s
     print(f"\nBest at the smallest or largest rate that was tried: {', '.join(edges) or 'none'}.")
 
 
-def with_rates(file: str, sweep: Sweep, chosen: Mapping[str, float]) -> dict[str, Any]:
-    """A sweep built on another one, whose rows have their own rates."""
-    rows = {}
-    for row, rate in chosen.items():
-        given = sweep.recipes[row]
-        base = {BASE: given} if isinstance(given, str) else {}
-        rows[row] = {**base, "optimizer": {"learning_rate": rate}}
-    return {BASE: file, "recipes": rows}
+def print_table(table: Table, chosen: Mapping[str, float], minus: str | None) -> None:
+    """Mean and deviation of each row over the seeds; or mean and 95 % interval of what a row is
+    better than another one, seed by seed."""
+    columns: list[str] | None = None
+    for values in table.values:
+        of_rows = {
+            row: [table.scores(row, seed, rate, values) for seed in table.sweep.seeds]
+            for row, rate in chosen.items()
+        }
+        for row, of_row in of_rows.items():
+            ended = [scores for scores in of_row if scores is not None]
+            if columns is None:
+                columns = list(ended[0])
+                given = [key.rpartition(".")[2] for key in table.sweep.grid]
+                heads = [f"less {minus}" if minus else "", *given, *columns]
+                print(f"\n| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}")
+            cells = [in_yaml(value) for value in values.values()]
+            for column in columns:
+                if minus is None:
+                    numbers = [scores[column] for scores in ended]
+                    spread = f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else ""
+                    cells.append(f"{fmean(numbers):.1f}{spread}")
+                else:
+                    pairs = zip(of_row, of_rows[minus], strict=True)
+                    differences = [one[column] - two[column] for one, two in pairs if one and two]
+                    cells.append(difference_text(Number(differences)))
+            if row != minus:
+                print(f"| {' | '.join([row, *cells])} |", flush=True)
 
 
 if __name__ == "__main__":

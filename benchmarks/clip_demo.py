@@ -91,36 +91,41 @@ def print_shots(measured: Accuracies, shots: Sequence[int]) -> None:
 
 def print_halves(names: Iterable[str], seeds: Sequence[int], rates: Sequence[float | None]) -> None:
     """Accuracy on the classes that were trained, on the others, and their harmonic mean; and how
-    much higher the mean is than before training, seed by seed."""
-    heads = ("base classes", "new classes", "harmonic mean", "minus zero-shot")
+    much higher the last two are than before training, seed by seed."""
+    heads = ("base classes", "new classes", "less zero-shot", "harmonic mean", "less zero-shot")
     print(f"| accuracy, percent | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
-    before = [
+    zero = [
         # A run is scored before its first step too, on the classes that it learns.
         [train(Trial("prompts alone", SHOTS, seed, half))["before"] for seed in seeds]
         for half in ("base", "new")
     ]
-    zero = print_half("zero-shot", *before)
+    print_half("zero-shot", zero, None)
     for name in names:
         for rate in rates:
             trials = [Trial(name, SHOTS, seed, "base", rate or TO_NEW[name]) for seed in seeds]
             scored = list(map(train, trials))
-            base, new = ([accuracy[key] for accuracy in scored] for key in ("after", "other"))
-            print_half(f"{name}, {rate:g}" if rate else name, base, new, zero)
+            halves = [[accuracy[key] for accuracy in scored] for key in ("after", "other")]
+            print_half(f"{name}, {rate:g}" if rate else name, halves, zero)
 
 
 def print_half(
-    name: str, base: Sequence[float], new: Sequence[float], zero: Sequence[float] = ()
-) -> Sequence[float]:
-    """A row; gives its harmonic means."""
-    means = [harmonic_mean(pair) for pair in zip(base, new, strict=True)]
-    print(f"| {name} | {shown(base)} | {shown(new)} | {shown(means)} | {difference(means, zero)} |")
-    return means
+    name: str, halves: Sequence[Sequence[float]], zero: Sequence[Sequence[float]] | None
+) -> None:
+    """A row: accuracies on base and new classes, seed by seed, and those of `zero`."""
+
+    def harmonic(of_both: Sequence[Sequence[float]]) -> list[float]:
+        return [harmonic_mean(pair) for pair in zip(*of_both, strict=True)]
+
+    base, new = halves
+    cells = [shown(base), shown(new), difference(new, zero[1]) if zero else ""]
+    cells += [shown(harmonic(halves)), difference(harmonic(halves), harmonic(zero)) if zero else ""]
+    print(f"| {name} | {' | '.join(cells)} |")
 
 
 def print_shrunk(seeds: Sequence[int], rates: Sequence[float | None]) -> None:
     """One row for each method and number of steps, and how much better it is than narrow adapters
     after as many steps, seed by seed."""
-    print("| accuracy, percent | steps | | minus width 8 |\n|---|---|---|---|")
+    print("| accuracy, percent | steps | | less width 8 |\n|---|---|---|---|")
     for steps, rows in SHRUNK.items():
         for rate in rates:
             narrow: Sequence[float] = ()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_readme import BLOCK
-from tests.toys.files import ROOT
+from tests.toys.files import BLOCK, ROOT
 from tests.toys.official import write_vqav2
 from tests.toys.store import s3_server, use_store
 from tests.toys.world import world_recipe

@@ -67,7 +67,7 @@ def what_trains(bench: Bench) -> Finding:
     wanted = set(model.trained_by)
     moving = {name for name, _ in model.moving_buffers()}
     counts = model.count_parameters()
-    model.to(bench.ranks.device)
+    model.to(bench.ranks.device).train()
     before = whole_state(model)
     rules = optimizer_rules(model)
     numbers = list(range(len(bench.rows)))

@@ -2,7 +2,7 @@
 
     python benchmarks/clip_demo.py shots --seeds 0 --shots 4 16 --rates 0.002 0.01 0.05
     python benchmarks/clip_demo.py shots --seeds 1 2 3 --shots 1 2 4 8 16 --picture shots.svg
-    python benchmarks/clip_demo.py halves --seeds 0 11 12 --rows APoLLo --rates 0.0001 0.0002 0.0005
+    python benchmarks/clip_demo.py halves --seeds 0 11 --rows APoLLo --rates 0.0001 0.0002 0.0005
     python benchmarks/clip_demo.py halves --seeds 1 2 3 4 5 6 7 8 9 10
     python benchmarks/clip_demo.py shrink --seeds 0 --rates 0.002 0.004 0.008
     python benchmarks/clip_demo.py shrink --seeds 1 2 3 4 5 6 7 8 9 10

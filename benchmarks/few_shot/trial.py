@@ -43,7 +43,7 @@ class Trial:
         return replace(row, learning_rate=self.rate or row.learning_rate)
 
     @property
-    def words(self) -> Mapping[str, Any]:
+    def key(self) -> Mapping[str, Any]:
         """What tells it from others."""
         kept = {"row": self.name, "seed": self.seed, "shots": self.shots, "half": self.half}
         return kept | {"rate": self.row.learning_rate, "steps": self.row.steps}
@@ -61,7 +61,7 @@ def train(trial: Trial) -> Mapping[str, float]:
     classes of the other, `other`."""
     known = SCORES.read_text(encoding="utf-8").splitlines() if SCORES.exists() else []
     for line in map(json.loads, known):
-        if {**line, **trial.words} == line:
+        if {**line, **trial.key} == line:
             accuracies: Mapping[str, float] = line["accuracy"]
             return accuracies
     recipe = yaml.safe_load(Path("recipes/demo_few_shot.yaml").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def train(trial: Trial) -> Mapping[str, float]:
         run("vlds", "evaluate", "--run", trial.output, *words)
         accuracy["other"] = read_scores(out)["classes"].scores["accuracy"]
     with SCORES.open("a", encoding="utf-8") as lines_of_all:
-        lines_of_all.write(json.dumps({**trial.words, "accuracy": accuracy}) + "\n")
+        lines_of_all.write(json.dumps({**trial.key, "accuracy": accuracy}) + "\n")
     return accuracy
 
 

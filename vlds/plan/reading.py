@@ -96,16 +96,17 @@ class Piece:
 
     def get(self) -> int:
         """Read it, and count its bytes."""
-        if is_url(self.folder) and not is_web(self.folder):
-            return len(read_range(self.folder, self.shard, self.offset, self.size, self.whole))
         if is_web(self.folder):
             files, root = open_address(self.folder)
             with tempfile.TemporaryDirectory() as scratch:
                 download(files, below(root, self.shard), Path(scratch) / "shard", self.whole)
             return self.whole
+        if is_url(self.folder):
+            return len(read_range(self.folder, self.shard, self.offset, self.size, self.whole))
         with open(Path(self.folder) / self.shard, "rb", buffering=0) as file:
-            # What the system has kept of it in memory says nothing of the disk.
-            os.posix_fadvise(file.fileno(), self.offset, self.size, os.POSIX_FADV_DONTNEED)
+            # What the system has kept of it in memory says nothing of the disk. macOS lacks this.
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), self.offset, self.size, os.POSIX_FADV_DONTNEED)
             file.seek(self.offset)
             return len(file.read(self.size))
 
@@ -155,9 +156,8 @@ class Reading:
             f"{self.epoch_bytes / 1e9:,.3g} GB."
         )
         share = self.bytes_a_second / self.store
-        whom = "this machine, as measured now," if self.is_measured else ""
-        gives = " ".join(filter(None, ["The store gives", whom, rate(self.store)]))
-        text += f" {gives}, of which that is {share:.0%}"
+        whom = "this machine, as measured now, " * self.is_measured
+        text += f" The store gives {whom}{rate(self.store)}, of which that is {share:.0%}"
         if share > 1:
             text += (
                 f": until all is in caches, a step takes {self.fastest_step_s:.3g} s at least, and "

@@ -133,8 +133,8 @@ class Tracker:
         others = torch.tensor([*self._added.values(), self._loss, float(data.num_bad)])
         own = torch.zeros(2, self.ranks.world_size)
         own[:, self.ranks.global_rank] = torch.tensor([self._waited, self._forward])
-        shares = torch.cat([self._losses, others, own.flatten()])
-        *sums, loss, num_bad = (summed := self.ranks.sum(shares))[: -own.numel()].tolist()
+        summed = self.ranks.sum(torch.cat([self._losses, others, own.flatten()]))
+        *sums, loss, num_bad = summed[: -own.numel()].tolist()
         losses, added = sums[: len(self.tasks)], sums[len(self.tasks) :]
         elapsed = time.monotonic() - self._since
         # 0 if all steps were skipped: then no loss is logged.

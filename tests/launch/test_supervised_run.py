@@ -111,7 +111,6 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
 def test_a_signal_before_the_recipe_is_read(
     number: signal.Signals, ranks: int, world: Path, tmp_path: Path
 ) -> None:
-    """The only rank reads it itself; a process of its own reads it for several."""
     # Its mistakes, and files that are missing, would end the command before anything starts.
     words = train_words(short_recipe(world, tmp_path / "run", 2), "--ranks", str(ranks))
     run = subprocess.Popen(
@@ -123,13 +122,13 @@ def test_a_signal_before_the_recipe_is_read(
         preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, signal.SIGINT)],
     )
     below = partial(psutil.Process(run.pid).children, recursive=True)
-    until(lambda: len(below()) == (2 if ranks == 1 else 1), 30)
+    until(lambda: len(below()) == 1 + ranks, 30)
     processes = below()
     run.send_signal(number)
     output, _ = run.communicate(timeout=30)
     assert run.returncode == 128 + number
-    when = " before its recipe was read" if ranks == 1 else "; no rank had started"
-    assert output == f"vlds: the run ended by {signal_name(number)}{when}: start it again\n"
+    what = f"the run ended by {signal_name(number)} before its recipe was read"
+    assert output == f"vlds: {what}: start it again\n"
     assert all(map(gone, processes))
 
 
@@ -209,3 +208,24 @@ def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("usage: vlds") == 1
     assert "VLDS_RANKS" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "beginning"),
+    [
+        (["--data.global_batch_size", "1"], 2, "vlds train: data.global_batch_size: 1 example for"),
+        pytest.param(["--print_config"], 0, "output: ", marks=pytest.mark.slow),
+    ],
+)
+def test_the_first_rank_alone_speaks_before_a_run(
+    words: list[str], code: int, beginning: str, world: Path, tmp_path: Path
+) -> None:
+    words = train_words(short_recipe(world, tmp_path / "run", 2), "--ranks", "2", *words)
+    command = [sys.executable, "-m", "vlds", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    output = done.stdout + done.stderr
+    assert output.startswith(beginning)
+    assert output.count(beginning) == 1
+    assert len(output.splitlines()) == 1 or code == 0
+    assert not (tmp_path / "run").exists()

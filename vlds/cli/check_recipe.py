@@ -1,26 +1,32 @@
-"""What the supervisor learns of `vlds train`'s recipe.
+"""The recipe of `vlds train`, and what the supervisor learns of it.
 
-Reading it loads torch, which the supervisor does not: a separate process checks it before several
-ranks start, and an only rank checks it itself.
+Reading it loads torch, which the supervisor does not. So the first rank reads it, while the others
+of its machine wait, or a process of its own where that cannot be: before a proof, and where ranks
+of other machines have no common file.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from vlds.cli.start import JOB_FILE, RunFacts
-from vlds.cli.words import RESUME, split_words
+from vlds.cli.words import RESUME, Words, split_words
 from vlds.data.order.mixed_order import BatchCut
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import check_files, inputs_of, left_behind
 from vlds.runtime.disk import names_fit
+from vlds.runtime.rank_environment import read_place
 from vlds.runtime.terminal import complain, tell
 from vlds.training.states import Resume, check_output
+
+POLL_S = 0.02
 
 
 def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
@@ -37,14 +43,32 @@ def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
     return 0
 
 
-def report_facts(recipe: Recipe, resume: Resume) -> None:
-    """Do the same in the only rank of a run, if its supervisor has left that to it.
+def read_recipe(words: Words) -> Recipe:
+    """The recipe, in a rank. Where a supervisor waits for its facts, the first rank of the machine
+    reads and checks it before the others, so that a mistake is said once.
 
     Errors: ValueError as `check_start`.
     """
-    if (file := os.environ.pop(JOB_FILE, None)) is not None:
-        check_start(recipe, resume, 1)
-        Path(file).write_text(facts_of(recipe), encoding="utf-8")
+    arguments, program = words.rest[1:], "vlds train"
+    if (name := os.environ.pop(JOB_FILE, None)) is None:
+        return parse_recipe(arguments, program)
+    place, file = read_place(os.environ), Path(name)
+    if place.local_rank > 0:
+        while not file.exists():
+            time.sleep(POLL_S)
+        if not file.read_text("utf-8"):
+            sys.exit(0)  # the first rank says why, or has done what an option asks for
+        return parse_recipe(arguments, program)
+    facts = ""
+    try:
+        recipe = parse_recipe(arguments, program)
+        check_start(recipe, words.resume, place.local_world_size)
+        facts = facts_of(recipe)
+    finally:
+        whole = file.with_suffix(".partial")
+        whole.write_text(facts, encoding="utf-8")
+        whole.replace(file)
+    return recipe
 
 
 def facts_of(recipe: Recipe) -> str:

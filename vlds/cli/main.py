@@ -50,7 +50,7 @@ from vlds.runtime.checks import guess
 from vlds.runtime.cluster import LOCAL, executor_name, open_cluster
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
-from vlds.runtime.process import Interrupted, interruptible
+from vlds.runtime.process import Interrupted, interruptible, large_imports
 from vlds.runtime.rank_environment import is_rank
 from vlds.runtime.terminal import complain, quiet_libraries, tell, tell_exception
 from vlds.training.states import Resume
@@ -172,16 +172,15 @@ def train(arguments: list[str]) -> int:
     vlds train my.yaml --resume
     """
     words = split_words([TRAIN, *arguments])
-    from vlds.cli.check_recipe import report_facts
-    from vlds.recipe.config import parse_recipe
-    from vlds.runtime.ranks import rank_from_environment
-    from vlds.runtime.reproducible import pin_arithmetic
-    from vlds.training.loop import train as run
+    with large_imports():
+        from vlds.cli.check_recipe import read_recipe
+        from vlds.runtime.ranks import rank_from_environment
+        from vlds.runtime.reproducible import pin_arithmetic
+        from vlds.training.loop import train as run
 
-    recipe = parse_recipe(words.rest[1:], "vlds train")
+    recipe = read_recipe(words)
     if recipe.training.reproducible:
         pin_arithmetic(rank_from_environment())
-    report_facts(recipe, words.resume)
     return run(recipe, resume=words.resume, new_phase=words.new_phase, profile=words.profile)
 
 

@@ -21,7 +21,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from vlds.cli.local import MODULE as LOCAL
@@ -47,7 +46,7 @@ MISTAKE = 2
 FINAL = (0, MISTAKE, *(128 + number for number in ASKING))
 """Exit codes after which a run is not restarted."""
 JOB_FILE = "VLDS_JOB_FILE"
-"""Environment variable that names the file into which a run's only rank writes its `RunFacts`."""
+"""Environment variable that names the file into which a run's first rank writes its `RunFacts`."""
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
 
@@ -109,25 +108,27 @@ def start(words: Words, check: Callable[[Words], int]) -> int:
                 f"{PROVE}: each machine would prove the recipe; run `vlds prove RECIPE --short` on "
                 "one of them before"
             )
-        # Several ranks would find the recipe's mistakes at the same time, each with its own lines.
-        if words.ranks != 1 or words.prove:
+        if several_hosts or words.prove:
             code, facts = read_facts(words, received)
             if facts is None or (words.prove and (code := prove(words, facts, grace_s, received))):
                 return code
             return run_with_restarts(run, words, lambda: facts, ranks_available)
-        # One rank can read the recipe itself, which saves the time of another process.
+        # The first rank can read the recipe itself, which saves the time of another process.
         with scratch_folder() as folder:
             file = folder / "facts.json"
 
-            def written_facts() -> RunFacts | None:
-                return RunFacts(**parse_json(file.read_text("utf-8"))) if file.exists() else None
+            def run_here(words: Words) -> Outcome:
+                return run(words, None if file.exists() else {JOB_FILE: str(file)})
 
-            alone = partial(run, variables={JOB_FILE: str(file)})
-            return run_with_restarts(alone, words, written_facts, ranks_available)
+            def written_facts() -> RunFacts | None:
+                text = file.read_text("utf-8") if file.exists() else ""
+                return RunFacts(**parse_json(text)) if text else None
+
+            return run_with_restarts(run_here, words, written_facts, ranks_available)
 
 
 def read_facts(words: Words, received: Sequence[int]) -> tuple[int, RunFacts | None]:
-    """What the supervisor needs to know of a run on several ranks.
+    """What the supervisor needs to know of a run before it starts.
 
     Without it, the exit code: the recipe's mistakes were printed, or a signal arrived.
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 STEPS, HALF, FEW = 10, 5, 3
 """Steps of a run that is resumed, of its part before, and of one whose first steps are compared."""
-MOST_RANKS, MOST_ROWS, MOST_LOADERS = 4, 16, 2
+MOST_RANKS, MOST_ROWS, MOST_LOADERS = 4, 8, 2
 """Ranks, rows of a batch, and loader processes of all ranks: more show no more, and take longer."""
 POLL_S, ENDS_S, LAST_LINES = 0.01, 10.0, 3
 

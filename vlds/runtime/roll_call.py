@@ -113,7 +113,8 @@ def call_roll(place: RankPlace, timeout_s: float) -> None:
     """
     if place.world_size == place.local_world_size:
         return
-    hosts, end = Hosts.planned(place), time.monotonic() + timeout_s
+    hosts, begin = Hosts.planned(place), time.monotonic()
+    end = begin + timeout_s
     store = _store(place, hosts, end)
     rank, mine = place.global_rank, software()
     if rank == 0:
@@ -128,9 +129,12 @@ def call_roll(place: RankPlace, timeout_s: float) -> None:
         code, fault = _look(store, place, hosts, end)
         store.set("verdict", str(code))
         if code:
-            # Else the others would lose the store before they have read it, and say so.
-            deadline = time.monotonic() + HEAR_S
-            while store.add("heard", 0) < store.add("come", 0) - 1 and time.monotonic() < deadline:
+            # Else those that have come would lose the store before they have read it, and say so;
+            # and those to come, as their hosts are slower, would look for it for a long time.
+            deadline, expected = time.monotonic() + HEAR_S, store.add("come", 0)
+            if fault:
+                deadline, expected = max(deadline, begin + MISSED_S), place.world_size
+            while store.add("heard", 0) < expected - 1 and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
     else:
         # Until the first rank gives up, and a little longer.

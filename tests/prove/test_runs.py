@@ -67,17 +67,17 @@ def verdicts(found: dict[str, Finding]) -> dict[str, str]:
 
 def test_runs_are_the_recipes_but_for_length(world: Path, tmp_path: Path) -> None:
     given = recipe_of(world, tmp_path)
-    data = replace(given.data, global_batch_size=140, lanes=7, num_workers=8)
+    data = replace(given.data, global_batch_size=141, lanes=3, num_workers=8)
     large = replace(given, data=data)
     bench = Bench(large, scratch=tmp_path)
     way = Way(2, given.training.deepspeed)
     made = run_recipe(bench, way)
-    assert made.batch_sizes == {"data.global_batch_size": 14}, "a multiple of the lanes"
+    assert made.batch_sizes == {"data.global_batch_size": 6}, "a multiple of the lanes"
     assert made.training.num_steps == STEPS
     loaders = [run_recipe(bench, replace(way, ranks=n)).data.num_workers for n in (1, 2, 4)]
     assert loaders == [2, 1, 0], "the order of examples must not depend on them"
     assert replace(made, **{f: getattr(large, f) for f in CHANGED}) == large
-    assert changes_of(bench) == ["data.global_batch_size: 140, and 14 in the runs of this proof"]
+    assert changes_of(bench) == ["data.global_batch_size: 141, and 6 in the runs of this proof"]
     assert refusal(bench, way, way) is None
     whole = replace(bench.recipe.data, global_batch_size=1, lanes=1)
     bench.recipe = replace(bench.recipe, data=whole)

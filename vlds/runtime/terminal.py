@@ -12,6 +12,7 @@ uses it in full; recipes, artifacts, logs, errors and names of cached files get 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -188,6 +189,8 @@ def quiet_libraries() -> None:
     set_quiet(os.environ)
     quiet_imports()
     hide_mlflow()
+    # It looks for kernels that it can do without.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # PYTHONWARNINGS is read when Python starts: this process needs the filter itself.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -46,14 +46,14 @@ def test_hosts_are_named_with_their_ranks(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def run(
-    folder: Path, world: Path, number: int, *words: str, **odd: object
+    folder: Path, world: Path, number: int, *words: str, slots: int = 1, **odd: object
 ) -> tuple[int, str, float]:
-    """Exit code, output and seconds of a run of one step, one rank on each host."""
+    """Exit code, output and seconds of a run of one step, with so many ranks on each host."""
     recipe = world_recipe(world, folder / "run")
-    data = replace(recipe.data, global_batch_size=number, micro_batch_size=None)
+    data = replace(recipe.data, global_batch_size=number * slots, micro_batch_size=None)
     training = replace(recipe.training, steps=1, save_every=1)
     recipe = replace(recipe, data=data, training=training)
-    with many_hosts(folder, number, **odd) as environment:  # type: ignore[arg-type]
+    with many_hosts(folder, number, slots=slots, **odd) as environment:  # type: ignore[arg-type]
         begin = time.monotonic()
         ended = subprocess.run(
             [sys.executable, "-m", "vlds", *train_words(recipe)],
@@ -74,15 +74,21 @@ def test_a_run_on_many_hosts(world: Path, tmp_path: Path, number: int) -> None:
 
 @pytest.mark.launcher
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [4, 128])
-def test_a_host_with_other_software_is_named(world: Path, tmp_path: Path, number: int) -> None:
-    code, output, _ = run(tmp_path, world, number, odd={"node002": "torch 2.1.0"})
+@pytest.mark.parametrize(("number", "slots"), [(4, 2), (128, 1)])
+def test_a_host_with_other_software_is_named(
+    world: Path, tmp_path: Path, number: int, slots: int
+) -> None:
+    """A rank beside the first one must not end before it: the launcher would end that, too."""
+    # It is found before the last host has come.
+    odd = {"node002": "torch 2.1.0", **({"node003": "late 10"} if slots > 1 else {})}
+    code, output, seconds = run(tmp_path, world, number, slots=slots, odd=odd)
     assert code == 2, output
     (line,) = [line for line in output.splitlines() if line.startswith("vlds")]
-    said = (
-        "vlds train: node002 (rank 2) has other software than the first host (torch: 2.1.0 there, "
-    )
+    ranks = "rank 2" if slots == 1 else "ranks 4 to 5"
+    said = f"vlds: node002 ({ranks}) has other software than the first host (torch: 2.1.0 there, "
     assert line.startswith(said)
+    assert "ends because" not in output
+    assert seconds < 70 or number > 4
 
 
 @pytest.mark.launcher

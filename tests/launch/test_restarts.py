@@ -71,6 +71,27 @@ def test_what_is_not_started_again(code: int, tmp_path: Path) -> None:
     )
 
 
+def test_a_rank_that_dies_before_the_recipe_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = iter([None, None, job(tmp_path)])
+    ends = Ends(137, 139, 0)
+    assert (
+        run_with_restarts(ends, replace(TRAIN, restarts=5), lambda: next(facts), lambda: None) == 0
+    )
+    assert len(ends.started) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith("before its recipe was read; restart 1 of 5")
+    assert "SIGSEGV before its recipe was read; restart 2 of 5" in said[1]
+    for code in (1, 137, 143):
+        again = Ends(code)
+        assert run_with_restarts(again, TRAIN, lambda: None, lambda: None) == code
+        assert len(again.started) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2, "a traceback has said what happened"
+    assert all(line.endswith("before its recipe was read: start it again") for line in said)
+
+
 def test_a_signal_between_a_failure_and_the_restart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

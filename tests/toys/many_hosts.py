@@ -52,11 +52,17 @@ PADDING = 1 << 15
 
 @contextmanager
 def many_hosts(
-    folder: Path, number: int, *, lost: Sequence[str] = (), odd: Mapping[str, str] | None = None
+    folder: Path,
+    number: int,
+    *,
+    slots: int = 1,
+    lost: Sequence[str] = (),
+    odd: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, str]]:
-    """The environment in which `vlds train` runs on so many hosts of one rank each, `node000`, ...
+    """The environment in which `vlds train` runs on so many hosts, `node000`, ...
 
-    `lost`: hosts that ssh does not reach. `odd`: host -> "late SECONDS", or "torch VERSION".
+    `slots`: ranks of each. `lost`: hosts that ssh does not reach. `odd`: host -> "late SECONDS", or
+    "torch VERSION".
     """
     commands = folder / "commands"
     commands.mkdir()
@@ -69,7 +75,7 @@ def many_hosts(
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     names = [f"node{n:03d}" for n in range(number)]
-    (folder / "hosts").write_text("".join(f"{name} slots=1\n" for name in names))
+    (folder / "hosts").write_text("".join(f"{name} slots={slots}\n" for name in names))
     environment = {
         **os.environ,
         "PATH": f"{commands}:{os.environ['PATH']}",

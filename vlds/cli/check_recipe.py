@@ -1,8 +1,8 @@
 """The recipe of `vlds train`, and what the supervisor learns of it.
 
 Reading it loads torch, which the supervisor does not. So the first rank reads it, while the others
-of its machine wait, or a process of its own where that cannot be: before a proof, and where ranks
-of other machines have no common file.
+of its machine wait; or a process of its own before a proof, and where a launcher of the user's
+choice starts the ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlds.data.order.mixed_order import BatchCut
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import check_files, inputs_of, left_behind
-from vlds.runtime.disk import names_fit
+from vlds.runtime.disk import names_fit, writable
 from vlds.runtime.rank_environment import read_place
 from vlds.runtime.terminal import complain, tell
 from vlds.training.states import Resume, check_output
@@ -65,9 +65,10 @@ def read_recipe(words: Words) -> Recipe:
         check_start(recipe, words.resume, place.local_world_size)
         facts = facts_of(recipe)
     finally:
-        whole = file.with_suffix(".partial")
-        whole.write_text(facts, encoding="utf-8")
-        whole.replace(file)
+        with writable(file):
+            whole = file.with_suffix(".partial")
+            whole.write_text(facts, encoding="utf-8")
+            whole.replace(file)
     return recipe
 
 
@@ -79,7 +80,7 @@ def facts_of(recipe: Recipe) -> str:
 
 
 def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
-    """Check what can be checked before any rank starts: the run in the output folder, the sizes of
+    """Check what can be checked before ranks join: the run in the output folder, the sizes of
     batches, names on the hub, and the files of a run that is resumed from another folder.
 
     Errors: ValueError that names the key.

@@ -108,7 +108,9 @@ def start(words: Words, check: Callable[[Words], int]) -> int:
                 f"{PROVE}: each machine would prove the recipe; run `vlds prove RECIPE --short` on "
                 "one of them before"
             )
-        if several_hosts or words.prove:
+        # A launcher that the user has arguments for may send what a rank says elsewhere, or start
+        # ranks on other hosts.
+        if launcher_args or words.prove:
             code, facts = read_facts(words, received)
             if facts is None or (words.prove and (code := prove(words, facts, grace_s, received))):
                 return code
@@ -118,7 +120,7 @@ def start(words: Words, check: Callable[[Words], int]) -> int:
             file = folder / "facts.json"
 
             def run_here(words: Words) -> Outcome:
-                return run(words, None if file.exists() else {JOB_FILE: str(file)})
+                return run(words, None if written_facts() else {JOB_FILE: str(file)})
 
             def written_facts() -> RunFacts | None:
                 text = file.read_text("utf-8") if file.exists() else ""
@@ -236,15 +238,23 @@ def run_with_restarts(
 ) -> int:
     """Run `vlds train`, with restarts, and say how to continue it; the exit code.
 
-    `read_facts`: called after the first try; None if that did not come to know its recipe.
+    `read_facts`: called after a try; None if that did not come to know its recipe.
     `ranks_available`: how many ranks could start now; None if the user's launcher arguments decide
     that.
     """
     outcome, restarts = run(words), 0
-    if (facts := read_facts()) is None:
-        if outcome.code not in (0, MISTAKE):
-            say(f"{what_happened(outcome.code)} before its recipe was read: start it again")
-        return outcome.code
+    while (facts := read_facts()) is None:
+        # By a signal: a traceback would come again, and says why itself.
+        died = outcome.code > 128
+        happened = f"{what_happened(outcome.code)} before its recipe was read"
+        again = died and not (outcome.asked or outcome.code in FINAL)
+        if not again or restarts == words.restarts:
+            if died:
+                say(f"{happened}: start it again")
+            return outcome.code
+        restarts += 1
+        say(f"{happened}; restart {restarts} of {words.restarts}")
+        outcome = run(words)
     states = Path(facts.output) / "state"
     while restarts < words.restarts and not (outcome.asked or outcome.code in FINAL):
         restarts += 1

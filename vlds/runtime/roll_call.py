@@ -43,7 +43,9 @@ SLOW, SLOW_SHARE = 2.0, 0.1
 """A rank is slow that needs so many times the seconds of most ranks for what it does alone, if that
 is so much of the time of all: batches differ too."""
 HEAR_S = 5.0
-"""Seconds in which ranks hear that the run does not start."""
+"""Seconds in which ranks hear that the run does not start, once all should be here."""
+OTHER_SOFTWARE, MISSING = 2, 1
+"""Exit codes of a run that does not start."""
 NODES = re.compile(r"([^,\[]+)(?:\[([^\]]+)\])?,?")
 """A part of SLURM's list: gpu[01-03,7] or login1."""
 
@@ -108,8 +110,8 @@ def expand_nodes(text: str) -> list[str]:
 def call_roll(place: RankPlace, timeout_s: float) -> None:
     """Wait until all ranks of a run on several machines are here, and say who is not. Collective.
 
-    Errors: ValueError on the first rank if a host has other software. SystemExit after a line about
-    ranks that do not come, and on the other ranks: the first one speaks for all.
+    Errors: SystemExit, after a line of the first rank, if a host has other software (2) or does not
+    come (1).
     """
     if place.world_size == place.local_world_size:
         return
@@ -126,23 +128,26 @@ def call_roll(place: RankPlace, timeout_s: float) -> None:
         store.add("odd", 1)
     store.add("come", 1)
     if rank == 0:
-        code, fault = _look(store, place, hosts, end)
+        code = _look(store, place, hosts, end)
         store.set("verdict", str(code))
         if code:
-            # Else those that have come would lose the store before they have read it, and say so;
-            # and those to come, as their hosts are slower, would look for it for a long time.
+            # Those that have come would else lose the store before they have read it, and say so;
+            # those whose hosts are slower would look for it for a long time.
             deadline, expected = time.monotonic() + HEAR_S, store.add("come", 0)
-            if fault:
+            if code == OTHER_SOFTWARE:
                 deadline, expected = max(deadline, begin + MISSED_S), place.world_size
             while store.add("heard", 0) < expected - 1 and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
+            store.set("end", "")
     else:
         # Until the first rank gives up, and a little longer.
         store.set_timeout(timedelta(seconds=max(1.0, end - time.monotonic()) + HEAR_S))
-        code, fault = int(store.get("verdict")), ""
+        code = int(store.get("verdict"))
         store.add("heard", 1)
-    if fault:
-        raise ValueError(fault)
+        if code and rank < place.local_world_size:
+            # Until the first rank ends: launchers end a machine's ranks with the first that fails.
+            with suppress(dist.DistError):
+                store.get("end")
     if code:
         sys.exit(code)
     if place.local_rank == 0:
@@ -184,9 +189,9 @@ def _store(place: RankPlace, hosts: Hosts, end: float) -> Store:
     return PrefixStore(f"vlds/{again}", store)
 
 
-def _look(store: Store, place: RankPlace, hosts: Hosts, end: float) -> tuple[int, str]:
-    """On the first rank: wait for the others; the exit code, 0 if all have come, and which host has
-    other software."""
+def _look(store: Store, place: RankPlace, hosts: Hosts, end: float) -> int:
+    """On the first rank: wait for the others, and say who is odd; the exit code, 0 if all have come
+    with the same software."""
     begin = time.monotonic()
     say_at, late = begin + MISSED_S, ""
     while (here := store.add("come", 0)) < place.world_size or store.add("odd", 0):
@@ -197,13 +202,14 @@ def _look(store: Store, place: RankPlace, hosts: Hosts, end: float) -> tuple[int
         if store.add("odd", 0):
             come = sorted(set(range(place.world_size)) - set(missing))
             faults = {n: fault for n in come if (fault := store.get(f"rank/{n}").decode())}
-            return 2, (
+            _say(
                 f"{hosts.named(faults)} has other software than the first host "
                 f"({next(iter(faults.values()))}); install the same on all machines"
             )
+            return OTHER_SOFTWARE
         if now > end:
             _say(f"{hosts.named(missing)} did not come in {now - begin:.0f} s; start again")
-            return 1, ""
+            return MISSING
         if now > say_at and here < place.world_size:
             late = hosts.named(missing)
             _say(
@@ -214,7 +220,7 @@ def _look(store: Store, place: RankPlace, hosts: Hosts, end: float) -> tuple[int
         time.sleep(LOOK_S)
     if late:
         _say(f"all {place.world_size:,} ranks are here after {time.monotonic() - begin:.0f} s")
-    return 0, ""
+    return 0
 
 
 def _difference(first: Mapping[str, str], mine: Mapping[str, str]) -> str:

@@ -79,8 +79,9 @@ def test_a_host_with_other_software_is_named(
     world: Path, tmp_path: Path, number: int, slots: int
 ) -> None:
     """A rank beside the first one must not end before it: the launcher would end that, too."""
-    # It is found before the last host has come.
-    odd = {"node002": "torch 2.1.0", **({"node003": "late 10"} if slots > 1 else {})}
+    odd = {"node002": "torch 2.1.0"}
+    if slots > 1:
+        odd["node003"] = "late 10"  # it comes when the other software is found
     code, output, seconds = run(tmp_path, world, number, slots=slots, odd=odd)
     assert code == 2, output
     (line,) = [line for line in output.splitlines() if line.startswith("vlds")]
@@ -88,7 +89,8 @@ def test_a_host_with_other_software_is_named(
     said = f"vlds: node002 ({ranks}) has other software than the first host (torch: 2.1.0 there, "
     assert line.startswith(said)
     assert "ends because" not in output
-    assert seconds < 70 or number > 4
+    if slots > 1:
+        assert seconds < 70, "the late host looks for the first one for 60 s"
 
 
 @pytest.mark.launcher

@@ -21,12 +21,14 @@ from vlds.data.order.mixed_order import BatchCut
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import check_files, inputs_of, left_behind
-from vlds.runtime.disk import names_fit, writable
+from vlds.runtime.disk import names_fit
+from vlds.runtime.files import write_whole
 from vlds.runtime.rank_environment import read_place
 from vlds.runtime.terminal import complain, tell
 from vlds.training.states import Resume, check_output
 
 POLL_S = 0.02
+"""Seconds between two looks for what the first rank has read."""
 
 
 def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
@@ -65,10 +67,7 @@ def read_recipe(words: Words) -> Recipe:
         check_start(recipe, words.resume, place.local_world_size)
         facts = facts_of(recipe)
     finally:
-        with writable(file):
-            whole = file.with_suffix(".partial")
-            whole.write_text(facts, encoding="utf-8")
-            whole.replace(file)
+        write_whole(file, facts)  # the others read it once it is there
     return recipe
 
 
@@ -80,7 +79,7 @@ def facts_of(recipe: Recipe) -> str:
 
 
 def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
-    """Check what can be checked before ranks join: the run in the output folder, the sizes of
+    """Check what can be checked before training begins: the run in the output folder, the sizes of
     batches, names on the hub, and the files of a run that is resumed from another folder.
 
     Errors: ValueError that names the key.

@@ -120,6 +120,7 @@ def start(words: Words, check: Callable[[Words], int]) -> int:
             file = folder / "facts.json"
 
             def run_here(words: Words) -> Outcome:
+                # Once: a restart must not end because the hub does not answer any more.
                 return run(words, None if written_facts() else {JOB_FILE: str(file)})
 
             def written_facts() -> RunFacts | None:
@@ -238,19 +239,17 @@ def run_with_restarts(
 ) -> int:
     """Run `vlds train`, with restarts, and say how to continue it; the exit code.
 
-    `read_facts`: called after a try; None if that did not come to know its recipe.
+    `read_facts`: called after each try until it knows the recipe; None if it does not.
     `ranks_available`: how many ranks could start now; None if the user's launcher arguments decide
     that.
     """
     outcome, restarts = run(words), 0
     while (facts := read_facts()) is None:
-        # By a signal: a traceback would come again, and says why itself.
-        died = outcome.code > 128
+        if outcome.code < 128:
+            return outcome.code  # a mistake, or a traceback: it would come again, and was said
         happened = f"{what_happened(outcome.code)} before its recipe was read"
-        again = died and not (outcome.asked or outcome.code in FINAL)
-        if not again or restarts == words.restarts:
-            if died:
-                say(f"{happened}: start it again")
+        if restarts == words.restarts or outcome.asked or outcome.code in FINAL:
+            say(f"{happened}: start it again")
             return outcome.code
         restarts += 1
         say(f"{happened}; restart {restarts} of {words.restarts}")

@@ -110,8 +110,8 @@ def expand_nodes(text: str) -> list[str]:
 def call_roll(place: RankPlace, timeout_s: float) -> None:
     """Wait until all ranks of a run on several machines are here, and say who is not. Collective.
 
-    Errors: SystemExit, after a line of the first rank, if a host has other software (2) or does not
-    come (1).
+    Errors: SystemExit, after a line of the first rank, if a host has other software
+    (`OTHER_SOFTWARE`) or does not come (`MISSING`).
     """
     if place.world_size == place.local_world_size:
         return

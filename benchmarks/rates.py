@@ -5,7 +5,8 @@ trains the rows with these rates, seed by seed, and prints tables.
       --at-once 2 --minus "adapter, 960 steps"
 
 A row's rate is the one with the best average of the scores, over all values of the sweep's grid;
-of equal ones, the smallest. Further words go to `vlds sweep`, such as
+of equal ones, the smallest. With `--choose ROW ...`, the other rows keep those of their recipes.
+Further words go to `vlds sweep`, such as
 `--overrides.training.steps 2` for a trial (give another `--scores` with them).
 
 What each run scored is added to benchmarks/NAME.jsonl, NAME being the sweep's. Runs that stand
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("sweep", help="YAML file of the sweep")
     parser.add_argument("--seed", type=int, required=True, help="seed that the rates are chosen on")
     parser.add_argument("--rates", type=float, nargs="+", required=True)
+    parser.add_argument("--choose", nargs="+", help="rows whose rate is chosen; default: all")
     parser.add_argument("--at-once", default="1", help="runs at a time")
     parser.add_argument("--minus", nargs="*", default=[], help="rows to subtract, a table for each")
     parser.add_argument("--scores", type=Path, help="default: benchmarks/NAME.jsonl")
@@ -52,13 +54,17 @@ def main() -> None:
         raise SystemExit(f"{options.sweep}: its table shows seed {options.seed}")
     file = options.scores or Path(__file__).with_name(f"{Path(options.sweep).stem}.jsonl")
     table = Table(sweep, file, options.at_once)
+    choose = options.choose or list(sweep.recipes)
+    if unknown := [row for row in choose if row not in sweep.recipes]:
+        raise SystemExit(f"--choose: {options.sweep} has no row {unknown[0]!r}")
     # A rate at which a run fails, as where its loss is infinite, is left out.
-    table.train({row: options.rates for row in sweep.recipes}, options.seed, may_fail=True)
-    tried = {row: table.by_rate(row, options.seed, options.rates) for row in sweep.recipes}
+    table.train({row: options.rates for row in choose}, options.seed, may_fail=True)
+    tried = {row: table.by_rate(row, options.seed, options.rates) for row in choose}
     if bare := [row for row, of_row in tried.items() if not of_row]:
         raise SystemExit(f"{', '.join(bare)}: no run has ended; see above")
-    chosen = {row: max(sorted(of_row), key=of_row.__getitem__) for row, of_row in tried.items()}
-    print_rates(tried, chosen)
+    best = {row: max(sorted(of_row), key=of_row.__getitem__) for row, of_row in tried.items()}
+    print_rates(tried, best)
+    chosen: dict[str, float | None] = {row: best.get(row) for row in sweep.recipes}
     for seed in sweep.seeds:
         table.train({row: [rate] for row, rate in chosen.items()}, seed)
     print_table(table, chosen, None)
@@ -89,7 +95,7 @@ class Table:
         return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
 
     def scores(
-        self, row: str, seed: int, rate: float, values: Mapping[str, Any]
+        self, row: str, seed: int, rate: float | None, values: Mapping[str, Any]
     ) -> Mapping[str, float] | None:
         """What a run scored; None if it has not ended."""
         wanted = {"row": row, "seed": seed, "rate": rate, "values": dict(values)}
@@ -97,10 +103,11 @@ class Table:
         return found[-1] if found else None
 
     def train(
-        self, rates: Mapping[str, Sequence[float]], seed: int, *, may_fail: bool = False
+        self, rates: Mapping[str, Sequence[float | None]], seed: int, *, may_fail: bool = False
     ) -> None:
-        """Train the rows that lack a run of this seed, at their rates, and note their scores."""
-        for rate in sorted({rate for of_row in rates.values() for rate in of_row}):
+        """Train the rows that lack a run of this seed, at their rates, and note their scores; None
+        is the recipe's own rate."""
+        for rate in dict.fromkeys(rate for of_row in rates.values() for rate in of_row):
             lacking = {
                 row: self.sweep.recipes[row]
                 for row, of_row in rates.items()
@@ -109,9 +116,10 @@ class Table:
             }
             if not lacking:
                 continue
-            grid = {**self.sweep.grid, RATE: [rate]}
+            grid = self.sweep.grid if rate is None else {**self.sweep.grid, RATE: [rate]}
             part = replace(self.sweep, recipes=lacking, seeds=[seed], grid=grid)
-            file = Path(self.sweep.output) / f"seed_{seed}_rate_{rate:g}.yaml"
+            at = "own_rates" if rate is None else f"rate_{rate:g}"
+            file = Path(self.sweep.output) / f"seed_{seed}_{at}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(to_yaml(to_tree(part)), encoding="utf-8")
             words = [sys.executable, "-m", "vlds", "sweep", str(file), "--at-once", self.at_once]
@@ -133,7 +141,7 @@ class Table:
         with self.file.open("a", encoding="utf-8") as lines:
             for row in comparison.rows:
                 name, values = part.rows[row.name]
-                rate = values.pop(RATE)
+                rate = values.pop(RATE, None)
                 scores = {key: row.numbers[key].mean for key in comparison.values}
                 if None in scores.values() or self.scores(name, seed, rate, values):
                     continue
@@ -168,7 +176,7 @@ def print_rates(tried: Mapping[str, Mapping[float, float]], chosen: Mapping[str,
     print(f"\nBest at the smallest or largest rate that was tried: {', '.join(edges) or 'none'}.")
 
 
-def print_table(table: Table, chosen: Mapping[str, float], minus: str | None) -> None:
+def print_table(table: Table, chosen: Mapping[str, float | None], minus: str | None) -> None:
     """Mean and deviation of each row over the seeds; or mean and 95 % interval of what a row is
     better than another one, seed by seed."""
     columns: list[str] | None = None

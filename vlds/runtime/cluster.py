@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future, wait
+from concurrent.futures import CancelledError, Executor, Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -261,6 +261,37 @@ def _tasks(number: int) -> str:
     return f"{number} task{' is' if number == 1 else 's are'}"
 
 
+class DaskExecutor(Executor):
+    """Dask's own executor takes a result for an error, and fails, if the worker that had it ends
+    while it is handed over."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        # Not pure: Dask would take two tasks with the same arguments for one.
+        theirs = self._client.submit(fn, *args, pure=False, **kwargs)
+        ours: Future[Result] = Future()
+
+        def cancel_theirs(ours: Future[Result]) -> None:
+            if ours.cancelled() and not theirs.cancelled():
+                theirs.cancel()
+
+        async def hand_over() -> None:
+            with suppress(InvalidStateError):  # cancelled here in the meantime
+                try:
+                    ours.set_result(await self._client.gather(theirs, asynchronous=True))
+                except CancelledError:  # by the scheduler, or as the client closes
+                    ours.cancel()
+                    ours.set_running_or_notify_cancel()  # else `wait` waits for it
+                except Exception as error:
+                    ours.set_exception(error)
+
+        ours.add_done_callback(cancel_theirs)
+        self._client.loop.add_callback(hand_over)
+        return ours
+
+
 class DaskCluster(Cluster):
     """The workers of a Dask scheduler."""
 
@@ -285,6 +316,8 @@ class DaskCluster(Cluster):
 
         self._library, self._new_client = distributed, Client
         self._known: set[str] = set()
+        self._gone = deque[str]()
+        """Workers of which the scheduler has told that they are gone, and the user not yet."""
         self._looked = self._last_seen = time.monotonic()
         try:
             self._open(ANSWER_S, WORKERS_S)
@@ -315,8 +348,10 @@ class DaskCluster(Cluster):
             self._client = self._new_client(**place, timeout=seconds, set_as_default=False)
         except Exception as error:  # not an address; no answer; whatever another server's made
             raise LostContact(str(error).split("\n")[0] or type(error).__name__) from None
-        # Not pure: Dask would take two tasks with the same arguments for one.
-        self.executor = self._client.get_executor(pure=False)
+        # A look would miss a worker that came and went since the last one. The scheduler tells of
+        # it before it sends results of the tasks that others did in its place.
+        self._client.subscribe_topic("all", self._hear)
+        self.executor = DaskExecutor(self._client)
         end = time.monotonic() + seconds_for_workers
         while not (workers := self._workers()):
             if time.monotonic() > end:
@@ -332,6 +367,12 @@ class DaskCluster(Cluster):
                 fault = f"cannot load vlds as this command does ({fault}); install the same there"
             if fault:
                 raise UnfitWorker(f"--executor {self.name}: the worker {worker} {fault}")
+
+    def _hear(self, event: tuple[float, Any]) -> None:
+        """Note an event of the scheduler, in a thread of Dask's client."""
+        _, told = event
+        if isinstance(told, Mapping) and told.get("action") == "remove-worker":
+            self._gone.append(told["worker"])
 
     def _workers(self) -> set[str]:
         """Addresses of the workers. Errors: LostContact."""
@@ -351,7 +392,8 @@ class DaskCluster(Cluster):
             raise LostContact(f"the connection is {self._client.status}")
         workers = self._workers()
         self._looked = time.monotonic()
-        for worker in sorted(self._known - workers):
+        while self._gone:
+            worker = self._gone.popleft()
             rest = "others do" if workers else f"one that comes within {RETURN_S:.0f} s does"
             tell(f"{self.name}: worker {worker} is gone; {rest} its work", error=True, flush=True)
         self._known = workers

@@ -148,6 +148,22 @@ class Table:
                 run = {"row": name, "seed": seed, "rate": rate, "values": values, "scores": scores}
                 lines.write(json.dumps(run) + "\n")
 
+    def cells(self, row: str, seed: int, rate: float | None) -> Mapping[str, float] | None:
+        """Column -> number of a row of the tables: all scores of a run; or with a grid, the main
+        score at each of its values, and their average. None if a run has not ended."""
+        found = [self.scores(row, seed, rate, values) for values in self.values]
+        ended = [scores for scores in found if scores is not None]
+        if len(ended) < len(found):
+            return None
+        if not self.sweep.grid:
+            return ended[0]
+        names = [
+            ", ".join(f"{key.rpartition('.')[2]} {in_yaml(value)}" for key, value in values.items())
+            for values in self.values
+        ]
+        numbers = [main_score(scores) for scores in ended]
+        return {**dict(zip(names, numbers, strict=True)), AVERAGE: fmean(numbers)}
+
     def by_rate(self, row: str, seed: int, rates: Sequence[float]) -> dict[float, float]:
         """Rate -> average score over the grid; without rates at which a run has failed."""
         of_row = {}
@@ -179,31 +195,26 @@ def print_rates(tried: Mapping[str, Mapping[float, float]], chosen: Mapping[str,
 def print_table(table: Table, chosen: Mapping[str, float | None], minus: str | None) -> None:
     """Mean and deviation of each row over the seeds; or mean and 95 % interval of what a row is
     better than another one, seed by seed."""
-    columns: list[str] | None = None
-    for values in table.values:
-        of_rows = {
-            row: [table.scores(row, seed, rate, values) for seed in table.sweep.seeds]
-            for row, rate in chosen.items()
-        }
-        for row, of_row in of_rows.items():
-            ended = [scores for scores in of_row if scores is not None]
-            if columns is None:
-                columns = list(ended[0])
-                given = [key.rpartition(".")[2] for key in table.sweep.grid]
-                heads = [f"less {minus}" if minus else "", *given, *columns]
-                print(f"\n| {' | '.join(heads)} |\n|---|{'---:|' * (len(heads) - 1)}")
-            cells = [in_yaml(value) for value in values.values()]
-            for column in columns:
-                if minus is None:
-                    numbers = [scores[column] for scores in ended]
-                    spread = f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else ""
-                    cells.append(f"{fmean(numbers):.1f}{spread}")
-                else:
-                    pairs = zip(of_row, of_rows[minus], strict=True)
-                    differences = [one[column] - two[column] for one, two in pairs if one and two]
-                    cells.append(difference_text(Number(differences)))
-            if row != minus:
-                print(f"| {' | '.join([row, *cells])} |", flush=True)
+    of_rows = {
+        row: {seed: table.cells(row, seed, rate) for seed in table.sweep.seeds}
+        for row, rate in chosen.items()
+    }
+    columns = list(next(cells for of_row in of_rows.values() for cells in of_row.values() if cells))
+    print(f"\n| less {minus} |" if minus else "\n| |", " | ".join(columns), "|")
+    print(f"|---|{'---:|' * len(columns)}")
+    for row, of_row in of_rows.items():
+        texts = [row]
+        for column in columns:
+            if minus is None:
+                numbers = [cells[column] for cells in of_row.values() if cells]
+                spread = f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else ""
+                texts.append(f"{fmean(numbers):.1f}{spread}" if numbers else "")
+            else:
+                pairs = ((cells, of_rows[minus][seed]) for seed, cells in of_row.items())
+                differences = [one[column] - two[column] for one, two in pairs if one and two]
+                texts.append(difference_text(Number(differences)))
+        if row != minus:
+            print(f"| {' | '.join(texts)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -112,10 +112,13 @@ def test_a_prepared_recipe_has_seed_and_paths_but_no_overrides(file: str) -> Non
         "runs/{seed}/data": "make {seed}",
         "runs/{seed}/first": {"base": "recipes/demo_pretrain.yaml", "training": {"steps": 8}},
         "runs/{seed}/last": "touch runs/{seed}/last",
+        "runs/{seed}/other": {"base": "recipes/demo_pretrain.yaml", "seed": "1{seed}"},
     }
     sweep = read_sweep([file, "--prepare", str(makers)])
     parts = preparation_parts(sweep)
-    first = parts[2]
+    first, other = parts[2], parts[-1]
+    assert isinstance(other, RunPart)
+    assert (other.name, other.run.recipe.seed) == ("prepare runs/5/other", 15)
     assert isinstance(first, RunPart)
     assert first.name == "prepare runs/3/first"
     assert first.needs == [Path("runs/3/data")]
@@ -203,6 +206,11 @@ def work(words: list[str]) -> SweepWork:
             "published.norms alone.vqa: got inf; give a finite",
         ),
         ("--prepare {a: ''}", "prepare.a: names no command; say what makes it"),
+        (
+            "--prepare {a: {base: recipes/demo_pretrain.yaml, output: b}}",
+            "prepare.a.output: the sweep sets it for each run; remove the key",
+        ),
+        ("--recipes {a: {base: recipes/demo.yaml, seed: 3}}", "recipes.a.seed: the sweep sets it"),
         ("--prepare {a: {steps: 1}}", "prepare.a: got {'steps': 1}; give a recipe's file, or keys"),
         ("--prepare {a: {base: recipes/demo_pretrain.yaml}}", "prepare.a: reads files of a seed;"),
         ("--prepare {a: {base: demo_pretrai.yaml}}", "prepare.a: no such file: demo_pretrai.yaml"),

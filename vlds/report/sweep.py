@@ -105,7 +105,7 @@ class Sweep:
         if twice:
             raise ValueError(f"seeds: {twice[0]} is there twice; give each seed once")
         for name, recipe in self.recipes.items():
-            check_recipe(f"recipes.{name}", recipe)
+            check_recipe(f"recipes.{name}", recipe, ("output", "seed"))
         # Two names may differ in letters that a folder's name does not have.
         folders: dict[str, str] = {}
         for row in self.rows:
@@ -131,7 +131,7 @@ class Sweep:
             if (other := products.setdefault(folder_name(product), product)) != product:
                 raise ValueError(f"{place}: is called too much like {other}; rename one")
             if isinstance(maker, dict):
-                check_recipe(place, maker)
+                check_recipe(place, maker, ("output",))
             else:
                 try:
                     words = shlex.split(maker)
@@ -167,13 +167,17 @@ class Sweep:
         return rows
 
 
-def check_recipe(place: str, given: object) -> None:
-    """Errors: ValueError if this is neither a recipe's file nor keys of a recipe with its base."""
+def check_recipe(place: str, given: object, set_here: Sequence[str]) -> None:
+    """Errors: ValueError if this is neither a recipe's file nor keys of a recipe with its base, or
+    has keys that the sweep sets (`set_here`)."""
     names_base = isinstance(given, dict) and isinstance(given.get(BASE), str)
     if not isinstance(given, str) and not names_base:
         raise ValueError(
             f"{place}: got {given!r:.60}; give a recipe's file, or keys with `{BASE}: FILE`"
         )
+    for key in set_here:
+        if isinstance(given, dict) and key in given:
+            raise ValueError(f"{place}.{key}: the sweep sets it for each run; remove the key")
 
 
 def folder_name(row: str) -> str:
@@ -379,13 +383,20 @@ def runs_of(sweep: Sweep) -> list[SweepRun]:
 
 
 def placed(
-    place: str, sweep: Sweep, tree: dict[str, Any], folder: Path, seed: int | None
+    place: str,
+    sweep: Sweep,
+    tree: dict[str, Any],
+    folder: Path,
+    seed: int | None,
+    *,
+    keep_seed: bool = False,
 ) -> Recipe:
-    """A recipe whose run lies in `folder`; `place`: where the sweep's file has it.
+    """A recipe whose run lies in `folder`; `place`: where the sweep's file has it; `keep_seed`: the
+    recipe's own seed stays.
 
     Errors: ValueError that names the place and what is wrong with the recipe.
     """
-    own = {"output": str(folder)} | ({} if seed is None else {"seed": seed})
+    own = {"output": str(folder)} | ({} if seed is None or keep_seed else {"seed": seed})
     # `paths` may name the sweep's own folder too, so both are filled in before paths are moved.
     whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed), Recipe) | own
     if seed is None and SEED in str(whole):
@@ -406,7 +417,8 @@ def prepared_run(sweep: Sweep, made: Preparation, needs: Sequence[Path]) -> Swee
         tree = on_base(made.tree, Path(), Recipe)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
-    recipe = placed(place, sweep, tree, made.product, made.seed)
+    keep_seed = "seed" in made.tree
+    recipe = placed(place, sweep, tree, made.product, made.seed, keep_seed=keep_seed)
     run = SweepRun(f"prepare {made.product}", None, recipe, "evaluate", needs)
     run.check()
     return run

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from vlds.api.progress import Shown
 from vlds.runtime.json_files import parse_json
+from vlds.runtime.process import heard
 from vlds.training.sinks import LISTENER
 
 Metrics: TypeAlias = dict[str, object]
@@ -21,7 +22,6 @@ Metrics: TypeAlias = dict[str, object]
 OnMetrics: TypeAlias = Callable[[Metrics], object]
 POLL_S = 0.1
 MISTAKE = 2
-STOPPED = 128 + signal.SIGINT
 
 
 class Listener:
@@ -83,7 +83,7 @@ class Program:
         reader.start()
         last = ""
         messages: dict[str, None] = {}
-        shown, stopped = Shown(), False
+        shown, stopped, number = Shown(), False, asking()
         try:
             line: str | None = ""
             while line is not None:
@@ -98,12 +98,12 @@ class Program:
                     last = line
                 if self.listener is not None and not stopped and self.listener.read():
                     stopped = True
-                    process.send_signal(signal.SIGINT)
+                    process.send_signal(number)
             code = process.wait()
         except BaseException:  # Ctrl-C too: no run outlives the program that asked for it
             end(process)
             raise
-        is_stopped = stopped and code == STOPPED
+        is_stopped = stopped and code == 128 + number
         *others, message = messages or [""]
         if not code or is_stopped:
             others.append(message)
@@ -121,9 +121,15 @@ class Program:
         lines.put(None)
 
 
+def asking() -> signal.Signals:
+    """The signal that asks a program of ours to end. What a shell starts in the background ignores
+    Ctrl-C, and so does all that it starts."""
+    return signal.SIGINT if signal.SIGINT in heard() else signal.SIGTERM
+
+
 def end(process: subprocess.Popen[str]) -> None:
     """Ask a program to end, and wait; a second Ctrl-C asks again, which ends it at once."""
-    process.send_signal(signal.SIGINT)
+    process.send_signal(asking())
     try:
         process.wait()
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -34,6 +35,8 @@ from vlds.report.numbers import Number
 from vlds.report.sweep import Sweep, read_sweep, spec_of_sweep
 
 RATE = "optimizer.learning_rate"
+NOTE_S = 60.0
+"""Seconds after which runs that have ended meanwhile are noted."""
 
 
 def main() -> None:
@@ -123,20 +126,22 @@ class Table:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(to_yaml(to_tree(part)), encoding="utf-8")
             words = [sys.executable, "-m", "vlds", "sweep", str(file), "--at-once", self.at_once]
-            code = subprocess.run(words, stdout=sys.stderr).returncode
-            if code in (0, 1):  # 1: some runs have failed
-                self.note(file, seed)
+            with subprocess.Popen(words, stdout=sys.stderr) as process:
+                while process.poll() is None:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(NOTE_S)
+                    self.note(file, seed)
+            code = process.returncode  # 1: some runs have failed
             if code and not (may_fail and code == 1):
                 raise SystemExit(code)
 
     def note(self, file: Path, seed: int) -> None:
-        """Add what the runs of a part scored to the file."""
+        """Add what the runs of a part that have ended scored to the file."""
         part = read_sweep([str(file)])
         spec, _ = spec_of_sweep([str(file)], None)
         try:
             comparison = compare(spec)
-        except ValueError as error:  # none has ended
-            print(error, file=sys.stderr)
+        except ValueError:  # none has ended
             return
         with self.file.open("a", encoding="utf-8") as lines:
             for row in comparison.rows:

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from vlds.runtime.checks import guess
@@ -34,12 +34,15 @@ from vlds.runtime.terminal import tell
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 LOCAL, DASK, MPI = "local", "dask", "mpi"
+Answer = TypeVar("Answer")
 AHEAD = 3
 """Tasks per worker that may wait for the reader: they bound the memory."""
 LOOK_S = 1.0
 """Seconds between looks at the workers."""
 ANSWER_S, WORKERS_S = 10.0, 30.0
-"""Seconds in which a scheduler answers at the start, and then has a worker."""
+"""Seconds in which a scheduler answers, and then has a worker at the start."""
+QUIET_S = 60.0
+"""Seconds without a result after which the user hears that the work goes on."""
 RETURN_S = 60.0
 """Seconds in which a lost scheduler, or the last worker, comes back."""
 SAME = ("vlds", "numpy", "pillow", "simplejpeg", "torch", "av")
@@ -223,8 +226,13 @@ class Cluster(ABC):
             while True:
                 try:
                     self.look()
+                    begin, told = time.monotonic(), False
                     while not wait([waiting[0].future], LOOK_S).done:
                         self.look()
+                        if not told and time.monotonic() > begin + QUIET_S:
+                            told = True
+                            text = f"{self.name}: no result for {QUIET_S:.0f} s; still waiting"
+                            tell(text, error=True, flush=True)
                     results: list[Result] = pickle.loads(waiting[0].future.result())
                     break
                 except (CancelledError, LostContact):
@@ -246,7 +254,7 @@ class Cluster(ABC):
                     yield from first()
             while waiting:
                 yield from first()
-            with suppress(LostContact):  # all results are here
+            with suppress(LostContact, LostWorker):  # all results are here
                 self.look(at_once=True)
         finally:
             for task in waiting:
@@ -261,6 +269,27 @@ def _tasks(number: int) -> str:
     return f"{number} task{' is' if number == 1 else 's are'}"
 
 
+def answered(call: Callable[[], Answer], seconds: float, who: str) -> Answer:
+    """What a call returns. A process that is frozen, or something else that listens at an address,
+    would keep Dask waiting for ever.
+
+    Errors: LostContact after so many seconds; those of the call.
+    """
+    future: Future[Answer] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    # A daemon, which does not keep the command from its end.
+    Thread(target=work, daemon=True).start()
+    if not wait([future], seconds).done:
+        raise LostContact(f"{who} has not answered for {seconds:.0f} s")
+    return future.result()
+
+
 class DaskExecutor(Executor):
     """Dask's own executor takes a result for an error, and fails, if the worker that had it ends
     while it is handed over."""
@@ -273,21 +302,18 @@ class DaskExecutor(Executor):
         theirs = self._client.submit(fn, *args, pure=False, **kwargs)
         ours: Future[Result] = Future()
 
-        def cancel_theirs(ours: Future[Result]) -> None:
-            if ours.cancelled() and not theirs.cancelled():
-                theirs.cancel()
-
         async def hand_over() -> None:
             with suppress(InvalidStateError):  # cancelled here in the meantime
                 try:
                     ours.set_result(await self._client.gather(theirs, asynchronous=True))
-                except CancelledError:  # by the scheduler, or as the client closes
-                    ours.cancel()
-                    ours.set_running_or_notify_cancel()  # else `wait` waits for it
-                except Exception as error:
+                except CancelledError as error:  # by the scheduler, or as the client closes
                     ours.set_exception(error)
+                except Exception as error:
+                    # Others are of the connection, before the client knows that it is closed.
+                    of_task = theirs.status == "error"
+                    ours.set_exception(error if of_task else CancelledError(str(error)))
 
-        ours.add_done_callback(cancel_theirs)
+        ours.add_done_callback(lambda ours: theirs.cancel() if ours.cancelled() else None)
         self._client.loop.add_callback(hand_over)
         return ours
 
@@ -318,13 +344,15 @@ class DaskCluster(Cluster):
         self._known: set[str] = set()
         self._gone = deque[str]()
         """Workers of which the scheduler has told that they are gone, and the user not yet."""
-        self._looked = self._last_seen = time.monotonic()
+        self._looked = time.monotonic()
+        self._alone_since: float | None = None
+        """When a look first found no worker."""
         try:
             self._open(ANSWER_S, WORKERS_S)
         except LostContact as error:
             raise ValueError(
-                f"--executor {self.name}: no Dask scheduler answers there within {ANSWER_S:.0f} s "
-                f"({error}); start one with `dask scheduler`, and give the address that it prints"
+                f"--executor {self.name}: no Dask scheduler answers there ({error}); start one "
+                "with `dask scheduler`, and give the address that it prints"
             ) from None
         except LostWorker:
             raise ValueError(
@@ -344,8 +372,12 @@ class DaskCluster(Cluster):
         if is_file and not os.path.isfile(self.address):  # Dask would wait for it for ever
             raise LostContact(f"no file {self.address}")
         place = {"scheduler_file" if is_file else "address": self.address}
+        connect = partial(self._new_client, **place, timeout=seconds, set_as_default=False)
         try:
-            self._client = self._new_client(**place, timeout=seconds, set_as_default=False)
+            # Dask's own timeout bounds the connection alone.
+            self._client = answered(connect, seconds + LOOK_S, "what listens there")
+        except LostContact:
+            raise
         except Exception as error:  # not an address; no answer; whatever another server's made
             raise LostContact(str(error).split("\n")[0] or type(error).__name__) from None
         # A look would miss a worker that came and went since the last one. The scheduler tells of
@@ -357,9 +389,19 @@ class DaskCluster(Cluster):
             if time.monotonic() > end:
                 raise LostWorker
             time.sleep(0.1)
-        self._known, self._last_seen = workers, time.monotonic()
+        self._known, self._alone_since = workers, None
         needs = Needs(software(), os.getcwd())
-        replies: dict[str, Any] = self._client.run(needs.unmet, on_error="return")
+        ask = partial(self._client.run, needs.unmet, on_error="return")
+        try:
+            replies: dict[str, Any] = answered(ask, WORKERS_S, "a worker")
+        except LostContact:
+            for worker in sorted(workers):
+                try:
+                    answered(partial(ask, workers=[worker]), ANSWER_S, f"the worker {worker}")
+                except LostContact as error:
+                    cure = "end it, or start it again"
+                    raise UnfitWorker(f"--executor {self.name}: {error}; {cure}") from None
+            raise
         for worker, fault in replies.items():
             if isinstance(fault, OSError):  # it is gone by now
                 continue
@@ -377,7 +419,9 @@ class DaskCluster(Cluster):
     def _workers(self) -> set[str]:
         """Addresses of the workers. Errors: LostContact."""
         try:
-            return set(self._client.nthreads())
+            return set(answered(self._client.nthreads, ANSWER_S, "the scheduler"))
+        except LostContact:
+            raise
         except Exception as error:  # OSError, its own classes, or a client that closed itself
             raise LostContact(str(error)) from None
 
@@ -398,8 +442,10 @@ class DaskCluster(Cluster):
             tell(f"{self.name}: worker {worker} is gone; {rest} its work", error=True, flush=True)
         self._known = workers
         if workers:
-            self._last_seen = self._looked
-        elif self._looked > self._last_seen + RETURN_S:
+            self._alone_since = None
+        elif self._alone_since is None:
+            self._alone_since = self._looked
+        elif self._looked > self._alone_since + RETURN_S:
             raise LostWorker(f"{self.name}: no worker is left, and none came; start some")
 
     def reconnect(self) -> None:
@@ -436,7 +482,7 @@ class DaskCluster(Cluster):
 
     def close(self) -> None:
         with suppress(Exception):  # a client whose scheduler is gone may raise anything
-            self._client.close(timeout=2)
+            answered(partial(self._client.close, timeout=2), 2 * LOOK_S + 2, "the scheduler")
 
 
 class MPICluster(Cluster):

@@ -297,10 +297,68 @@ def test_nobody_answers(
     finally:
         dask.stop()
     expected = {
-        "nobody": "no Dask scheduler answers there within 10 s",
+        "nobody": "no Dask scheduler answers there (",
         "no workers": f"had no worker for 30 s; start some with `dask worker {dask.address}",
     }
     assert expected[how] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frozen", ["scheduler", "worker"])
+def test_who_is_frozen_is_named(
+    frozen: str, dask: DaskProcesses, packed_here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is there, and Dask itself would wait for it for ever."""
+    process = psutil.Process(dask.processes[0].pid) if frozen == "scheduler" else dask.workers()[-1]
+    process.suspend()
+    try:
+        assert main(["stats", str(packed_here / "out"), "--executor", dask.executor]) == 2
+    finally:
+        process.resume()
+    said = capsys.readouterr().err
+    assert "has not answered for 1" in said
+    assert (
+        "no Dask scheduler answers there" if frozen == "scheduler" else "the worker tcp"
+    ) in said
+
+
+def test_a_scheduler_that_is_frozen_meanwhile(
+    dask: DaskProcesses, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheduler = psutil.Process(dask.processes[0].pid)
+    with open_cluster(dask.executor) as cluster:
+        assert cluster is not None
+        timers = [
+            threading.Timer(s, do) for s, do in ((1, scheduler.suspend), (14, scheduler.resume))
+        ]
+        for timer in timers:
+            timer.start()
+        assert list(cluster.map(time.sleep, [[0.1]] * 40)) == [None] * 40
+        for timer in timers:
+            timer.join()
+    said = capsys.readouterr().err
+    assert said.count("the scheduler is gone; waiting up to 60 s for it") == 1
+    assert said.count("the scheduler is back, with ") == 1
+
+
+@pytest.mark.parametrize("kill", range(3))
+def test_a_scheduler_that_ends_while_it_hands_results_over(
+    kill: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dask = DaskProcesses(tmp_path, forks=False)
+    try:
+        with open_cluster(dask.executor) as cluster:
+            assert cluster is not None
+            restart = dask.restart_when_dead()
+            lengths = []
+            for result in cluster.map(bytes, [[20_000_000 + n] for n in range(40)]):
+                lengths.append(len(result) - 20_000_000)
+                if len(lengths) == 5 + kill:
+                    threading.Timer(0.02 * kill, dask.processes[0].kill).start()
+        restart.join()
+    finally:
+        dask.stop()
+    assert lengths == list(range(40))
+    assert capsys.readouterr().err.count("the scheduler is back, with ") == 1
 
 
 def test_mpi_gives_the_same_bytes(

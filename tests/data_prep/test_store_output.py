@@ -111,6 +111,9 @@ def test_pictures_that_rows_hold_go_to_a_store(line: Line, tmp_path: Path) -> No
     assert [path for path in (tmp_path / "here").rglob("*") if path.is_file()] == []
 
 
+COMMANDS = ("stats", "verify", "preview")
+
+
 def test_other_files_and_data_sets_are_safe(
     line: Line, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,8 +124,14 @@ def test_other_files_and_data_sets_are_safe(
     assert main(words(images, f"s3://{BUCKET}/pets", "--split", "test")) == 0
     assert main(words(images, f"s3://{BUCKET}/pets", "--split", "val")) == 2
     assert "s3://shards/pets holds another data set" in capsys.readouterr().err
-    assert main(words(images, "s3://nowhere/pets")) == 2
-    assert "s3://nowhere/pets: there is no such bucket; make it" in capsys.readouterr().err
+    for command in (
+        words(images, "s3://nowhere/pets"),
+        *([c, "s3://nowhere/pets"] for c in COMMANDS),
+    ):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "s3://nowhere/pets: there is no such bucket; make it" in said
+        assert "finished shards are kept" not in said
     assert main(words(images, "https://example.org/pets")) == 2
     assert "a web server's folder cannot be listed or written" in capsys.readouterr().err
 

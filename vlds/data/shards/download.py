@@ -87,6 +87,8 @@ def check_whole(url: str) -> None:
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Mean seconds before each new try of a request that broke."""
+ENDPOINT = "AWS_ENDPOINT_URL"
+"""Names the server of s3:// if it is not Amazon's."""
 SLOWEST = 1000
 """Bytes a second. A server that sends fewer for PATIENCE_S seconds counts as broken."""
 PATIENCE_S = 60.0
@@ -272,6 +274,8 @@ def retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Val
             is_full = isinstance(error, OSError) and error.errno in FULL
             tries = len(PAUSES) + 1
             reason = reason or f"{tries} downloads broke, the last one with {shown}; {cure}"
+            if not is_full and url.startswith("s3") and ENDPOINT in os.environ:
+                reason += f"; {ENDPOINT} is {os.environ[ENDPOINT]}"
             # Not `from error`: a traceback would show the whole URL.
             kind = FullDisk if is_full else FetchError
             raise kind(f"{url}: {without_credentials(reason)}") from None
@@ -487,6 +491,8 @@ def _final_reason(error: Exception, path: Path) -> str | None:
         return f"{error}; it is not the file that was prepared: check the address and the server"
     if type(error).__name__ in REDIRECTED:
         return f"the server redirects it {REDIRECTED[type(error).__name__]}; check the address"
+    if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
+        return f"{error}; give one with http:// or https://"
     # 408 and 429 (time-out, too many requests) pass, and so do the server's own errors from 500.
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
         return f"the server refuses it ({error}); check the address"

@@ -18,6 +18,9 @@ from vlds.runtime.disk import make_folder, writable
 from vlds.runtime.files import half_made, read_file, write_whole
 from vlds.runtime.terminal import without_credentials
 
+WITH_BUCKETS = ("s3://", "s3a://", "gs://", "gcs://")
+NO_BUCKET = "there is no such bucket; make it, or correct the address"
+
 
 @dataclass(frozen=True, order=True)
 class RemoteFolder:
@@ -44,21 +47,30 @@ class RemoteFolder:
         return without_credentials(self.url)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file in and below the folder, by its path from here."""
+        """Bytes of every file in and below the folder, by its path from here.
+
+        Errors: ValueError if there is no such bucket.
+        """
         files, root = open_address(self.url)
         start = root.rstrip("/") + "/"
 
-        def listed() -> dict[str, int]:
+        def listed() -> dict[str, int] | None:
             files.invalidate_cache()
-            found: dict[str, int] = {}
-            with suppress(FileNotFoundError):
-                for path, about in files.find(root, detail=True).items():
-                    # Some stores keep an empty file as the sign of a folder.
-                    if path.startswith(start) and path != start:
-                        found[path.removeprefix(start)] = about["size"]
-            return found
+            try:
+                found = files.find(root, detail=True)
+            except FileNotFoundError:
+                has_bucket = self.url.startswith(WITH_BUCKETS)
+                return None if has_bucket and not files.exists(root.partition("/")[0]) else {}
+            # Some stores keep an empty file as the sign of a folder.
+            return {
+                path.removeprefix(start): about["size"]
+                for path, about in found.items()
+                if path.startswith(start) and path != start
+            }
 
-        return retried(listed, str(self), "check the address", Path())
+        if (sizes := retried(listed, str(self), "check the address", Path())) is None:
+            raise ValueError(f"{self}: {NO_BUCKET}")
+        return sizes
 
     def read(self, name: str) -> bytes | None:
         """A small file; None if there is none."""
@@ -94,9 +106,7 @@ class RemoteFolder:
             try:
                 files.put_file(str(path), target)
             except FileNotFoundError:
-                raise FetchError(
-                    f"{self}: there is no such bucket; make it, or correct the address"
-                ) from None
+                raise FetchError(f"{self}: {NO_BUCKET}") from None
             files.invalidate_cache()
             if (actual := files.info(target)["size"]) != size:
                 raise OSError(f"{actual} of {size} bytes were stored")

@@ -42,7 +42,7 @@ LOOK_S = 1.0
 ANSWER_S, WORKERS_S = 10.0, 30.0
 """Seconds in which a scheduler answers, and then has a worker at the start."""
 QUIET_S = 60.0
-"""Seconds without a result after which the user hears that the work goes on."""
+"""Seconds in which the oldest task has no result, after which the user hears of it."""
 RETURN_S = 60.0
 """Seconds in which a lost scheduler, or the last worker, comes back."""
 SAME = ("vlds", "numpy", "pillow", "simplejpeg", "torch", "av")
@@ -231,8 +231,8 @@ class Cluster(ABC):
                         self.look()
                         if not told and time.monotonic() > begin + QUIET_S:
                             told = True
-                            text = f"{self.name}: no result for {QUIET_S:.0f} s; still waiting"
-                            tell(text, error=True, flush=True)
+                            text = f"a task has no result after {QUIET_S:.0f} s; still waiting"
+                            tell(f"{self.name}: {text}", error=True, flush=True)
                     results: list[Result] = pickle.loads(waiting[0].future.result())
                     break
                 except (CancelledError, LostContact):

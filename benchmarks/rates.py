@@ -6,8 +6,8 @@ trains the rows with these rates, seed by seed, and prints tables.
 
 A row's rate is the one with the best average of the scores, over all values of the sweep's grid;
 of equal ones, the smallest. With `--choose ROW ...`, the other rows keep those of their recipes.
-Further words go to `vlds sweep`, such as
-`--overrides.training.steps 2` for a trial (give another `--scores` with them).
+Further words go to `vlds sweep`, such as `--overrides.training.steps 2` for a trial (give another
+`--scores` with them).
 
 What each run scored is added to benchmarks/NAME.jsonl, NAME being the sweep's. Runs that stand
 there are not repeated, so that a long table can be made in parts, also on several machines: delete

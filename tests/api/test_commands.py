@@ -220,17 +220,16 @@ def test_metrics_come_while_the_run_trains(home: Path) -> None:
 @pytest.mark.parametrize("background", [False, True])
 def test_enough_is_a_whole_run_of_fewer_steps(home: Path, background: bool) -> None:
     """Also in the background, where a shell has programs ignore Ctrl-C."""
-    before = signal.signal(
-        signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler
-    )
     steps: list[Any] = []
 
     def enough(line: dict[str, object]) -> bool:
         steps.append(line["step"])
         return "loss" in line and line["step"] == 3
 
+    recipe = home / "vqa.yaml"
+    ctrl_c = signal.SIG_IGN if background else signal.default_int_handler
+    before = signal.signal(signal.SIGINT, ctrl_c)
     try:
-        recipe = home / "vqa.yaml"
         run = vlds.train(recipe, ranks=1, changes=changes("run", MANY), on_metrics=enough)
     finally:
         signal.signal(signal.SIGINT, before)

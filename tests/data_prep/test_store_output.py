@@ -114,6 +114,19 @@ def test_pictures_that_rows_hold_go_to_a_store(line: Line, tmp_path: Path) -> No
 COMMANDS = ("stats", "verify", "preview")
 
 
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "http://127.0.0.1:1"])
+def test_a_wrong_endpoint_is_named(
+    endpoint: str, line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_store(monkeypatch, 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert main(["stats", f"s3://{BUCKET}/pets"]) == 2
+    *again, said = capsys.readouterr().err.splitlines()
+    assert said.endswith(f"; AWS_ENDPOINT_URL is {endpoint}")
+    # What is no address at all is not asked again.
+    assert ("give one with http:// or https://" in said) == (not again) == (":/" not in endpoint)
+
+
 def test_other_files_and_data_sets_are_safe(
     line: Line, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,3 +127,14 @@ def test_it_refuses_what_vlds_refuses(name: str, check: Draft7Validator) -> None
 def read(text: str) -> Any:
     """A recipe as editors' servers read it."""
     return yaml.safe_load(text)
+
+
+def test_what_a_sweep_sets_is_refused() -> None:
+    """But a prepared recipe may have a seed of its own, as that of the merge study has."""
+    check = Draft7Validator(json.loads(FILES["sweep"].read_text("utf-8")))
+    base = {"base": "recipes/demo.yaml"}
+    for key, value, places in (("seed", 1, ["recipes"]), ("output", "a", ["recipes", "prepare"])):
+        for place in places:
+            tree = {"output": "runs/s", "seeds": [0], "recipes": {"row": base}}
+            assert check.is_valid(tree)
+            assert not check.is_valid(tree | {place: {"row": base | {key: value}}})

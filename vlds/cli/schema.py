@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +43,7 @@ def schema_of(kind: str) -> Schema:
     """The schema of one of KINDS."""
     from vlds.recipe.config import Recipe
     from vlds.recipe.json_schema import json_schema
-    from vlds.report.sweep import Sweep
+    from vlds.report.sweep import SEED, SET_IN_PREPARED, SET_IN_ROWS, Sweep
 
     number = version("vlds")
     recipe = json_schema(Recipe, number)
@@ -52,10 +54,19 @@ def schema_of(kind: str) -> Schema:
     definitions: dict[str, Any] = recipe.pop("definitions")
     whole = {key: recipe[key] for key in recipe if key not in ("$schema", "$id", "title")}
     part = {key: whole[key] for key in whole if key not in ("if", "then")}
-    named = {"anyOf": [{"type": "string"}, {"$ref": "#/definitions/Recipe"}]}
-    fields = sweep["properties"]
-    fields["recipes"]["additionalProperties"] = named
-    fields["prepare"]["anyOf"][0]["additionalProperties"] = named
-    fields["overrides"]["anyOf"][0] = {"$ref": "#/definitions/Overrides"}
-    sweep["definitions"] |= definitions | {"Recipe": whole, "Overrides": part}
+
+    def without(keys: Sequence[str]) -> Schema:
+        fields = whole["properties"]
+        return {**whole, "properties": {key: fields[key] for key in fields if key not in keys}}
+
+    prepared = without(SET_IN_PREPARED)
+    own_seed = {"type": "string", "pattern": re.escape(SEED)}
+    prepared["properties"]["seed"] = {"anyOf": [whole["properties"]["seed"], own_seed]}
+    for key, name in (("recipes", "Row"), ("prepare", "Prepared")):
+        named = {"anyOf": [{"type": "string"}, {"$ref": f"#/definitions/{name}"}]}
+        field = sweep["properties"][key]
+        (field["anyOf"][0] if "anyOf" in field else field)["additionalProperties"] = named
+    sweep["properties"]["overrides"]["anyOf"][0] = {"$ref": "#/definitions/Overrides"}
+    of_recipes = {"Row": without(SET_IN_ROWS), "Prepared": prepared, "Overrides": part}
+    sweep["definitions"] |= definitions | of_recipes
     return sweep

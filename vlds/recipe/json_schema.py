@@ -31,9 +31,8 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 """The newest that all editors' servers read."""
 DOTTED = {r"^\w+(\.\w+)+$": True}
 """`optimizer.betas: ...` is `optimizer: {betas: ...}`, which vlds checks."""
-NUMBER = r"^([-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|\d*\{seed\}\d*)$"
-"""Texts that vlds reads as numbers: to YAML 1.1, which Python reads, 1e-3 is a text. In a sweep, a
-seed may be part of one."""
+NUMBER = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
+"""Texts that vlds reads as numbers: to YAML 1.1, which Python reads, 1e-3 is a text."""
 TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", NoneType: "null"}
 
 

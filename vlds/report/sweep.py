@@ -44,6 +44,8 @@ LONGEST = 150
 """Letters of a folder's name that come from a row or a product; file systems allow 255."""
 SEED, OUTPUT = "{seed}", "{output}"
 """Stand for a run's seed and the sweep's folder in texts of the file."""
+SET_IN_ROWS, SET_IN_PREPARED = ("output", "seed"), ("output",)
+"""Keys of recipes that the sweep sets. A prepared recipe may have a seed of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class Sweep:
             texts = [in_yaml(choice) for choice in choices]
             if repeated := [text for text in texts if texts.count(text) > 1]:
                 raise ValueError(f"grid.{key}: {repeated[0]} is there twice; give each value once")
-            if key in ("output", "seed"):
+            if key in SET_IN_ROWS:
                 raise ValueError(
                     f"grid.{key}: the sweep sets it for each run, from `output` and `seeds`; "
                     "remove the key"
@@ -105,7 +107,7 @@ class Sweep:
         if twice:
             raise ValueError(f"seeds: {twice[0]} is there twice; give each seed once")
         for name, recipe in self.recipes.items():
-            check_recipe(f"recipes.{name}", recipe, ("output", "seed"))
+            check_recipe(f"recipes.{name}", recipe, SET_IN_ROWS)
         # Two names may differ in letters that a folder's name does not have.
         folders: dict[str, str] = {}
         for row in self.rows:
@@ -131,7 +133,7 @@ class Sweep:
             if (other := products.setdefault(folder_name(product), product)) != product:
                 raise ValueError(f"{place}: is called too much like {other}; rename one")
             if isinstance(maker, dict):
-                check_recipe(place, maker, ("output",))
+                check_recipe(place, maker, SET_IN_PREPARED)
             else:
                 try:
                     words = shlex.split(maker)

@@ -34,7 +34,6 @@ from vlds.runtime.terminal import tell
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 LOCAL, DASK, MPI = "local", "dask", "mpi"
-Answer = TypeVar("Answer")
 AHEAD = 3
 """Tasks per worker that may wait for the reader: they bound the memory."""
 LOOK_S = 1.0
@@ -43,6 +42,8 @@ ANSWER_S, WORKERS_S = 10.0, 30.0
 """Seconds in which a scheduler answers, and then has a worker at the start."""
 QUIET_S = 60.0
 """Seconds in which the oldest task has no result, after which the user hears of it."""
+CLOSE_S = 2.0
+"""Seconds that a scheduler has to take its leave."""
 RETURN_S = 60.0
 """Seconds in which a lost scheduler, or the last worker, comes back."""
 SAME = ("vlds", "numpy", "pillow", "simplejpeg", "torch", "av")
@@ -269,18 +270,18 @@ def _tasks(number: int) -> str:
     return f"{number} task{' is' if number == 1 else 's are'}"
 
 
-def answered(call: Callable[[], Answer], seconds: float, who: str) -> Answer:
+def answered(call: Callable[[], Result], seconds: float, who: str) -> Result:
     """What a call returns. A process that is frozen, or something else that listens at an address,
     would keep Dask waiting for ever.
 
     Errors: LostContact after so many seconds; those of the call.
     """
-    future: Future[Answer] = Future()
+    future: Future[Result] = Future()
 
     def work() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, the caller gets it
             future.set_exception(error)
 
     # A daemon, which does not keep the command from its end.
@@ -376,8 +377,6 @@ class DaskCluster(Cluster):
         try:
             # Dask's own timeout bounds the connection alone.
             self._client = answered(connect, seconds + LOOK_S, "what listens there")
-        except LostContact:
-            raise
         except Exception as error:  # not an address; no answer; whatever another server's made
             raise LostContact(str(error).split("\n")[0] or type(error).__name__) from None
         # A look would miss a worker that came and went since the last one. The scheduler tells of
@@ -420,8 +419,6 @@ class DaskCluster(Cluster):
         """Addresses of the workers. Errors: LostContact."""
         try:
             return set(answered(self._client.nthreads, ANSWER_S, "the scheduler"))
-        except LostContact:
-            raise
         except Exception as error:  # OSError, its own classes, or a client that closed itself
             raise LostContact(str(error)) from None
 
@@ -482,7 +479,7 @@ class DaskCluster(Cluster):
 
     def close(self) -> None:
         with suppress(Exception):  # a client whose scheduler is gone may raise anything
-            answered(partial(self._client.close, timeout=2), 2 * LOOK_S + 2, "the scheduler")
+            answered(partial(self._client.close, timeout=CLOSE_S), 2 * CLOSE_S, "the scheduler")
 
 
 class MPICluster(Cluster):

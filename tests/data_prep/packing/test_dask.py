@@ -321,9 +321,26 @@ def test_who_is_frozen_is_named(
     ) in said
 
 
-def test_a_scheduler_that_is_frozen_meanwhile(
-    dask: DaskProcesses, capsys: pytest.CaptureFixture[str]
+def test_a_reader_that_is_busy_when_the_last_worker_ends(
+    dask: DaskProcesses, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The time in which one comes begins when the last one is missed, not when all were seen."""
+    monkeypatch.setattr("vlds.runtime.cluster.RETURN_S", 20.0)
+    with open_cluster(dask.executor) as cluster:
+        assert cluster is not None
+        results = cluster.map(time.sleep, [[0.1]] * 30)
+        next(results)
+        time.sleep(21)
+        for worker in dask.workers():
+            worker.kill()
+        assert list(results) == [None] * 29
+    assert "none came" not in capsys.readouterr().err
+
+
+def test_a_scheduler_that_is_frozen_meanwhile(
+    dask: DaskProcesses, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlds.runtime.cluster.QUIET_S", 3.0)
     scheduler = psutil.Process(dask.processes[0].pid)
     with open_cluster(dask.executor) as cluster:
         assert cluster is not None
@@ -336,6 +353,7 @@ def test_a_scheduler_that_is_frozen_meanwhile(
         for timer in timers:
             timer.join()
     said = capsys.readouterr().err
+    assert said.count("a task has no result after 3 s; still waiting") == 1
     assert said.count("the scheduler is gone; waiting up to 60 s for it") == 1
     assert said.count("the scheduler is back, with ") == 1
 

@@ -337,10 +337,19 @@ def test_a_reader_that_is_busy_when_the_last_worker_ends(
     assert "none came" not in capsys.readouterr().err
 
 
-def test_a_scheduler_that_is_frozen_meanwhile(
+def test_a_task_that_takes_long_is_told_once(
     dask: DaskProcesses, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlds.runtime.cluster.QUIET_S", 3.0)
+    monkeypatch.setattr("vlds.runtime.cluster.QUIET_S", 2.0)
+    with open_cluster(dask.executor) as cluster:
+        assert cluster is not None
+        assert list(cluster.map(time.sleep, [[6.0], [0.1]])) == [None, None]
+    assert capsys.readouterr().err.count("a task has no result after 2 s; still waiting") == 1
+
+
+def test_a_scheduler_that_is_frozen_meanwhile(
+    dask: DaskProcesses, capsys: pytest.CaptureFixture[str]
+) -> None:
     scheduler = psutil.Process(dask.processes[0].pid)
     with open_cluster(dask.executor) as cluster:
         assert cluster is not None
@@ -353,7 +362,6 @@ def test_a_scheduler_that_is_frozen_meanwhile(
         for timer in timers:
             timer.join()
     said = capsys.readouterr().err
-    assert said.count("a task has no result after 3 s; still waiting") == 1
     assert said.count("the scheduler is gone; waiting up to 60 s for it") == 1
     assert said.count("the scheduler is back, with ") == 1
 

@@ -331,8 +331,12 @@ def test_a_reader_that_is_busy_when_the_last_worker_ends(
         results = cluster.map(time.sleep, [[0.1]] * 30)
         next(results)
         time.sleep(21)
+        nannies = psutil.Process(dask.processes[1].pid)
+        nannies.suspend()  # they would start workers again before the next look
         for worker in dask.workers():
             worker.kill()
+        threading.Timer(4, nannies.resume).start()
+        time.sleep(1)  # until the scheduler knows
         assert list(results) == [None] * 29
     assert "none came" not in capsys.readouterr().err
 

@@ -31,6 +31,7 @@ from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved
 from vlds.models.loading.hashes import hash_name
 from vlds.models.loading.model_files import reading
+from vlds.models.methods.host import states_type
 from vlds.models.model import Model
 from vlds.models.partitioned import fits_whole, gathered, partitioned_reading
 from vlds.recipe.build import to_tree
@@ -81,7 +82,8 @@ class LoadedRun:
 
     @cached_property
     def collator(self) -> Collator:
-        return self.recipe.model.collator(self.processor)
+        """What makes batches, with pictures in the type in which the model computes."""
+        return self.recipe.model.collator(self.processor, states_type(self.model))
 
 
 def own_tensors(model: Model, masters: Mapping[str, Tensor] = NOT_KNOWN) -> dict[str, Tensor]:

@@ -65,8 +65,7 @@ class OnRows(Verification):
 
     def batch(self, run: LoadedRun, task: str, *, evaluation: bool = False) -> Batch:
         """A task's rows as a run reads them; all images are in it."""
-        collator = run.recipe.model.collator(run.processor, states_type(run.model))
-        return collator(self.rows[task], self.images, evaluation=evaluation)
+        return run.collator(self.rows[task], self.images, evaluation=evaluation)
 
     def logits(self, run: LoadedRun, task: str) -> Tensor:
         return logits_on(run.model, task, self.batch(run, task))

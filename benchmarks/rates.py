@@ -5,7 +5,8 @@ trains the rows with these rates, seed by seed, and prints tables.
       --at-once 2 --minus "adapter, 960 steps"
 
 A row's rate is the one with the best average of the scores, over all values of the sweep's grid;
-of equal ones, the smallest. With `--choose ROW ...`, the other rows keep those of their recipes.
+of equal ones, the smallest. If the sweep's table is of the `test` lists, rates are chosen by the
+`evaluate` lists. With `--choose ROW ...`, the other rows keep those of their recipes.
 Further words go to `vlds sweep`, such as `--overrides.training.steps 2` for a trial (give another
 `--scores` with them).
 
@@ -60,8 +61,7 @@ def main() -> None:
     choose = options.choose or list(sweep.recipes)
     if unknown := [row for row in choose if row not in sweep.recipes]:
         raise SystemExit(f"--choose: {options.sweep} has no row {unknown[0]!r}")
-    # A rate at which a run fails, as where its loss is infinite, is left out.
-    table.train({row: options.rates for row in choose}, options.seed, may_fail=True)
+    table.train({row: options.rates for row in choose}, options.seed, choosing=True)
     tried = {row: table.by_rate(row, options.seed, options.rates) for row in choose}
     if bare := [row for row, of_row in tried.items() if not of_row]:
         raise SystemExit(f"{', '.join(bare)}: no run has ended; see above")
@@ -106,10 +106,10 @@ class Table:
         return found[-1] if found else None
 
     def train(
-        self, rates: Mapping[str, Sequence[float | None]], seed: int, *, may_fail: bool = False
+        self, rates: Mapping[str, Sequence[float | None]], seed: int, *, choosing: bool = False
     ) -> None:
         """Train the rows that lack a run of this seed, at their rates, and note their scores; None
-        is the recipe's own rate."""
+        is the recipe's own rate. `choosing`: to choose from the rates."""
         for rate in dict.fromkeys(rate for of_row in rates.values() for rate in of_row):
             lacking = {
                 row: self.sweep.recipes[row]
@@ -120,7 +120,8 @@ class Table:
             if not lacking:
                 continue
             grid = self.sweep.grid if rate is None else {**self.sweep.grid, RATE: [rate]}
-            part = replace(self.sweep, recipes=lacking, seeds=[seed], grid=grid)
+            split = "evaluate" if choosing else self.sweep.split
+            part = replace(self.sweep, recipes=lacking, seeds=[seed], grid=grid, split=split)
             at = "own_rates" if rate is None else f"rate_{rate:g}"
             file = Path(self.sweep.output) / f"seed_{seed}_{at}.yaml"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,8 +132,10 @@ class Table:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(NOTE_S)
                     self.note(file, seed)
-            code = process.returncode  # 1: some runs have failed
-            if code and not (may_fail and code == 1):
+            # 1: some runs have failed. A rate at which one does, as where its loss is infinite, is
+            # left out.
+            code = process.returncode
+            if code and not (choosing and code == 1):
                 raise SystemExit(code)
 
     def note(self, file: Path, seed: int) -> None:

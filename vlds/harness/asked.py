@@ -1,6 +1,6 @@
 """A run as harnesses ask it: messages with pictures and clips between the words, settings of
 generation, and continuations whose likelihood is wanted. Their own words are in lmms_eval.py and
-vlmevalkit.py.
+vlmevalkit_model.py.
 
 A task of type `Chat` gets the messages as they are. Any other task gets one question behind its own
 prompt, with the pictures in order.

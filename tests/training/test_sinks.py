@@ -126,6 +126,23 @@ def test_a_tracker_that_fails_is_left_out(
 
 
 @pytest.mark.slow
+def test_a_tracker_that_cannot_start_is_left_out(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No server listens on the port; the others go on."""
+    mlflow = pytest.importorskip("mlflow")
+    mlflow.set_tracking_uri("http://user:hunter2@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    run = world_recipe(world, tmp_path / "run")
+    recipe = tracked(run, mlflow_experiment="colours", tensorboard=True)
+    kinds = [type(sink) for sink in open_sinks(recipe, 0)]
+    assert kinds == [MetricsFile, Tensorboard]
+    told = capsys.readouterr().out
+    assert told.startswith("mlflow gets nothing from this run: ")
+    assert "hunter2" not in told
+
+
+@pytest.mark.slow
 def test_weights_and_biases_keeps_one_run_when_resumed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,7 +193,8 @@ class Tracker:
                 if isinstance(sink, MetricsFile):
                     raise
                 self.sinks.remove(sink)
-                self.say(f"{type(sink).__name__} gets nothing more: {error!s:.300}")
+                reason = without_credentials(str(error))
+                self.say(f"{type(sink).__name__} gets nothing more: {reason:.300}")
 
     def say(self, text: str) -> None:
         """One line for the user, from the first rank."""
@@ -277,7 +278,7 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
 def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
     """The recipe's sinks, the run's own file first; those of a resumed run continue after
-    `first_step`."""
+    `first_step`. A tracker that cannot start is told and left out."""
     folder, tracking = Path(recipe.output), recipe.tracking
     sinks: list[Sink] = [MetricsFile(folder / "metrics.jsonl", first_step)]
     if (listener := os.environ.get(LISTENER)) is not None:
@@ -285,14 +286,22 @@ def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
     # Trackers record the command line, which may name URLs with credentials.
     if tracking != TrackingConfig():
         sys.argv = [without_credentials(word) for word in sys.argv]
+    trackers: dict[str, Callable[[], Sink]] = {}
     if tracking.tensorboard:
-        sinks.append(Tensorboard(folder, first_step))
-    if tracking.wandb_project is not None:
-        sinks.append(WeightsAndBiases(recipe, tracking.wandb_project, first_step))
-    if tracking.trackio_project is not None:
-        sinks.append(Trackio(recipe, tracking.trackio_project, first_step))
-    if tracking.mlflow_experiment is not None:
-        sinks.append(MLflow(recipe, tracking.mlflow_experiment, first_step))
+        trackers["tensorboard"] = lambda: Tensorboard(folder, first_step)
+    if (wandb_project := tracking.wandb_project) is not None:
+        trackers["wandb"] = lambda: WeightsAndBiases(recipe, wandb_project, first_step)
+    if (trackio_project := tracking.trackio_project) is not None:
+        trackers["trackio"] = lambda: Trackio(recipe, trackio_project, first_step)
+    if (experiment := tracking.mlflow_experiment) is not None:
+        trackers["mlflow"] = lambda: MLflow(recipe, experiment, first_step)
+    for name, start in trackers.items():
+        # As when it fails later: a run that is restarted must not end because a server is down.
+        try:
+            sinks.append(start())
+        except Exception as error:
+            reason = without_credentials(str(error))
+            tell(f"{name} gets nothing from this run: {reason:.300}", flush=True)
     return sinks
 
 
@@ -444,6 +453,8 @@ class MLflow:
     or in which folder."""
 
     def __init__(self, recipe: Recipe, experiment: str, first_step: int) -> None:
+        # Its own seven tries let all ranks wait for four minutes if a server is down.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 

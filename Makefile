@@ -76,7 +76,8 @@ test-ranks:
 test-rest:
 	$(FAST) tests $(RANKS:%=--ignore %)
 
-test-all: dev
+# The slow tests build the site.
+test-all: dev $(VENV)/.installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
 
 # On a machine without a GPU, the CPU takes its place.

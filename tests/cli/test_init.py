@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import constants
+from jsonschema import Draft7Validator
 
 from data_prep.cli import main
 from tests.toys.class_folders import write_classes
@@ -214,6 +216,17 @@ def test_conversations_without_weights(desk: Path) -> None:
     folders = [Path(f"shards/mine/{split}") for split in ("train", "val", "test")]
     # Two answers of each conversation.
     assert sum(open_dataset(folder).num_annotations for folder in folders) == 2 * len(rows)
+
+
+def test_the_recipe_names_the_schema_that_it_fits(desk: Path) -> None:
+    lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
+    pack(desk, "image,question,answer", *lines)
+    assert run_init(desk / "rows.csv", "mine", None, []) == 0
+    text = (desk / "mine.yaml").read_text("utf-8")
+    name = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+    schema = Draft7Validator(json.loads((desk / name).read_text("utf-8")))
+    assert schema.is_valid(yaml.safe_load(text))
+    assert not schema.is_valid({"outptu": "runs/mine"})
 
 
 def test_it_overwrites_no_recipe(desk: Path) -> None:

@@ -22,12 +22,14 @@ from vlds.data.streams.source import Source, fixed_examples
 from vlds.recipe.build import to_yaml
 from vlds.recipe.choices import ARGUMENTS, CLASS
 from vlds.recipe.sketch import check_words
-from vlds.runtime.files import write_whole
+from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import read_json
 from vlds.runtime.process import Interrupted, find
 from vlds.runtime.terminal import has_gpu_driver, tell
 from vlds.tasks import VQA, Caption, Chat, Entailment, ImageClass, Task
 
+SCHEMA = Path("recipes/recipe.schema.json")
+"""By which editors complete the recipe."""
 LEARNED = ("train", "training")
 EVALUATED = ("val", "valid", "validation", "dev")
 """Splits on which a run is evaluated while it trains; the first one that is there, in any case."""
@@ -138,6 +140,7 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
         tell(f"vlds init: ended by {error.signal_name}", error=True)
         return error.exit_code
     tree = recipe_of(packed, model)
+    write_whole(folder / SCHEMA.name, read_text(find(SCHEMA)))
     write_whole(recipe, "".join(f"# {line}\n" for line in comments(packed, why)) + to_yaml(tree))
     check_words(["--config", str(recipe)])
     show(packed, tree, why)
@@ -406,6 +409,7 @@ def chosen(name: str, **arguments: Any) -> dict[str, Any]:
 def comments(packed: Packed, why: str) -> list[str]:
     """What stands on top of the recipe."""
     return [
+        f"yaml-language-server: $schema={packed.folder / SCHEMA.name}",
         f"Written by `vlds init` for {packed.train.examples:,} examples in {packed.folder}.",
         f"The model: {why}.",
         *(f"{what}: {words}" for what, words in next_commands(packed)),

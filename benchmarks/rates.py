@@ -1,5 +1,5 @@
 """Chooses the learning rate of each row of a sweep on a seed that its table does not show, then
-trains the rows with these rates, seed by seed, and prints tables.
+trains the rows with these rates on the table's seeds, and prints tables.
 
     python benchmarks/rates.py sweeps/demo_mixture.yaml --seed 5 --rates 0.001 0.004 0.016 \\
       --at-once 2 --minus "adapter, 960 steps"
@@ -21,9 +21,11 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -61,15 +63,14 @@ def main() -> None:
     choose = options.choose or list(sweep.recipes)
     if unknown := [row for row in choose if row not in sweep.recipes]:
         raise SystemExit(f"--choose: {options.sweep} has no row {unknown[0]!r}")
-    table.train({row: options.rates for row in choose}, options.seed, choosing=True)
+    table.train({row: options.rates for row in choose}, [options.seed], choosing=True)
     tried = {row: table.by_rate(row, options.seed, options.rates) for row in choose}
     if bare := [row for row, of_row in tried.items() if not of_row]:
         raise SystemExit(f"{', '.join(bare)}: no run has ended; see above")
     best = {row: max(sorted(of_row), key=of_row.__getitem__) for row, of_row in tried.items()}
     print_rates(tried, best)
     chosen: dict[str, float | None] = {row: best.get(row) for row in sweep.recipes}
-    for seed in sweep.seeds:
-        table.train({row: [rate] for row, rate in chosen.items()}, seed)
+    table.train({row: [rate] for row, rate in chosen.items()}, sweep.seeds)
     print_table(table, chosen, None)
     for minus in options.minus:
         print_table(table, chosen, minus)
@@ -106,39 +107,54 @@ class Table:
         return found[-1] if found else None
 
     def train(
-        self, rates: Mapping[str, Sequence[float | None]], seed: int, *, choosing: bool = False
+        self,
+        rates: Mapping[str, Sequence[float | None]],
+        seeds: Sequence[int],
+        *,
+        choosing: bool = False,
     ) -> None:
-        """Train the rows that lack a run of this seed, at their rates, and note their scores; None
-        is the recipe's own rate. `choosing`: to choose from the rates."""
+        """Train what the rows lack of these seeds at their rates, and note what it scores; None is
+        the recipe's own rate. `choosing`: to choose from the rates."""
+        # As few sweeps as can be, since at the end of each a run may be alone on the machine.
+        parts: dict[tuple[tuple[str, ...], tuple[int, ...], bool], list[float | None]] = {}
         for rate in dict.fromkeys(rate for of_row in rates.values() for rate in of_row):
-            lacking = {
-                row: self.sweep.recipes[row]
-                for row, of_row in rates.items()
-                if rate in of_row
-                and any(self.scores(row, seed, rate, values) is None for values in self.values)
-            }
-            if not lacking:
-                continue
-            grid = self.sweep.grid if rate is None else {**self.sweep.grid, RATE: [rate]}
-            split = "evaluate" if choosing else self.sweep.split
-            part = replace(self.sweep, recipes=lacking, seeds=[seed], grid=grid, split=split)
-            at = "own_rates" if rate is None else f"rate_{rate:g}"
-            file = Path(self.sweep.output) / f"seed_{seed}_{at}.yaml"
+            lacking: dict[tuple[str, ...], list[int]] = defaultdict(list)
+            for seed in seeds:
+                rows = [row for row, of_row in rates.items() if rate in of_row]
+                lacking[tuple(row for row in rows if self.lacks(row, seed, rate))].append(seed)
+            for of_rows, some in lacking.items():
+                if of_rows:
+                    parts.setdefault((of_rows, tuple(some), rate is None), []).append(rate)
+        for (of_rows, of_seeds, keeps_rate), of_part in parts.items():
+            part = replace(
+                self.sweep,
+                recipes={row: self.sweep.recipes[row] for row in of_rows},
+                seeds=list(of_seeds),
+                grid=self.sweep.grid if keeps_rate else {**self.sweep.grid, RATE: of_part},
+                split="evaluate" if choosing else self.sweep.split,
+            )
+            text = to_yaml(to_tree(part))
+            name = f"part-{sha256(text.encode()).hexdigest()[:8]}.yaml"
+            file = Path(self.sweep.output) / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(to_yaml(to_tree(part)), encoding="utf-8")
+            file.write_text(text, encoding="utf-8")
             words = [sys.executable, "-m", "vlds", "sweep", str(file), "--at-once", self.at_once]
             with subprocess.Popen(words, stdout=sys.stderr) as process:
                 while process.poll() is None:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(NOTE_S)
-                    self.note(file, seed)
+                    self.note(file)
             # 1: some runs have failed. A rate at which one does, as where its loss is infinite, is
             # left out.
             code = process.returncode
             if code and not (choosing and code == 1):
                 raise SystemExit(code)
 
-    def note(self, file: Path, seed: int) -> None:
+    def lacks(self, row: str, seed: int, rate: float | None) -> bool:
+        """True if a run of the grid has not ended."""
+        return any(self.scores(row, seed, rate, values) is None for values in self.values)
+
+    def note(self, file: Path) -> None:
         """Add what the runs of a part that have ended scored to the file."""
         part = read_sweep([str(file)])
         spec, _ = spec_of_sweep([str(file)], None)
@@ -150,11 +166,16 @@ class Table:
             for row in comparison.rows:
                 name, values = part.rows[row.name]
                 rate = values.pop(RATE, None)
-                scores = {key: row.numbers[key].mean for key in comparison.values}
-                if None in scores.values() or self.scores(name, seed, rate, values):
-                    continue
-                run = {"row": name, "seed": seed, "rate": rate, "values": values, "scores": scores}
-                lines.write(json.dumps(run) + "\n")
+                found = {
+                    key: dict(zip(row.numbers[key].seeds, row.numbers[key].values, strict=True))
+                    for key in comparison.values
+                }
+                for seed in part.seeds:
+                    scores = {key: of_key.get(str(seed)) for key, of_key in found.items()}
+                    if None in scores.values() or self.scores(name, seed, rate, values):
+                        continue
+                    run = {"row": name, "seed": seed, "rate": rate, "values": values}
+                    lines.write(json.dumps({**run, "scores": scores}) + "\n")
 
     def cells(self, row: str, seed: int, rate: float | None) -> Mapping[str, float] | None:
         """Column -> number of a row of the tables: all scores of a run; or with a grid, the main

@@ -126,19 +126,20 @@ def test_a_tracker_that_fails_is_left_out(
 
 
 @pytest.mark.slow
-def test_a_tracker_that_cannot_start_is_left_out(
+def test_a_tracker_that_cannot_start(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No server listens on the port; the others go on."""
+    """No server listens on the port. A run that begins is refused; one that is resumed goes on."""
     mlflow = pytest.importorskip("mlflow")
     mlflow.set_tracking_uri("http://user:hunter2@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     run = world_recipe(world, tmp_path / "run")
     recipe = tracked(run, mlflow_experiment="colours", tensorboard=True)
-    kinds = [type(sink) for sink in open_sinks(recipe, 0)]
-    assert kinds == [MetricsFile, Tensorboard]
+    with pytest.raises(ValueError, match=r"^tracking\.mlflow_experiment: cannot start \("):
+        open_sinks(recipe, 0)
+    assert [type(sink) for sink in open_sinks(recipe, 1)] == [MetricsFile, Tensorboard]
     told = capsys.readouterr().out
-    assert told.startswith("mlflow gets nothing from this run: ")
+    assert told.startswith("tracking.mlflow_experiment: cannot start (")
     assert "hunter2" not in told
 
 

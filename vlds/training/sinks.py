@@ -278,7 +278,10 @@ def check_tracking(tracking: TrackingConfig) -> None:
 
 def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
     """The recipe's sinks, the run's own file first; those of a resumed run continue after
-    `first_step`. A tracker that cannot start is told and left out."""
+    `first_step`, and a tracker that cannot start is told and left out.
+
+    Errors: ValueError if one cannot start for a run that begins.
+    """
     folder, tracking = Path(recipe.output), recipe.tracking
     sinks: list[Sink] = [MetricsFile(folder / "metrics.jsonl", first_step)]
     if (listener := os.environ.get(LISTENER)) is not None:
@@ -290,18 +293,20 @@ def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
     if tracking.tensorboard:
         trackers["tensorboard"] = lambda: Tensorboard(folder, first_step)
     if (wandb_project := tracking.wandb_project) is not None:
-        trackers["wandb"] = lambda: WeightsAndBiases(recipe, wandb_project, first_step)
+        trackers["wandb_project"] = lambda: WeightsAndBiases(recipe, wandb_project, first_step)
     if (trackio_project := tracking.trackio_project) is not None:
-        trackers["trackio"] = lambda: Trackio(recipe, trackio_project, first_step)
+        trackers["trackio_project"] = lambda: Trackio(recipe, trackio_project, first_step)
     if (experiment := tracking.mlflow_experiment) is not None:
-        trackers["mlflow"] = lambda: MLflow(recipe, experiment, first_step)
-    for name, start in trackers.items():
-        # As when it fails later: a run that is restarted must not end because a server is down.
+        trackers["mlflow_experiment"] = lambda: MLflow(recipe, experiment, first_step)
+    for key, start in trackers.items():
         try:
             sinks.append(start())
-        except Exception as error:
-            reason = without_credentials(str(error))
-            tell(f"{name} gets nothing from this run: {reason:.300}", flush=True)
+        except Exception as error:  # whatever its library raises
+            reason = f"tracking.{key}: cannot start ({without_credentials(str(error)):.300})"
+            # One that is resumed, perhaps at night, must not end because a server is down.
+            if not first_step:
+                raise ValueError(f"{reason}; mend that, or leave the key out") from None
+            tell(f"{reason}; it gets nothing from this run", flush=True)
     return sinks
 
 

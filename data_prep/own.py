@@ -133,15 +133,16 @@ def run(args: argparse.Namespace) -> None:
     share = SHARE if found.num >= FEW else 2 * SHARE
     words += ["--split-sizes", *(f"{split}={share:g}" for split in DRAWN)]
     seeds = sorted(range(args.seed, args.seed + TRIES), key=lambda seed: found.miss(share, seed))
-    for seed in seeds:
+    for number, seed in enumerate(seeds, 1):
         try:
             return run_words([*words, "--seed", str(seed)], args.cluster)
         except UnluckyDraw as error:
-            if seed == seeds[-1]:
+            if number == TRIES:
                 raise ValueError(
                     f"{args.data}: none of {TRIES} draws of splits is good ({error}); give each "
                     "row's split in a column, and --split-field"
                 ) from None
+            tell(f"draw {number} of at most {TRIES} does not do ({error}); the next one:")
 
 
 def run_words(words: Sequence[str], cluster: Cluster | None) -> None:
@@ -344,9 +345,9 @@ class Rows:
             return self.with_splits(what, ["csv-classes", *common, "--label-field", label], split)
         caption = self.usual("caption") or (left[0] if len(left) == 1 else None)
         if caption is None:
-            classes = next(
-                (f" {shlex.quote(c)}, whose cells recur" for c in left if self.recurs(c)), ""
-            )
+            # A patient recurs too, but is no class.
+            recurring = sorted(filter(self.recurs, left), key=self.group_columns().__contains__)
+            classes = f" {shlex.quote(recurring[0])}, whose cells recur" if recurring else ""
             self.unclear(
                 "say what to learn: --question-field and --answer-field, --caption-field, or "
                 f"--label-field{classes}"

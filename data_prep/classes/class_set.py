@@ -29,7 +29,8 @@ TRAIN = "train"
 @dataclass(frozen=True)
 class ClassShares:
     """Shares of each class's pictures, drawn by a hash of their names, become splits; `train` keeps
-    the rest. Copies of a picture within a class stay together."""
+    the rest. Copies of a picture within a class stay together. Of a class with fewer pictures than
+    splits, `train` gets one before the others do."""
 
     shares: Mapping[str, float]
     """Split -> share."""
@@ -61,6 +62,12 @@ class ClassShares:
 
         for label, samples in sorted(by_class.items()):
             ordered = sorted(samples, key=lambda sample: (place(sample), sample.id))
+            places = sorted({place(sample) for sample in samples})
+            if len(places) < len(parts):
+                part_of = dict(zip(places, parts, strict=False))
+                for sample in ordered:
+                    parts[part_of[place(sample)]].append(sample)
+                continue
             count, begin = len(ordered), 0
             of_class: dict[str, list[SourceSample]] = {TRAIN: []}
             for name, share in self.shares.items():
@@ -79,6 +86,7 @@ class ClassShares:
                         "stay together)"
                     )
                 parts[name] += part
+        tell_missing({name: labels_of(part) for name, part in parts.items()})
         # A dropped row has no class by which to divide: one part lists all of them.
         others = [dataset for dataset in datasets if dataset is not whole]
         divided = [
@@ -100,20 +108,13 @@ class GroupShares(HashSplit):
         Errors: UnluckyDraw if a class is not in `train`.
         """
         divided = super().divide(datasets, copies)
-        there = {
-            data.split: {sample.annotations[0]["label"] for sample in data.samples}
-            for data in divided
-        }
-        for split, missing in missing_classes(there).items():
-            if not missing:
-                continue
-            names = listed(missing)
-            if split == TRAIN:
-                raise UnluckyDraw(
-                    f"{self.option} leaves {TRAIN} no picture of {names}; add groups, or change "
-                    "the shares or --seed"
-                )
-            tell(f"{split}: no picture of {len(missing):,} classes: {names}")
+        there = {data.split: labels_of(data.samples) for data in divided}
+        if unlearned := missing_classes(there)[TRAIN]:
+            raise UnluckyDraw(
+                f"{self.option} leaves {TRAIN} no picture of {listed(unlearned)}; add groups, or "
+                "change the shares or --seed"
+            )
+        tell_missing(there)
         return divided
 
 
@@ -223,19 +224,27 @@ def _check_splits(pictures: Iterable[Shown], given: Mapping[str, str]) -> None:
     for picture in pictures:
         keys[picture.split].add(picture.key)
     # TRAIN may be missing altogether, as for a test set that is packed alone.
-    known = set[str]().union(*keys.values())
-    missing = missing_classes(keys)
-    if unlearned := missing.get(TRAIN):
+    if unlearned := missing_classes(keys).get(TRAIN):
         others = [split for split, there in keys.items() if unlearned[0] in there]
         more = f" (and {len(unlearned) - 1:,} more)" if len(unlearned) > 1 else ""
         raise ValueError(
             f"class {given[unlearned[0]]!r}{more} is in {' and '.join(others)}, but not in "
             f"{TRAIN}; add pictures there, correct its name, or remove it"
         )
-    for split, absent in missing.items():
+    tell_missing({split: {given[key] for key in there} for split, there in keys.items()})
+
+
+def labels_of(samples: Iterable[SourceSample]) -> set[str]:
+    """The classes that pictures show."""
+    return {sample.annotations[0]["label"] for sample in samples if sample.annotations}
+
+
+def tell_missing(there: Mapping[str, set[str]]) -> None:
+    """Tell the classes that a split lacks."""
+    num = len(set[str]().union(*there.values()))
+    for split, absent in missing_classes(there).items():
         if absent:
-            names = listed(given[key] for key in absent)
-            tell(f"{split}: no picture of {len(absent):,} of {len(known):,} classes: {names}")
+            tell(f"{split}: no picture of {len(absent):,} of {num:,} classes: {listed(absent)}")
 
 
 def missing_classes(there: Mapping[str, set[str]]) -> dict[str, list[str]]:

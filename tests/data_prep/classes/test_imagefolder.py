@@ -74,6 +74,17 @@ def test_shares_of_each_class(root: Path, tmp_path: Path) -> None:
     assert labels(tmp_path / "other/test") != parts["test"]
 
 
+def test_train_gets_the_pictures_of_rare_classes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folders(tmp_path / "in", {"a": 20, "pair": 2, "one": 1})
+    assert pack_folders(root, tmp_path / "out", "--split-sizes", "val=0.1", "test=0.1") == 0
+    counts = {name: Counter(labels(tmp_path / "out" / name).values()) for name in ("train", "val")}
+    assert counts == {"train": {"a": 16, "pair": 1, "one": 1}, "val": {"a": 2, "pair": 1}}
+    told = capsys.readouterr().out
+    assert "test: no picture of 2 of 3 classes: 'one', 'pair'\nval: no picture of 1 of 3" in told
+
+
 def test_shares_of_the_training_split(tmp_path: Path) -> None:
     folders(tmp_path / "in/train", {"a": 6, "b": 6})
     folders(tmp_path / "in/test", {"a": 1, "b": 1}, 7000)

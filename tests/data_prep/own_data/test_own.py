@@ -133,6 +133,28 @@ def test_groups_stay_together(cells: str, desk: Path, capsys: pytest.CaptureFixt
     assert all(len(splits) == 1 for splits in groups.values())
 
 
+def test_a_draw_that_does_not_do_tells_no_classes(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The only group with a class must be in train; what other draws lack is of no interest."""
+    lines = rows("image,label,patient", "NAME,COLOUR,GROUP").splitlines()
+    lines[1:4] = [line.replace(line.split(",")[1], "rare") for line in lines[1:4]]
+    table = write(desk / "rows.csv", "\n".join(lines))
+    for seed in range(20):
+        assert own(table, "--group-field", "patient", "--seed", str(seed)) == 0
+        told = capsys.readouterr().out
+        if "draw 1 of at most 20 does not do (--split-sizes leaves train no pict" in told:
+            break
+    assert told.count("test: no picture of 1 of 4 classes: 'rare'") == 1
+    assert told.count("val: no picture of 1 of 4 classes: 'rare'") == 1
+
+
+def test_a_group_is_not_named_as_a_class(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = rows("patient,image,found,age", "GROUP,NAME,COLOUR,NUMBER")
+    assert own(write(desk / "rows.csv", table)) == 2
+    assert "or --label-field found, whose cells recur" in capsys.readouterr().err
+
+
 def test_a_column_that_may_hold_groups_is_told(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

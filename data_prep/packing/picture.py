@@ -512,8 +512,9 @@ def warn_of_leaks(
             for key in [*keys, *sample.groups]:
                 splits.setdefault(key, {}).setdefault(dataset.split, sample.id)
     leaks = [
-        " and ".join(f"{sample} ({split})" for split, sample in where.items())
-        for where in splits.values()
+        (f"{key.field} {key.name}: " if isinstance(key, Group) else "")
+        + " and ".join(f"{sample} ({split})" for split, sample in where.items())
+        for key, where in splits.items()
         if len(where) > 1
     ]
     if leaks:

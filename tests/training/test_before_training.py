@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -71,12 +72,13 @@ def test_answers_that_cannot_be_written(world: Path, tmp_path: Path) -> None:
     recipe = kind_recipe("joint", world, tmp_path)
     task = replace(recipe.tasks["vqa"], max_prompt_tokens=100, max_target_tokens=100)
 
-    def told(most: int) -> list[str]:
+    def told(most: int, split: Literal["test"] | None = None) -> list[str]:
         limited = replace(task, decoding=replace(task.decoding, max_new_tokens=most))
         own = replace(recipe, tasks={"vqa": limited})
         collator = own.model.collator(own.model.load_processor())
-        return cut_texts(training_sources(own), collator)
+        return cut_texts(training_sources(own), collator, split)
 
     assert told(100) == []
     (line,) = told(1)
     assert line.startswith("tasks.vqa.decoding.max_new_tokens: 1 is too few to write ")
+    assert told(1, "test") == [f"{line} of tasks.vqa.test"]

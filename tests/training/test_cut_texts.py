@@ -61,5 +61,5 @@ def test_turns_that_are_left_out_of_conversations(world: Path, tmp_path: Path) -
     assert list(turns_left_out(short, talks, Words())) == [  # type: ignore[arg-type]
         "tasks.vqa.max_prompt_tokens: 4 leaves out 2 turns, the oldest, of 1 of the first 3 "
         "conversations",
-        "tasks.vqa.max_prompt_tokens: 4 cuts the last question of 1 of the first 3",
+        "tasks.vqa.max_prompt_tokens: 4 cuts the last question of 1 of the first 3 conversations",
     ]

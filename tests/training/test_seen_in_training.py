@@ -97,7 +97,8 @@ def test_data_for_the_test_at_the_end(packed: dict[str, Path], world: Path, tmp_
     def lines(*folders: str) -> list[str]:
         task = replace(recipe.tasks["vqa"], train=[str(packed["whole"])], test=list(folders))
         own = replace(recipe, tasks={"vqa": task})
-        return list(compared(own, training_sources(own), []))
+        tested, notices = overlap.test_sources(own)
+        return [*notices, *compared(training_sources(own), tested)]
 
     (line,) = lines(str(packed["part"]), "s3://bucket/is-not-fetched")
     assert line.startswith("tasks.vqa.test: 3 of its pictures are in training data too, such as")
@@ -105,6 +106,20 @@ def test_data_for_the_test_at_the_end(packed: dict[str, Path], world: Path, tmp_
     (line,) = lines(str(tmp_path / "missing"))
     assert line.startswith("tasks.vqa.test: data set ")
     assert line.endswith("the run goes on: it does not read them")
+
+
+def test_groups(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", *(f"{name}.jpg" for name in "abcd"))
+    for name, cells in (("learned", ("a,p1", "b,p2")), ("scored", ("c,p2", "d,p3"))):
+        lines = [f"{cell[0]}.jpg,what?,it,{cell[2:]}" for cell in cells]
+        table = "\n".join(["image,question,answer,patient", *lines])
+        file = write(tmp_path / f"{name}.csv", table)
+        assert pack_rows(file, folder, tmp_path / name, "--group-field", "patient") == 0
+    (line,) = told([tmp_path / "learned"], [tmp_path / "scored"])
+    assert line.startswith(
+        "tasks.vqa.evaluate: 1 of its groups are in training data too, such as 'p2' of 'patient' "
+        "(in tasks.vqa.train); "
+    )
 
 
 def test_large_sets_are_not_read(packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

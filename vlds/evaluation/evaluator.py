@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from vlds.artifact import LoadedRun, TrainedOn
 from vlds.data.order.mixed_order import BatchCut
@@ -37,7 +37,7 @@ from vlds.schema import (
     SkipSample,
     Turn,
 )
-from vlds.tasks.base import check_unique
+from vlds.tasks.base import check_unique, task_of
 
 SAMPLES = 200
 """Samples of a task that are looked at before training."""
@@ -109,12 +109,17 @@ def num_cut(lengths: Lengths, texts: Sequence[str], most: int) -> int:
     return sum(a > b for a, b in zip(whole, kept, strict=True))
 
 
-def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
+def cut_texts(
+    sources: Sequence[Source], collator: Collator, split: Literal["evaluate", "test"] | None = None
+) -> list[str]:
     """What to tell a user whose limits cut some of the first prompts or answers of a task, of which
-    the model then reads or learns the beginning only."""
+    the model then reads, learns or writes the beginning only. `split`: that of data on which a run
+    is scored; None for those that it learns."""
     lines = []
     for source in sources:
         task, examples = source.task, list(first_examples(source))
+        name = task_of(source.name)
+        of_split = f" of tasks.{name}.{split}" if split else ""
         talks = [example.turns for example in examples if example.turns]
         prompts = [example.prompt for example in examples if not example.turns]
         answers = [example.target for example in examples if example.target is not None]
@@ -122,22 +127,24 @@ def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
             ("max_prompt_tokens", task.max_prompt_tokens, prompts, collator.prompt_lengths),
             ("max_target_tokens", task.max_target_tokens, answers, collator.answer_lengths),
         ):
+            if split and texts is answers:
+                continue
             if texts and (number := num_cut(lengths, texts, most)):
                 what = "prompts" if texts is prompts else "answers"
                 lines.append(
-                    f"tasks.{source.name}.{field}: {most} cuts {number:,} of the first "
-                    f"{len(texts):,} {what}"
+                    f"tasks.{name}.{field}: {most} cuts {number:,} of the first {len(texts):,} "
+                    f"{what}{of_split}"
                 )
         # What ends an answer need not fit: the answer is whole without it.
         decoding, most = task.decoding, task.decoding.max_new_tokens
         is_free = task.head is None and decoding.choices is None and decoding.answers is None
-        written = answers if is_free and task.evaluate else []
+        written = answers if is_free and (split or task.evaluate) else []
         if number := num_cut(collator.answer_lengths, written, most + 1):
             lines.append(
-                f"tasks.{source.name}.decoding.max_new_tokens: {most} is too few to write "
-                f"{number:,} of the first {len(answers):,} answers"
+                f"tasks.{name}.decoding.max_new_tokens: {most} is too few to write {number:,} of "
+                f"the first {len(answers):,} answers{of_split}"
             )
-        lines += turns_left_out(source, talks, collator)
+        lines += (f"{line}{of_split}" for line in turns_left_out(source, talks, collator))
     return lines
 
 
@@ -186,7 +193,8 @@ def turns_left_out(
 ) -> Iterator[str]:
     """What to tell a user whose limit takes turns from some conversations, or the end of a
     question."""
-    field, most = f"tasks.{source.name}.max_prompt_tokens", source.task.max_prompt_tokens
+    field = f"tasks.{task_of(source.name)}.max_prompt_tokens"
+    most = source.task.max_prompt_tokens
     kept = [recent(turns, most, collator.turns_length)[0] for turns in talks]
     left_out = [len(turns) - len(rest) for turns, rest in zip(talks, kept, strict=True)]
     if any(left_out):
@@ -195,7 +203,10 @@ def turns_left_out(
             f"{sum(map(bool, left_out)):,} of the first {len(talks):,} conversations"
         )
     if cut := sum(collator.turns_length(turns) > most for turns in kept):
-        yield f"{field}: {most} cuts the last question of {cut:,} of the first {len(talks):,}"
+        yield (
+            f"{field}: {most} cuts the last question of {cut:,} of the first {len(talks):,} "
+            "conversations"
+        )
 
 
 def first_examples(source: Source) -> Iterator[Example]:

@@ -1,5 +1,5 @@
-"""What a run is scored on, compared with what it learns from: data, pictures and rows that are in
-both, and classes that one of them lacks. What is told here does not stop a run.
+"""What a run is scored on, compared with what it learns from: data, pictures, groups and rows that
+are in both, and classes that one of them lacks. What is told here does not stop a run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import NO_CLASS
 from vlds.data.shards.remote import is_url
+from vlds.data.shards.sample import groups_of
 from vlds.data.shards.store import Dataset
 from vlds.data.streams.sequential import StreamedSource
 from vlds.data.streams.source import Source
 from vlds.evaluation.sources import data_source
 from vlds.recipe.config import Recipe
 from vlds.runtime.terminal import without_credentials
-from vlds.schema import Sample, SkipSample
+from vlds.schema import Group, Sample, SkipSample
 from vlds.tasks.base import TEST_MARK, task_of
 
 MOST_COMPARED = 256 << 20
@@ -31,18 +32,21 @@ MOST_NAMED = 5
 """Classes that a notice names."""
 
 
-def compared(
-    recipe: Recipe, train: Sequence[Source | StreamedSource], evaluation: Sequence[Source]
-) -> Iterator[str]:
-    """What to tell a user about the data that a run is scored on, those for the test at its very
-    end included. These need not be there yet, and are not fetched."""
-    scored = list(evaluation)
+def test_sources(recipe: Recipe) -> tuple[list[Source], list[str]]:
+    """The data for the test at the very end, which need not be there yet and are not fetched; and
+    what to tell the user of those that cannot be opened."""
+    opened, notices = [], []
     for name, task in recipe.tasks.items():
         if folders := [folder for folder in task.test if not is_url(folder)]:
             try:
-                scored.append(data_source(recipe, name, folders, "test"))
+                opened.append(data_source(recipe, name, folders, "test"))
             except ValueError as error:
-                yield f"{error}; the run goes on: it does not read them"
+                notices.append(f"{error}; the run goes on: it does not read them")
+    return opened, notices
+
+
+def compared(train: Sequence[Source | StreamedSource], scored: Sequence[Source]) -> Iterator[str]:
+    """What to tell a user about the data that a run is scored on."""
     yield from absent_classes([source for source in train if isinstance(source, Source)], scored)
     yield from seen_in_training(train, scored)
 
@@ -56,8 +60,9 @@ def field_of(source: Source) -> str:
 def seen_in_training(
     train: Sequence[Source | StreamedSource], scored: Sequence[Source]
 ) -> Iterator[str]:
-    """What to tell a user who scores a run on data, pictures or rows that it trains on. Small data
-    sets are compared, sample by sample; of shards that are streamed, only the folders are."""
+    """What to tell a user who scores a run on data, pictures, groups or rows that it trains on.
+    Small data sets are compared, sample by sample; of shards that are streamed, only the folders
+    are."""
     places: dict[str, str] = {}
     owners: dict[bytes, str] = {}
     read: set[str] = set()
@@ -74,7 +79,7 @@ def seen_in_training(
         read.add(source.data_id)  # tasks may share a folder
         for dataset, sample in _samples(source):
             pictures, rows, name = _traces(dataset, sample)
-            for trace in (*pictures, *rows, *name):
+            for trace in (*pictures, *rows, *name, *_groups(sample)):
                 owners.setdefault(trace, where)
     for source in scored:
         field = field_of(source)
@@ -99,10 +104,12 @@ def _repeated(field: str, source: Source, owners: dict[bytes, str]) -> Iterator[
     """Trace of a picture -> the first sample that shows it."""
     named: dict[str, str] = {}
     """Sample that is known by its name alone -> where it is trained on."""
+    groups: dict[bytes, Group] = {}
     repeated, example = 0, ""
     for dataset, sample in _samples(source):
         pictures, rows, name = _traces(dataset, sample)
         seen = [trace for trace in pictures if trace in owners]
+        groups |= {trace: group for trace, group in _groups(sample).items() if trace in owners}
         known |= {trace: sample.id for trace in seen if trace not in known}
         if same := [trace for trace in rows if trace in owners]:
             repeated += len(same)
@@ -122,6 +129,13 @@ def _repeated(field: str, source: Source, owners: dict[bytes, str]) -> Iterator[
         yield (
             f"{field}: {repeated:,} of its rows are in training data too, word for word, such as "
             f"one of {example}; scores on them say nothing about new rows"
+        )
+    if groups:
+        trace, group = next(iter(groups.items()))
+        yield (
+            f"{field}: {len(groups):,} of its groups are in training data too, such as "
+            f"{group.name!r} of {group.field!r} (in {owners[trace]}); scores on them say little "
+            "about new groups: `vlds data --split-sizes` keeps a group in one split"
         )
     if named:
         sample_id, where = next(iter(named.items()))
@@ -147,6 +161,16 @@ def _traces(dataset: Dataset, sample: Sample) -> tuple[list[bytes], list[bytes],
     files = sorted({file["sha256"] for file in dataset.info.source if "sha256" in file})
     name = [_hash("\n".join([*files, sample.id]).encode())] if files else []
     return pictures, rows, name
+
+
+def _groups(sample: Sample) -> dict[bytes, Group]:
+    """Hash -> each of a sample's groups."""
+    with suppress(SkipSample):  # a run counts a sample whose groups cannot be read
+        return {
+            _hash("\n".join(["group", *group]).encode(errors="surrogatepass")): group
+            for group in groups_of(sample)
+        }
+    return {}
 
 
 def _hash(*parts: bytes | memoryview) -> bytes:

@@ -32,7 +32,7 @@ from vlds.runtime.terminal import tell
 from vlds.tasks.base import task_of
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optimizer import check_rates
-from vlds.training.overlap import compared
+from vlds.training.overlap import compared, test_sources
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 from vlds.training.transfer import Transfer
@@ -53,6 +53,8 @@ class Prepared:
     """Empty if the reader is the sequential one."""
     streamed_sources: list[StreamedSource]
     evaluation_sources: list[Source]
+    test_sources: list[Source]
+    """Those that are there; the run looks at them and does not score them. Of the first rank."""
     notices: list[str]
     """What to tell the user."""
     transfer: Transfer | None = None
@@ -73,17 +75,21 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         tell(warning, flush=True)
     train, streamed, evaluation = open_sources(recipe, cut, ranks.on_this_machine)
     check_writable(Path(recipe.output), "output")
+    tested, notices = test_sources(recipe) if ranks.is_first else ([], [])
+    if ranks.is_first:
+        notices += compared([*train, *streamed], [*evaluation, *tested])
     return Prepared(
         cut=cut,
         deepspeed=complete_deepspeed_config(find(recipe.training.deepspeed), recipe, cut),
         train_sources=train,
         streamed_sources=streamed,
         evaluation_sources=evaluation,
+        test_sources=tested,
         notices=[
             *unknown_answers(train),
             *nothing_learned(train),
             *far_too_large(recipe, train, ranks),
-            *(compared(recipe, [*train, *streamed], evaluation) if ranks.is_first else ()),
+            *notices,
         ],
         transfer=transfer,
     )

@@ -282,6 +282,8 @@ def build_run(
         elif profile:
             run.profile = StepProfile(profile, run.folder / FOLDER, model.vision_module)
         cut = cut_texts(prepared.train_sources, collator)
+        cut += cut_texts(prepared.evaluation_sources, collator, "evaluate")
+        cut += cut_texts(prepared.test_sources, collator, "test")
         cut += unknown_words(prepared.train_sources, model.tokenizer)
         for line in [*notices, *outside_peft(recipe, model), *prepared.notices, *cut]:
             tracker.say(line)

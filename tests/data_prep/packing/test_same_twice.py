@@ -48,6 +48,10 @@ def test_a_column_that_splits_equal_pictures_is_warned_of(
     told = capsys.readouterr().err
     assert "warning: 2 pictures or groups are in more than one split: " in told
     assert "copy-0.jpg (test) and 0.jpg (train), 1.jpg (test) and 1.jpg (train);" in told
+    rows = "image,question,answer,part,patient\n0,q,x,train,p1\n1,q,x,test,p1\n"
+    more = ("--split-field", "part", "--group-field", "patient")
+    assert prepare(folder, rows, *more) == 0
+    assert "split: patient p1: 1.jpg (test) and 0.jpg (train);" in capsys.readouterr().err
 
 
 def test_what_an_earlier_command_has_written(

@@ -18,6 +18,7 @@ from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.parse import named_first
 from vlds.recipe.sketch import RECIPE, SWEEP, check_words, sketched
 from vlds.report.sweep import Sweep
+from vlds.runtime.artifact_files import DESCRIPTION
 from vlds.runtime.checks import Choice
 
 DEMO = "recipes/demo.yaml"
@@ -68,6 +69,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part in ("train", "val"):
         (tmp_path / "shards" / part).mkdir(parents=True)
     (tmp_path / "whole.yaml").write_text(WHOLE)
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / DESCRIPTION).write_text("{}")
     return tmp_path
 
 
@@ -130,7 +133,9 @@ COMMANDS = (
     ["evaluate", "--rnu", "x"],
     ["evaluate", "missing"],
     ["evaluate", "missing", "--task", "VQA"],
+    ["evaluate", "asked", "--data", "shards/train", "vqa=missing"],
     ["predict", "missing", "--image", "x.jpg"],
+    ["predict", "asked", "--image", "missing.jpg"],
     ["predict", "--imgae", "x.jpg"],
     ["report", "missing"],
     ["report", "missing", "--fromat", "md"],

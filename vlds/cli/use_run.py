@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlds.cli.words import command_parser
+from vlds.recipe.paths import NO_FOLDER
 from vlds.runtime.artifact_files import RECIPE, check_changes, find_artifact
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.terminal import complain, tell
@@ -59,7 +60,8 @@ def with_run(
 def check_run_words(
     parser: CommandParser, options: argparse.Namespace, keys: list[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """As `with_run`, for a run that is asked: it is there, and its recipe has the keys.
+    """As `with_run`, for a run that is asked: it and the data are there, and its recipe has the
+    keys.
 
     Errors: ValueError.
     """
@@ -71,6 +73,13 @@ def check_run_words(
             from vlds.recipe.sketch import check_words
 
             check_words(["--config", str(folder / RECIPE), *keys])
+    for entry in options.data:
+        folders = entry, entry.partition("=")[2] or entry
+        if not any(NO_FOLDER.search(place) or Path(place).exists() for place in folders):
+            raise ValueError(
+                f"--data: data set {folders[1]}: no such folder; check the path, or prepare it "
+                "with `vlds data`"
+            )
     return options, keys
 
 
@@ -229,6 +238,9 @@ def predict_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
             )
     if not (others or options.image or options.question):
         parser.error("one of the arguments --image --question --data --split --serve is required")
+    for image in options.image or ():
+        if not Path(image).exists():
+            raise ValueError(f"--image: no such file: {image}; check the path")
     if options.out and not (options.data or options.split):
         raise ValueError("--out: goes with --data or --split; other answers are not written")
     return options, keys

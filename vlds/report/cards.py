@@ -99,7 +99,8 @@ def mistakes(runs: Runs) -> dict[str, Pick]:
         if judged and not wrong:
             picks[task] = Pick(f"None of {len(judged):,} is wrong{where}.", [])
         elif wrong:
-            text = f"{len(wrong):,} of {len(judged):,} are wrong{where}"
+            verb = "is" if len(wrong) == 1 else "are"
+            text = f"{len(wrong):,} of {len(judged):,} {verb} wrong{where}"
             certain = {key: mean(entry.confidence for entry in e) for key, e in wrong.items()}
             known = {key: sure for key, sure in certain.items() if sure is not None}
             if known:

@@ -66,6 +66,16 @@ def test_two_runs_have_cards_where_one_scores_more(runs: Runs) -> None:
     assert "are wrong in all runs" in both
 
 
+def test_one_mistake_is_one(sure: Path) -> None:
+    answers = answers_of(collect([sure], resamples=0).only)
+    first = next(key for key, entry in answers["vqa"].examples.items() if not entry.correct)
+    one = answers["vqa"]._replace(examples={
+        key: entry for key, entry in answers["vqa"].examples.items()
+        if entry.correct or key == first
+    })  # fmt: skip
+    assert mistakes({"sure": {"vqa": one}})["vqa"].text.startswith("1 of 33 is wrong, ")
+
+
 def test_two_runs_of_unlike_tasks_have_a_sentence_each(runs: Runs, tmp_path: Path) -> None:
     folders = []
     for task in ("vqa", "caption"):

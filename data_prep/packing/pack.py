@@ -427,6 +427,10 @@ class Division(Protocol):
         ...
 
 
+LEARNED = ("train", "training")
+"""Splits to learn from, in any case."""
+
+
 def pack_splits(
     datasets: Sequence[SourceSet],
     split: Division | None,
@@ -458,7 +462,8 @@ def pack_splits(
     warn_of_leaks(checked, copies, cure)
     if near:
         tell_near_copies(checked, copies)
-    for dataset in checked:
+    # Last what is learned: where it is there, so are the others, also if the command was ended.
+    for dataset in sorted(checked, key=lambda dataset: dataset.split.lower() in LEARNED):
         pack_ready(dataset, out / dataset.split if apart else out, options)
     tell_repeats(checked, noun)
     tell_copies(checked, copies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.toys.image_text import save_tiny
 from tests.toys.own_rows import pack_rows, photos
 from vlds.cli import init
 from vlds.cli.init import look_at, recipe_of, run_init
+from vlds.cli.supervisor import Stage
 from vlds.data.shards.store import open_dataset
 from vlds.models.kinds.joint import JointSeq2Seq
 from vlds.models.loading import model_files
@@ -233,3 +235,16 @@ def test_it_overwrites_no_recipe(desk: Path) -> None:
     write(desk / "rows.yaml", "mine")
     with pytest.raises(ValueError, match=r"rows\.yaml exists; remove it, or give another --name"):
         run_init(write(desk / "rows.csv", "image,question,answer"), None, None, [])
+
+
+def test_what_an_ended_command_has_packed_is_packed_again(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pack(desk, "image,question,answer", *(f"{name},what?,it" for name in NAMES))
+    stages: list[Stage] = []
+    monkeypatch.setattr(init, "run_stage", lambda stage, *_: stages.append(stage))
+    # What is learned is written last.
+    shutil.rmtree(folder / "train")
+    with pytest.raises(ValueError, match="no split is called train, of TEST, Val"):
+        run_init(desk / "rows.csv", "mine", None, ["--images", "photos"])
+    assert [stage.purpose for stage in stages] == ["look at the data, and pack them"]

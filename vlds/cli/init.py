@@ -125,7 +125,8 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
     pack = [sys.executable, "-m", "vlds", "data", "own", "--data", str(data), "--name", name]
     pack += ["--out", str(folder), *small, *words]
     try:
-        if any(folder.glob(f"*/{DATASET_FILE}")):
+        # It is written last: without it, an earlier command was ended before it had packed all.
+        if any(file.parent.name.lower() in LEARNED for file in folder.glob(f"*/{DATASET_FILE}")):
             tell(f"{folder} is there and stays; remove it to pack the data again")
         else:
             run_stage(Stage("look at the data, and pack them", folder, pack), "1 of 2", {})

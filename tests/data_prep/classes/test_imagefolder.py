@@ -83,6 +83,7 @@ def test_train_gets_the_pictures_of_rare_classes_first(
     assert counts == {"train": {"a": 16, "pair": 1, "one": 1}, "val": {"a": 2, "pair": 1}}
     told = capsys.readouterr().out
     assert "test: no picture of 2 of 3 classes: 'one', 'pair'\nval: no picture of 1 of 3" in told
+    assert told.index("in val: 3 samples") < told.index("in train: 18 samples")
 
 
 def test_shares_of_the_training_split(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def desk(tmp_path: Path) -> Path:
 
 COMMANDS = {
     "evaluate": ["evaluate", "--run", "run"],
-    "predict": ["predict", "--run", "run", "--data", "none"],
+    "predict": ["predict", "--run", "run", "--data", "run"],
     "convert": ["convert", "hf", "--run", "run", "--out", "out"],
     "report": ["report", "run"],
 }

@@ -238,11 +238,11 @@ def predict_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
             )
     if not (others or options.image or options.question):
         parser.error("one of the arguments --image --question --data --split --serve is required")
-    for image in options.image or ():
-        if not Path(image).exists():
-            raise ValueError(f"--image: no such file: {image}; check the path")
     if options.out and not (options.data or options.split):
         raise ValueError("--out: goes with --data or --split; other answers are not written")
+    for image in options.image or ():
+        if "://" not in image and not Path(image).exists():
+            raise ValueError(f"--image: no such file: {image}; check the path")
     return options, keys
 
 

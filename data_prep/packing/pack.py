@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlds.data.shards.info import DATASET_FILE, DatasetInfo, check_names
+from vlds.data.shards.info import DATASET_FILE, LEARNED, DatasetInfo, check_names
 from vlds.data.shards.remote_folder import Folder, RemoteFolder, lock_place
 from vlds.runtime.cluster import Cluster
 from vlds.runtime.folders import folder_lock
@@ -425,10 +425,6 @@ class Division(Protocol):
     ) -> list[SourceSet]:
         """The data sets of all splits; `copies` are groups of pictures with the same bytes."""
         ...
-
-
-LEARNED = ("train", "training")
-"""Splits to learn from, in any case."""
 
 
 def pack_splits(

@@ -16,7 +16,7 @@ from typing import Any
 
 from vlds.cli.start import MISTAKE
 from vlds.cli.supervisor import Stage, StageError, run_stage
-from vlds.data.shards.info import DATASET_FILE
+from vlds.data.shards.info import DATASET_FILE, LEARNED
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source, fixed_examples
 from vlds.recipe.build import to_yaml
@@ -30,7 +30,6 @@ from vlds.tasks import VQA, Caption, Chat, Entailment, ImageClass, Task
 
 SCHEMA = Path("recipes/recipe.schema.json")
 """By which editors complete the recipe."""
-LEARNED = ("train", "training")
 EVALUATED = ("val", "valid", "validation", "dev")
 """Splits on which a run is evaluated while it trains; the first one that is there, in any case."""
 TESTED = ("test", "testing")

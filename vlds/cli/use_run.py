@@ -74,10 +74,11 @@ def check_run_words(
 
             check_words(["--config", str(folder / RECIPE), *keys])
     for entry in options.data:
-        folders = entry, entry.partition("=")[2] or entry
-        if not any(NO_FOLDER.search(place) or Path(place).exists() for place in folders):
+        # TASK=FOLDER, or a folder, whose own name may hold "=".
+        folder = entry.partition("=")[2] or entry
+        if not any(NO_FOLDER.search(place) or Path(place).exists() for place in (entry, folder)):
             raise ValueError(
-                f"--data: data set {folders[1]}: no such folder; check the path, or prepare it "
+                f"--data: data set {folder}: no such folder; check the path, or prepare it "
                 "with `vlds data`"
             )
     return options, keys

@@ -123,17 +123,17 @@ def cut_texts(
         talks = [example.turns for example in examples if example.turns]
         prompts = [example.prompt for example in examples if not example.turns]
         answers = [example.target for example in examples if example.target is not None]
-        for field, most, texts, lengths in (
-            ("max_prompt_tokens", task.max_prompt_tokens, prompts, collator.prompt_lengths),
-            ("max_target_tokens", task.max_target_tokens, answers, collator.answer_lengths),
-        ):
-            if split and texts is answers:
-                continue
+        limits: list[tuple[str, int, list[str], Lengths]] = [
+            ("prompt", task.max_prompt_tokens, prompts, collator.prompt_lengths)
+        ]
+        if split is None:  # answers that only score are not read, and so not cut
+            limits.append(("target", task.max_target_tokens, answers, collator.answer_lengths))
+        for field, most, texts, lengths in limits:
             if texts and (number := num_cut(lengths, texts, most)):
-                what = "prompts" if texts is prompts else "answers"
+                what = "prompts" if field == "prompt" else "answers"
                 lines.append(
-                    f"tasks.{name}.{field}: {most} cuts {number:,} of the first {len(texts):,} "
-                    f"{what}{of_split}"
+                    f"tasks.{name}.max_{field}_tokens: {most} cuts {number:,} of the first "
+                    f"{len(texts):,} {what}{of_split}"
                 )
         # What ends an answer need not fit: the answer is whole without it.
         decoding, most = task.decoding, task.decoding.max_new_tokens

@@ -75,8 +75,10 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         tell(warning, flush=True)
     train, streamed, evaluation = open_sources(recipe, cut, ranks.on_this_machine)
     check_writable(Path(recipe.output), "output")
-    tested, notices = test_sources(recipe) if ranks.is_first else ([], [])
+    tested: list[Source] = []
+    notices: list[str] = []
     if ranks.is_first:
+        tested, notices = test_sources(recipe)
         notices += compared([*train, *streamed], [*evaluation, *tested])
     return Prepared(
         cut=cut,

@@ -25,6 +25,8 @@ from vlds.runtime.files import open_file, read_file, write_whole
 from vlds.runtime.json_files import in_words, parse_json, parse_member, parse_record
 
 SCHEMA = 2
+LEARNED = ("train", "training")
+"""Splits to learn from, in any case."""
 DATASET_FILE = "dataset.json"
 QUARANTINE_FILE = "quarantine.jsonl"
 REBUILD = "write its index again with `vlds data index`"

@@ -118,19 +118,20 @@ class Table:
         # As few sweeps as can be, since at the end of each a run may be alone on the machine.
         parts: dict[tuple[tuple[str, ...], tuple[int, ...], bool], list[float | None]] = {}
         for rate in dict.fromkeys(rate for of_row in rates.values() for rate in of_row):
-            lacking: dict[tuple[str, ...], list[int]] = defaultdict(list)
+            rows_at_rate = [row for row, of_row in rates.items() if rate in of_row]
+            seeds_of: dict[tuple[str, ...], list[int]] = defaultdict(list)
             for seed in seeds:
-                rows = [row for row, of_row in rates.items() if rate in of_row]
-                lacking[tuple(row for row in rows if self.lacks(row, seed, rate))].append(seed)
-            for of_rows, some in lacking.items():
-                if of_rows:
-                    parts.setdefault((of_rows, tuple(some), rate is None), []).append(rate)
-        for (of_rows, of_seeds, keeps_rate), of_part in parts.items():
+                lacking = tuple(row for row in rows_at_rate if self.lacks(row, seed, rate))
+                seeds_of[lacking].append(seed)
+            for lacking, same_seeds in seeds_of.items():
+                if lacking:
+                    parts.setdefault((lacking, tuple(same_seeds), rate is None), []).append(rate)
+        for (rows, part_seeds, keeps_rate), part_rates in parts.items():
             part = replace(
                 self.sweep,
-                recipes={row: self.sweep.recipes[row] for row in of_rows},
-                seeds=list(of_seeds),
-                grid=self.sweep.grid if keeps_rate else {**self.sweep.grid, RATE: of_part},
+                recipes={row: self.sweep.recipes[row] for row in rows},
+                seeds=list(part_seeds),
+                grid=self.sweep.grid if keeps_rate else {**self.sweep.grid, RATE: part_rates},
                 split="evaluate" if choosing else self.sweep.split,
             )
             text = to_yaml(to_tree(part))

@@ -64,6 +64,7 @@ class ClassShares:
             ordered = sorted(samples, key=lambda sample: (place(sample), sample.id))
             places = sorted({place(sample) for sample in samples})
             if len(places) < len(parts):
+                # Copies share a place; the first place is for `train`, which `parts` begins with.
                 part_of = dict(zip(places, parts, strict=False))
                 for sample in ordered:
                     parts[part_of[place(sample)]].append(sample)

@@ -20,7 +20,6 @@ from tests.toys.image_text import save_tiny
 from tests.toys.own_rows import pack_rows, photos
 from vlds.cli import init
 from vlds.cli.init import look_at, recipe_of, run_init
-from vlds.cli.supervisor import Stage
 from vlds.data.shards.store import open_dataset
 from vlds.models.kinds.joint import JointSeq2Seq
 from vlds.models.loading import model_files
@@ -238,13 +237,21 @@ def test_it_overwrites_no_recipe(desk: Path) -> None:
 
 
 def test_what_an_ended_command_has_packed_is_packed_again(
-    desk: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = pack(desk, "image,question,answer", *(f"{name},what?,it" for name in NAMES))
-    stages: list[Stage] = []
-    monkeypatch.setattr(init, "run_stage", lambda stage, *_: stages.append(stage))
+    """By its data and recipe, which are as if it had not been ended."""
+    lines = [f"{name},what is it?,{number % 2}" for number, name in enumerate(NAMES)]
+    rows = write(desk / "rows.csv", "\n".join(["image,question,answer", *lines]))
+    words = ["--images", "photos"]
+    assert run_init(rows, "mine", None, words) == 0
+    recipe, train = desk / "mine.yaml", desk / "shards" / "mine" / "train"
+    whole = recipe.read_text(), open_dataset(train).info.samples
+    recipe.unlink()
     # What is learned is written last.
-    shutil.rmtree(folder / "train")
-    with pytest.raises(ValueError, match="no split is called train, of TEST, Val"):
-        run_init(desk / "rows.csv", "mine", None, ["--images", "photos"])
-    assert [stage.purpose for stage in stages] == ["look at the data, and pack them"]
+    shutil.rmtree(train)
+    assert run_init(rows, "mine", None, words) == 0
+    assert (recipe.read_text(), open_dataset(train).info.samples) == whole
+    assert "is there and stays" not in capsys.readouterr().out
+    # A mistake in its words ends it, and writes nothing.
+    assert run_init(rows, "other", None, ["--answer-feld", "x"]) == 2
+    assert not (desk / "other.yaml").exists()

@@ -7,15 +7,14 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlds.cli.start import MISTAKE
-from vlds.cli.supervisor import Stage, StageError, run_stage
+from vlds.cli.supervisor import Stage, say_stage, vlds
 from vlds.data.shards.info import DATASET_FILE, LEARNED
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source, fixed_examples
@@ -24,7 +23,7 @@ from vlds.recipe.choices import ARGUMENTS, CLASS
 from vlds.recipe.sketch import check_words
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import read_json
-from vlds.runtime.process import Interrupted, find
+from vlds.runtime.process import data_prep, find
 from vlds.runtime.terminal import has_gpu_driver, tell
 from vlds.tasks import VQA, Caption, Chat, Entailment, ImageClass, Task
 
@@ -121,24 +120,15 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
         # The small model sees little of a picture, and learns the last answer of a conversation.
         small = ["--each-turn"]
         small += ["--image-size", str(SIDE)] if "--image-size" not in words else []
-    pack = [sys.executable, "-m", "vlds", "data", "own", "--data", str(data), "--name", name]
-    pack += ["--out", str(folder), *small, *words]
-    try:
-        # It is written last: without it, an earlier command was ended before it had packed all.
-        if any(file.parent.name.lower() in LEARNED for file in folder.glob(f"*/{DATASET_FILE}")):
-            tell(f"{folder} is there and stays; remove it to pack the data again")
-        else:
-            run_stage(Stage("look at the data, and pack them", folder, pack), "1 of 2", {})
-        packed = look_at(name, folder)
-        if model is None:
-            make_tokenizer(packed)
-    except StageError as error:
-        if error.code != MISTAKE:  # else its one line says all
-            tell(f"vlds init: {error}; mend what it says above, and start again", error=True)
-        return MISTAKE
-    except Interrupted as error:
-        tell(f"vlds init: ended by {error.signal_name}", error=True)
-        return error.exit_code
+    pack = ["own", "--data", str(data), "--name", name, "--out", str(folder), *small, *words]
+    # It is written last: without it, an earlier command was ended before it had packed all.
+    if any(file.parent.name.lower() in LEARNED for file in folder.glob(f"*/{DATASET_FILE}")):
+        tell(f"{folder} is there and stays; remove it to pack the data again")
+    elif code := run_data(Stage("look at the data, and pack them", folder, pack), "1 of 2"):
+        return code
+    packed = look_at(name, folder)
+    if model is None and (code := make_tokenizer(packed)):
+        return code
     tree = recipe_of(packed, model)
     write_whole(folder / SCHEMA.name, read_text(find(SCHEMA)))
     write_whole(recipe, "".join(f"# {line}\n" for line in comments(packed, why)) + to_yaml(tree))
@@ -148,6 +138,17 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
 
 
 # The data.
+
+
+def run_data(stage: Stage, position: str) -> int:
+    """Print a command of `vlds data`, and run it in this process; the exit code. The stage has the
+    words behind `vlds data`."""
+    say_stage(replace(stage, command=vlds("data", *stage.command)), position)
+    started = time.monotonic()
+    code: int = data_prep("cli").main(stage.command)
+    if not code:
+        tell(f"({time.monotonic() - started:.0f} s)", flush=True)
+    return code
 
 
 def look_at(name: str, folder: Path) -> Packed:
@@ -279,28 +280,21 @@ def check_model(name: str) -> None:
             )
 
 
-def make_tokenizer(packed: Packed) -> None:
-    """Write a tokenizer of the data's words, and the sizes of a small T5 that uses it.
-
-    Errors: StageError.
-    """
+def make_tokenizer(packed: Packed) -> int:
+    """Write a tokenizer of the data's words, and the sizes of a small T5 that uses it; the exit
+    code."""
     num = packed.train.vocabulary
     file = packed.folder / TOKENIZER
-    words = [
-        "tokenizer",
-        str(packed.folder / packed.learned),
-        "--out",
-        str(file),
-        "--vocab-size",
-        str(num),
-    ]
-    command = [sys.executable, "-m", "vlds", "data", *words]
-    run_stage(Stage("make a tokenizer of the words", file, command), "2 of 2", {})
+    words = ["tokenizer", str(packed.folder / packed.learned), "--out", str(file)]
+    words += ["--vocab-size", str(num)]
+    if code := run_data(Stage("make a tokenizer of the words", file, words), "2 of 2"):
+        return code
     config = read_json(find(SIZES))
     assert isinstance(config, dict)
     # The pieces are at most so many; rows that no piece has are not used.
     config |= {"vocab_size": num, "dropout_rate": 0.1}
     write_whole(packed.folder / CONFIG, json.dumps(config, indent=1))
+    return 0
 
 
 # The recipe.

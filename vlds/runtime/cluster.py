@@ -28,6 +28,7 @@ from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from vlds.runtime.checks import guess
+from vlds.runtime.json_files import read_json
 from vlds.runtime.process import PACKAGE
 from vlds.runtime.terminal import tell
 
@@ -369,11 +370,18 @@ class DaskCluster(Cluster):
 
         Errors: LostContact; LostWorker without a worker; UnfitWorker.
         """
-        is_file = self.address.endswith(".json")
-        if is_file and not os.path.isfile(self.address):  # Dask would wait for it for ever
-            raise LostContact(f"no file {self.address}")
-        place = {"scheduler_file" if is_file else "address": self.address}
-        connect = partial(self._new_client, **place, timeout=seconds, set_as_default=False)
+        address = self.address
+        if address.endswith(".json"):  # Dask would wait for ever for a file that is not there
+            try:
+                written = read_json(Path(address))
+            except OSError as error:
+                raise LostContact(f"{address}: {error.strerror}") from None
+            except ValueError:
+                written = None
+            if not isinstance(written, dict) or "address" not in written:
+                raise LostContact(f"{address} is not a scheduler's file: it tells no address")
+            address = written["address"]
+        connect = partial(self._new_client, address, timeout=seconds, set_as_default=False)
         try:
             # Dask's own timeout bounds the connection alone.
             self._client = answered(connect, seconds + LOOK_S, "what listens there")

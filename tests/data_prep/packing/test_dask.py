@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -301,6 +302,24 @@ def test_nobody_answers(
         "no workers": f"had no worker for 30 s; start some with `dask worker {dask.address}",
     }
     assert expected[how] in capsys.readouterr().err
+
+
+def test_a_file_of_a_scheduler(
+    dask: DaskProcesses, packed_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "scheduler.json"
+    words = ["stats", str(packed_here / "out"), "--executor", f"dask={file}"]
+    for text, said in (
+        (None, f"({file}: No such file or directory)"),
+        ("{", f"({file} is not a scheduler's file: it tells no address)"),
+        ("{}", f"({file} is not a scheduler's file: it tells no address)"),
+    ):
+        if text is not None:
+            file.write_text(text)
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
+    file.write_text(json.dumps({"type": "Scheduler", "address": dask.address}))
+    assert main(words) == 0
 
 
 @pytest.mark.parametrize("frozen", ["scheduler", "worker"])

@@ -41,6 +41,7 @@ from .source import (
     SourceSample,
     SourceSet,
     count_reasons,
+    first_few,
     locate,
     parts_of,
 )
@@ -242,13 +243,30 @@ def pack_ready(dataset: SourceSet, out: Folder, options: Options) -> DatasetInfo
             try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing
         )
         # A resumed writer has the first samples already, in this same order.
-        records = _records(make, samples[writer.start :], options)
+        first_alone: list[str] = []
+        records = _noted(_records(make, samples[writer.start :], options), first_alone)
         info = writer.write(
             follow(records, f"{dataset.name} {dataset.split}", len(samples), writer.start),
             rows_dropped=(*dataset.dropped, *dataset.left_out),
         )
     tell(_summary(dataset, info, out))
+    if num := len(first_alone):
+        who = "sample shows" if num == 1 else "samples show"
+        tell(
+            f"{num:,} {who} the first frame or page alone of a picture that has more: "
+            f"{first_few(first_alone)}"
+        )
     return info
+
+
+def _noted(
+    records: Iterable[SampleRecord | Dropped], first_alone: list[str]
+) -> Iterator[SampleRecord | Dropped]:
+    """The records; adds the ids of those with a picture whose file has more than is kept."""
+    for record in records:
+        if isinstance(record, SampleRecord) and record.has_more_frames:
+            first_alone.append(record.id)
+        yield record
 
 
 def _rule_of(samples: Sequence[SourceSample], rule: PictureRule) -> dict[str, Any]:

@@ -161,6 +161,8 @@ class Picture:
     width: int
     """Width and height are those of the upright picture."""
     height: int
+    frames: int = 1
+    """Frames or pages of its file, of which this is the first."""
 
 
 def true_extension(data: bytes) -> str:
@@ -203,6 +205,13 @@ def picture_fault(data: bytes) -> str | None:
     return None
 
 
+def num_frames(data: bytes) -> int:
+    """Frames or pages of a whole picture's file."""
+    with open_picture(data) as image:
+        # Phones put a thumbnail behind the picture of a JPEG.
+        return 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
+
+
 def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     """Check that the whole picture decodes, and resize it if the rule says so.
 
@@ -216,8 +225,9 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
         size = upright_size(data)
     except ValueError as error:
         raise BadPicture("truncated or damaged") from error
+    frames = num_frames(data)
     if (target := rule.target(*size)) == size:
-        return Picture(data, extension, *size)
+        return Picture(data, extension, *size, frames)
     # Encode it as a run sees it at this size.
     form = rule.format
     if form == "webp" and max(target) > LONGEST_WEBP:
@@ -230,7 +240,7 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     # Decoded as (3, h, w), encoded as (h, w, 3).
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, form, **ENCODINGS[form])
-    return Picture(buffer.getvalue(), EXTENSIONS[form], width, height)
+    return Picture(buffer.getvalue(), EXTENSIONS[form], width, height, frames)
 
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")

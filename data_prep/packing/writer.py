@@ -65,6 +65,8 @@ class SampleRecord:
     json: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
     writer adds "id" and, unless given, "images": the members that are pictures, in order."""
+    has_more_frames: bool = False
+    """True if a picture's file has frames or pages behind the first, which alone is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,8 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
         content["groups"] = sample.groups
     if sample.source:
         content["source"] = sample.source
-    return SampleRecord(id=sample.id, members=members, json=content)
+    more = any(picture.frames > 1 for picture in pictures)
+    return SampleRecord(id=sample.id, members=members, json=content, has_more_frames=more)
 
 
 def _with_times(annotation: Annotation, clips: Mapping[int, Frames]) -> Annotation:

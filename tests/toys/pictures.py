@@ -45,10 +45,11 @@ def encoded(form: str, mode: str = "RGB", width: int = 40, height: int = 24, **m
 
 
 def animation(form: str) -> bytes:
-    """Two frames; the second is upside down."""
+    """Two frames or pages; the second is upside down."""
     first = gradient(40, 24)
     buffer = io.BytesIO()
-    first.save(buffer, form, save_all=True, append_images=[first.rotate(180)], lossless=True)
+    lossless = {"lossless": True} if form == "WEBP" else {}
+    first.save(buffer, form, save_all=True, append_images=[first.rotate(180)], **lossless)
     return buffer.getvalue()
 
 

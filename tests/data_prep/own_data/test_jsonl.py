@@ -13,7 +13,7 @@ import pytest
 from data_prep.packing.splits import HashSplit
 from tests.toys.files import write
 from tests.toys.own_rows import pack_rows, photos, questions
-from tests.toys.pictures import jpeg
+from tests.toys.pictures import animation, jpeg
 from tests.toys.shards import find_annotation, packed
 from vlds.data.shards.store import open_dataset
 from vlds.tasks import Entailment
@@ -218,6 +218,19 @@ def test_split_by_image(images: Path, tmp_path: Path) -> None:
     assert len(test) + len(train) == 10
     assert all(len(sample.annotations) == 3 for sample in (*test.values(), *train.values()))
     assert packed(tmp_path / "two/test").keys() == test.keys()
+
+
+def test_frames_and_pages_behind_the_first_are_told(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(images / "k.gif", animation("GIF"))
+    write(images / "l.tif", animation("TIFF"))
+    rows = write(tmp_path / "rows.csv", questions("a.jpg", "k.gif", "l.tif"))
+    assert pack_rows(rows, images, tmp_path / "out") == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if "first frame" in line)
+    told, _, names = told.partition(": ")
+    assert told == "2 samples show the first frame or page alone of a picture that has more"
+    assert set(names.split(", ")) == {"k.gif", "l.tif"}
 
 
 def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:

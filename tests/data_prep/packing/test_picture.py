@@ -61,6 +61,7 @@ def test_good_bytes_are_kept_and_a_run_reads_them(name: str) -> None:
     picture = prepare_picture(data, AS_THEY_ARE)
     assert picture.data == data
     assert (picture.extension, picture.width, picture.height) == (extension, 40, 24)
+    assert (picture.frames > 1) == name.startswith("animated")
     seen = decode_image(picture.data, ImageSpec(24, 40)).astype(int)
     if name not in ("gray", "black and white", "gray and alpha", "sixteen bits"):
         assert seen[0, :, -4:].mean() > seen[0, :, :4].mean() + 150  # red grows to the right

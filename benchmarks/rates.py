@@ -67,6 +67,11 @@ def main() -> None:
     tried = {row: table.by_rate(row, options.seed, options.rates) for row in choose}
     if bare := [row for row, of_row in tried.items() if not of_row]:
         raise SystemExit(f"{', '.join(bare)}: no run has ended; see above")
+    for row, of_row in tried.items():
+        if left_out := [f"{rate:g}" for rate in options.rates if rate not in of_row]:
+            print(
+                f"{row}: not chosen from {', '.join(left_out)}: no run has ended", file=sys.stderr
+            )
     best = {row: max(sorted(of_row), key=of_row.__getitem__) for row, of_row in tried.items()}
     print_rates(tried, best)
     chosen: dict[str, float | None] = {row: best.get(row) for row in sweep.recipes}

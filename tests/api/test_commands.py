@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,16 @@ def test_enough_is_a_whole_run_of_fewer_steps(home: Path, background: bool) -> N
     assert run.load().tasks == ["vqa"]
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Also if the tests run in the background, where a shell has programs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_an_error_or_ctrl_c_stops_the_run_which_resumes(home: Path) -> None:
     def fail(line: dict[str, object]) -> None:
         if line["step"] == 2:

@@ -1,12 +1,11 @@
-"""Makes four tasks of pictures that packages ship: emoji of two artists, and handwritten digits.
+"""Makes three tasks of pictures that packages ship: emoji of two artists, and handwritten digits.
 
     npm pack emoji-datasource-google emoji-datasource-twitter
     pip install scikit-learn
     python benchmarks/emoji.py --packages .
 
-kind: which of nine kinds of things does the emoji show; exact: which of 80 more exact kinds; same:
-do two emoji, of one artist each, show the same thing; digit: which digit is written (scans of 8 by
-8 pixels by 43 people, of scikit-learn).
+kind: which of nine kinds of things does the emoji show; exact: which of 80 more exact kinds; digit:
+which digit is written (scans of 8 by 8 pixels by 43 people, of scikit-learn).
 
 A fifth of the emoji are in `test` and a tenth in `val`, in all tasks and of both artists: what is
 asked there no run has seen. The digits of the last writers are the test. Rows and pictures go to
@@ -32,7 +31,6 @@ import numpy as np
 from PIL import Image
 
 ARTISTS = ("google", "twitter")
-SPLITS = ("train", "val", "test")
 FEWEST = 7
 """Emoji of an exact kind; those of smaller ones are left out of that task."""
 DIGITS = {"train": range(1_100), "val": range(1_100, 1_297), "test": range(1_297, 1_797)}
@@ -43,7 +41,6 @@ SYSTEM = "Answer briefly."
 ASKED = {
     "kind": "what kind of thing is this ?",
     "exact": "what exactly is this ?",
-    "same": "do both pictures show the same thing ?",
     "digit": "which digit is this ?",
 }
 
@@ -72,7 +69,6 @@ def main() -> None:
     rows = {
         "kind": [row(one, each, one.kind) for one in emoji for each in ARTISTS],
         "exact": [row(one, each, one.exact) for one in of_large(emoji) for each in ARTISTS],
-        "same": list(pairs(emoji)),
         "digit": list(digits(pictures)),
     }
     for task, of_task in rows.items():
@@ -149,28 +145,12 @@ def of_large(emoji: Sequence[Emoji]) -> list[Emoji]:
     return [one for one in emoji if counts[one.exact] >= FEWEST]
 
 
-def row(one: Emoji, artist: str, answer: str) -> dict[str, Any]:
+def row(one: Emoji, artist: str, answer: str) -> dict[str, str]:
     """A question about one picture."""
-    return {"images": [f"{artist}/{one.image}"], "answer": answer, "split": one.split}
+    return {"image": f"{artist}/{one.image}", "answer": answer, "split": one.split}
 
 
-def pairs(emoji: Sequence[Emoji]) -> Iterator[dict[str, Any]]:
-    """Both artists' pictures of each emoji, and beside another one of its split: in half of the
-    cases one of its exact kind."""
-    rng = Random("pairs")
-    for name in SPLITS:
-        some = [one for one in emoji if one.split == name]
-        for one in some:
-            others = [two for two in some if two != one]
-            near = [two for two in others if two.exact == one.exact]
-            for other in (one, rng.choice(near if near and rng.random() < 0.5 else others)):
-                artists = rng.sample(ARTISTS, 2)
-                images = [f"{a}/{e.image}" for a, e in zip(artists, (one, other), strict=True)]
-                is_same = "yes" if other == one else "no"
-                yield {"images": images, "answer": is_same, "split": name}
-
-
-def digits(pictures: Path) -> Iterator[dict[str, Any]]:
+def digits(pictures: Path) -> Iterator[dict[str, str]]:
     """Scikit-learn's digits, black on white and larger."""
     from sklearn.datasets import load_digits
 
@@ -184,19 +164,16 @@ def digits(pictures: Path) -> Iterator[dict[str, Any]]:
             Image.fromarray(ink).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(
                 file
             )
-            yield {
-                "images": [f"digits/{file.name}"],
-                "answer": str(data.target[place]),
-                "split": name,
-            }
+            answer = str(data.target[place])
+            yield {"image": f"digits/{file.name}", "answer": answer, "split": name}
 
 
-def talk(task: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+def talk(task: str, asked: Mapping[str, str]) -> dict[str, Any]:
     """A row as a conversation of one question."""
-    question = "<image> " * len(asked["images"]) + ASKED[task]
+    question = f"<image> {ASKED[task]}"
     said = [("system", SYSTEM), ("user", question), ("assistant", asked["answer"])]
     messages = [{"role": role, "content": words} for role, words in said]
-    return {"messages": messages, "images": asked["images"], "split": asked["split"]}
+    return {"messages": messages, "images": [asked["image"]], "split": asked["split"]}
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def test_it_runs_and_shows_pictures(tmp_path: Path) -> None:
     ]
     bars = [text for text in shown if "<progress" in text]
     assert len(bars) == 1  # one bar, drawn again in its place
-    assert 'value="120"' in bars[0]
+    ((done, loss),) = re.findall(r'value="(\d+)".*loss ([\d.]+)', bars[0])
+    # It ends early where the notebook's own function has had enough.
+    assert int(done) == 120 or float(loss) < 0.005
     assert not [text for text in shown if re.search(r"^step \d+/", text, re.MULTILINE)]
     (table,) = [text for text in shown if "truth" in text and "<img" in text]
     assert table.count("<img") == 6

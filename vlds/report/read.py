@@ -174,7 +174,8 @@ class RunInputs:
     @property
     def steps_done(self) -> int | None:
         """Steps of training; None where no step was logged."""
-        return max((line["step"] for line in self.lines if "loss" in line), default=None)
+        # Its scores, and a later start, tell of a last step that `log_every` does not show.
+        return max((line["step"] for line in self.lines), default=0) or None
 
     @property
     def seconds(self) -> float:

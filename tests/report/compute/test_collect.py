@@ -200,6 +200,15 @@ def test_lists_on_which_only_the_best_weights_were_scored(runs: Runs, tmp_path: 
     assert found.notes == [f"Of the weights kept in {run / 'best'}: vqa.test."]
 
 
+def test_a_last_step_that_was_not_logged(runs: Runs, tmp_path: Path) -> None:
+    """As where `log_every` does not divide the steps."""
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    metrics = run / "metrics.jsonl"
+    lines = read_lines(metrics)
+    write_lines(metrics, [line for line in lines if line["step"] < 10 or "loss" not in line])
+    assert collect([run]).only.stopped == ""
+
+
 def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
     """Its last lines are cut, and it was last scored before."""
     run = vqa_run(runs.world, tmp_path / "run", 3)

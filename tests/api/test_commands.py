@@ -219,7 +219,9 @@ def test_metrics_come_while_the_run_trains(home: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("background", [False, True])
-def test_enough_is_a_whole_run_of_fewer_steps(home: Path, background: bool) -> None:
+def test_enough_is_a_whole_run_of_fewer_steps(
+    home: Path, background: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also in the background, where a shell has programs ignore Ctrl-C."""
     steps: list[Any] = []
 
@@ -239,6 +241,7 @@ def test_enough_is_a_whole_run_of_fewer_steps(home: Path, background: bool) -> N
     last = run.metrics[-1]["step"]
     assert isinstance(last, int)
     assert 3 <= last < MANY
+    assert f"enough: the run ends after step {last}\n" in capsys.readouterr().out
     assert run.load().tasks == ["vqa"]
 
 

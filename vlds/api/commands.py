@@ -15,6 +15,7 @@ from vlds.evaluation.result import LEFT_IN, Scored, read_scores
 from vlds.evaluation.sources import path_of
 from vlds.recipe.config import parse_recipe
 from vlds.runtime.folders import scratch_folder
+from vlds.runtime.terminal import tell
 from vlds.training.states import newest, read_progress
 
 
@@ -114,8 +115,9 @@ def train(
             state, _ = newest(run.folder / "state")
             if state is not None:  # none is saved while a run evaluates before its first step
                 # A run at its last step has only to evaluate and to write its artifact.
-                steps = ["--training.steps", f"{read_progress(state).step}"]
-                steps += ["--training.epochs", "null"]
+                done = read_progress(state).step
+                tell(f"on_metrics has had enough: the run ends after step {done}", flush=True)
+                steps = ["--training.steps", f"{done}", "--training.epochs", "null"]
                 start([*words, *steps, "--resume", "auto"], "last_metrics.jsonl")
     return run
 

@@ -4,12 +4,12 @@
     pip install scikit-learn
     python benchmarks/emoji.py --packages .
 
-kind: which of nine kinds of things does the emoji show; exact: which of 80 more exact kinds; digit:
-which digit is written (scans of 8 by 8 pixels by 43 people, of scikit-learn).
+kind: which of nine kinds of things does the emoji show; exact: which of 79 more exact kinds; digit:
+which digit is written (scans of 8 by 8 pixels by 13 people, of scikit-learn).
 
 A fifth of the emoji are in `test` and a tenth in `val`, in all tasks and of both artists: what is
-asked there no run has seen. The digits of the last writers are the test. Rows and pictures go to
-`--out`, and each task's shards beside them, to be read with the task `Chat`.
+asked there no run has seen. The digits of the last writers are the test, too. Rows and pictures go
+to `--out`, and each task's shards beside them, to be read with the task `Chat`.
 
 The pictures are Noto Emoji (Google, Apache 2.0) and Twemoji (Twitter, CC BY 4.0).
 """

@@ -206,10 +206,14 @@ def picture_fault(data: bytes) -> str | None:
 
 
 def num_frames(data: bytes) -> int:
-    """Frames or pages of a whole picture's file."""
+    """Frames or pages of a file whose first one is whole."""
     with open_picture(data) as image:
-        # Phones put a thumbnail behind the picture of a JPEG.
-        return 1 if image.format in JPEGS else getattr(image, "n_frames", 1)
+        if image.format in JPEGS:  # phones put a thumbnail behind the picture
+            return 1
+        try:
+            return getattr(image, "n_frames", 1)
+        except Exception:  # damage behind the first makes decoders raise anything
+            return 2
 
 
 def prepare_picture(data: bytes, rule: PictureRule) -> Picture:

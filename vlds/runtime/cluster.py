@@ -378,9 +378,10 @@ class DaskCluster(Cluster):
                 raise LostContact(f"{address}: {error.strerror}") from None
             except ValueError:
                 written = None
-            if not isinstance(written, dict) or "address" not in written:
+            known = written.get("address") if isinstance(written, dict) else None
+            if not known or not isinstance(known, str):
                 raise LostContact(f"{address} is not a scheduler's file: it tells no address")
-            address = written["address"]
+            address = known
         connect = partial(self._new_client, address, timeout=seconds, set_as_default=False)
         try:
             # Dask's own timeout bounds the connection alone.

@@ -312,7 +312,7 @@ def test_a_file_of_a_scheduler(
     for text, said in (
         (None, f"({file}: No such file or directory)"),
         ("{", f"({file} is not a scheduler's file: it tells no address)"),
-        ("{}", f"({file} is not a scheduler's file: it tells no address)"),
+        ('{"address": null}', f"({file} is not a scheduler's file: it tells no address)"),
     ):
         if text is not None:
             file.write_text(text)

@@ -137,8 +137,12 @@ def _open(path: Path) -> Iterator[_Opened]:
     with open_file(path) as file:
         if not file.peek(1):
             raise BadClip("empty file")
+        # Titles in whatever encoding are no fault. PyAV 19 has no such option, and takes them as
+        # they are.
+        old = int(av.__version__.partition(".")[0]) < 19
+        titles: dict[str, Any] = {"metadata_errors": "ignore"} if old else {}
         try:
-            container = av.open(file, options=dict(OPTIONS), metadata_errors="ignore")
+            container = av.open(file, options=dict(OPTIONS), **titles)
         except av.FFmpegError:
             raise BadClip("not a clip, or damaged") from None
         with container:

@@ -178,7 +178,7 @@ def _standard_error(
         left.append((sums.sum() - sums) / (counts.sum() - counts))
         shares.append(counts / counts.sum())
     # Units of none of the two groups leave the difference as it is.
-    weights = sum(share**2 for share in shares)
+    weights = np.square(shares).sum(0)
     is_used = weights > 0
     num = np.count_nonzero(is_used)
     whole = values[inside].mean() - values[outside].mean()

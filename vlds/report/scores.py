@@ -421,7 +421,7 @@ def resampling_notes(runs: Mapping[str, Mapping[str, TaskResult]]) -> list[str]:
             if result.interval and result.units is not None and result.drawn:
                 by_group.setdefault((task, result.drawn), []).append(name)
                 # Where all examples score alike, the interval is the exact one.
-                are_few |= result.units.max() + 1 < FEW_UNITS and result.value not in (0, 1)
+                are_few |= bool(result.units.max() < FEW_UNITS - 1) and result.value not in (0, 1)
             if result.interval and result.units is None:
                 by_example.setdefault(task, []).append(name)
             if result.reason:

@@ -103,8 +103,8 @@ class ShardTable(Sequence[ShardInfo]):
         self.has_classes = bool(rows) and rows[0].cls_sha256 is not None
         self._used = HASHES if self.has_classes else HASHES[:-1]
         digests = "".join(getattr(shard, name) for shard in rows for name in self._used)
-        self._hashes = np.frombuffer(bytes.fromhex(digests), np.uint8)
-        self._hashes = self._hashes.reshape(-1, len(self._used), 32)
+        flat = np.frombuffer(bytes.fromhex(digests), np.uint8)
+        self._hashes = flat.reshape(-1, len(self._used), 32)
         self._made: dict[int, ShardInfo] = {}
 
     @classmethod

@@ -70,7 +70,7 @@ def main() -> None:
     for row, of_row in tried.items():
         if left_out := [f"{rate:g}" for rate in options.rates if rate not in of_row]:
             print(
-                f"{row}: not chosen from {', '.join(left_out)}: no run has ended", file=sys.stderr
+                f"{row}: left out {', '.join(left_out)}, since a run has not ended", file=sys.stderr
             )
     best = {row: max(sorted(of_row), key=of_row.__getitem__) for row, of_row in tried.items()}
     print_rates(tried, best)

@@ -137,8 +137,8 @@ def _open(path: Path) -> Iterator[_Opened]:
     with open_file(path) as file:
         if not file.peek(1):
             raise BadClip("empty file")
-        # Titles in whatever encoding are no fault. PyAV 19 has no such option, and takes them as
-        # they are.
+        # A title may have any encoding. PyAV reads it as it is from version 19 on; older ones raise
+        # an error unless they are told to ignore it.
         old = int(av.__version__.partition(".")[0]) < 19
         titles: dict[str, Any] = {"metadata_errors": "ignore"} if old else {}
         try:

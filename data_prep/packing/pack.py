@@ -242,8 +242,8 @@ def pack_ready(dataset: SourceSet, out: Folder, options: Options) -> DatasetInfo
         make = partial(
             try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing
         )
-        # A resumed writer has the first samples already, in this same order.
         first_alone: list[str] = []
+        # A resumed writer has the first samples already, in this same order.
         records = _noted(_records(make, samples[writer.start :], options), first_alone)
         info = writer.write(
             follow(records, f"{dataset.name} {dataset.split}", len(samples), writer.start),

@@ -92,7 +92,8 @@ def write(model: Any, form: str, tower: str, quick: bool, folder: Path) -> list[
     if form == "checkpoint":
         state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
         torch.save({"epoch": 3, "name": "tiny", "state_dict": state}, folder / "epoch_3.pt")
-        return ["--from", folder / "epoch_3.pt", "--tokenizer", words, *activation]
+        heads = ["--head-width", VISION["vit"]["head_width"]] if tower == "vit" else []
+        return ["--from", folder / "epoch_3.pt", "--tokenizer", words, *activation, *heads]
     (words / "open_clip_config.json").write_text(json.dumps(settings_of(tower, quick)))
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, words / "open_clip_model.safetensors")
@@ -106,6 +107,7 @@ def write(model: Any, form: str, tower: str, quick: bool, folder: Path) -> list[
         ("resnet", "archive", True),
         ("resnet", "checkpoint", True),
         ("resnet", "folder", False),
+        ("vit", "checkpoint", True),
         ("vit", "folder", True),
         ("vit", "folder", False),
     ],
@@ -186,6 +188,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     assert "--activation: the file does not say which" in said(*source)
     assert "--tokenizer: the file holds none" in said(*source[:2])
+    vit = write(theirs("vit"), "checkpoint", "vit", True, tmp_path / "vit")
+    assert "--head-width: the file does not say how wide" in said(*vit[:6])
+    assert "--head-width: got 48, which does not divide" in said(*vit[:7], "48")
     quick = ["--activation", "quick_gelu"]
     write_tokenizer(tmp_path / "first")  # ends texts with its second token
     words = [*source[:3], tmp_path / "first", *quick]

@@ -37,7 +37,7 @@ def adapter_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters", "clip")
-OPTIONS = {"clip": ("--from", "--tokenizer", "--activation")}
+OPTIONS = {"clip": ("--from", "--tokenizer", "--activation", "--head-width")}
 """Of a layout that is not a run's."""
 
 

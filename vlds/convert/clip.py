@@ -4,8 +4,8 @@ weights alike:
     OpenAI      NAME.pt, a TorchScript archive: a ViT or a ResNet
     open_clip   a folder of the hub (open_clip_config.json and weights), or a checkpoint
 
-The sizes are those of the weights. What weights cannot tell comes from open_clip_config.json, or
-from what OpenAI's models have in common: heads of 64 channels, and QuickGELU.
+The sizes are those of the weights. What weights cannot tell comes from open_clip_config.json, from
+what OpenAI's models have in common (heads of 64 channels, and QuickGELU), or from the user.
 
 A ViT becomes a folder that Hugging Face's CLIPModel opens, a ResNet one that vlds opens.
 """
@@ -90,12 +90,19 @@ class ClipFile(NamedTuple):
     """`model_cfg` of open_clip; empty where there is none."""
     activation: Activation | None
     """None: the file does not say."""
+    head_width: int | None
+    """Channels of a head of the vision tower; None: the file does not say."""
 
 
 def convert_clip(
-    source: Path, tokenizer: str | None, activation: Activation | None, out: Path
+    source: Path,
+    tokenizer: str | None,
+    activation: Activation | None,
+    head_width: int | None,
+    out: Path,
 ) -> None:
-    """Write a folder that `DualEncoder` opens.
+    """Write a folder that `DualEncoder` opens. `activation`, `head_width`: where the file does not
+    say, or in place of what it says.
 
     Errors: ValueError if the files are not of such a model, or the tokenizer is another one's.
     """
@@ -113,8 +120,12 @@ def convert_clip(
             processor = open_checked(AutoTokenizer, words, "--tokenizer")
     say(f"reading {source}")
     read = read_clip(source)
+    read = read._replace(
+        activation=activation or read.activation,
+        head_width=read.head_width if head_width is None else head_width,
+    )
     with reading(f"--from: {source} holds sizes of no CLIP", "name another file"), quiet():
-        config = config_of(read, activation or read.activation)
+        config = config_of(read)
         model_class = ResNetClip if isinstance(config, ResNetClipConfig) else CLIPModel
         model = model_class(config)
     fill(model, named_weights(read.weights), source)
@@ -150,6 +161,7 @@ def read_clip(source: Path) -> ClipFile:
     """
     settings: Mapping[str, Any] = {}
     activation: Activation | None = None
+    head_width: int | None = None
     file = source
     if source.is_dir():
         described = read_settings(source / SETTINGS)
@@ -162,6 +174,7 @@ def read_clip(source: Path) -> ClipFile:
                     f"DualEncoder's pictures have CLIP's, {list(ours)}; name a CLIP with these"
                 )
         activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
+        head_width = settings["vision_cfg"].get("head_width", HEAD_WIDTH)
         file = next((source / name for name in WEIGHT_FILES if (source / name).is_file()), source)
         if file == source:
             raise ValueError(f"--from: {source} has none of {', '.join(WEIGHT_FILES)}")
@@ -169,7 +182,8 @@ def read_clip(source: Path) -> ClipFile:
         weights = read_safetensors(file)
     elif is_torchscript(file):
         weights = read_torchscript(file)
-        activation = activation or "quick_gelu"  # OpenAI alone publishes such archives of CLIP
+        # OpenAI alone publishes such archives of CLIP.
+        activation, head_width = activation or "quick_gelu", head_width or HEAD_WIDTH
     else:
         content = read_torch(file)
         # open_clip's checkpoints hold the state of training too.
@@ -189,7 +203,7 @@ def read_clip(source: Path) -> ClipFile:
     wanted = ("token_embedding.weight", "positional_embedding", "text_projection", "logit_scale")
     if missing := [name for name in (*wanted, "visual.conv1.weight") if name not in bare]:
         raise ValueError(f"--from: {file} is not a CLIP of OpenAI or open_clip: no {missing[0]}")
-    return ClipFile(bare, settings, activation)
+    return ClipFile(bare, settings, activation, head_width)
 
 
 def check_settings(settings: object, file: Path) -> Mapping[str, Any]:
@@ -211,13 +225,13 @@ def check_settings(settings: object, file: Path) -> Mapping[str, Any]:
     return settings
 
 
-def config_of(read: ClipFile, activation: Activation | None) -> Any:
+def config_of(read: ClipFile) -> Any:
     """The config of a model with the sizes of the weights.
 
-    Errors: SourceError if nothing says which activation it has, or heads are of another width than
-    a ResNet's; whatever sizes of no such model raise.
+    Errors: SourceError if nothing says which activation it has or how wide the heads of a ViT are,
+    or the heads have a width that cannot be; whatever sizes of no such model raise.
     """
-    weights, settings = read.weights, read.settings
+    weights, settings, activation, head_width = read
     if activation is None:
         raise SourceError(
             "--activation: the file does not say which its model has; give quick_gelu (OpenAI's "
@@ -239,9 +253,19 @@ def config_of(read: ClipFile, activation: Activation | None) -> Any:
     }  # fmt: skip
     projection = weights["text_projection"].shape[1]
     common = {"projection_dim": projection, "text_config": text | {"projection_dim": projection}}
-    head_width = settings["vision_cfg"].get("head_width", HEAD_WIDTH) if settings else HEAD_WIDTH
     conv = weights["visual.conv1.weight"]
     if "visual.layer1.0.conv1.weight" not in weights:
+        if head_width is None:
+            raise SourceError(
+                f"--head-width: the file does not say how wide the heads of its vision tower, of "
+                f"width {len(conv)}, are; give {HEAD_WIDTH} (ViT-B and ViT-L), 80 (ViT-H), 88 "
+                "(ViT-g), 104 (ViT-bigG), or vision_cfg.head_width of open_clip's config"
+            )
+        if head_width < 1 or len(conv) % head_width:
+            raise SourceError(
+                f"--head-width: got {head_width}, which does not divide the vision tower's width, "
+                f"{len(conv)}"
+            )
         grid = round((len(first(weights, "visual.positional_embedding")) - 1) ** 0.5)
         vision = {
             "hidden_size": len(conv),
@@ -256,10 +280,8 @@ def config_of(read: ClipFile, activation: Activation | None) -> Any:
             "projection_dim": projection,
         }
         return CLIPConfig.from_dict(common | {"vision_config": vision})
-    if head_width != HEAD_WIDTH:
-        raise SourceError(
-            f"--from: vision_cfg.head_width is {head_width}; a ResNet's is {HEAD_WIDTH}"
-        )
+    if head_width not in (None, HEAD_WIDTH):
+        raise SourceError(f"--head-width: got {head_width}; a ResNet's is {HEAD_WIDTH}")
     stages: dict[str, set[str]] = {}
     for stage, number in (m.groups() for m in map(STAGE.match, weights) if m is not None):
         stages.setdefault(stage, set()).add(number)

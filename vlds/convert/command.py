@@ -314,6 +314,11 @@ def build_parser() -> CommandParser:
         "--activation", choices=("quick_gelu", "gelu"),
         help="of the transformers, for a checkpoint that does not say; OpenAI's have quick_gelu",
     )  # fmt: skip
+    in_clip.add_argument(
+        "--head-width", type=int, metavar="CHANNELS",
+        help="of each head of a ViT for pictures, for a checkpoint that does not say: 64 in ViT-B "
+        "and ViT-L, 80 in ViT-H, 88 in ViT-g, 104 in ViT-bigG",
+    )  # fmt: skip
     return parser
 
 
@@ -441,7 +446,9 @@ def clip(options: Options) -> None:
     """
     from vlds.convert.clip import convert_clip
 
-    convert_clip(options.source, options.tokenizer, options.activation, options.out)
+    convert_clip(
+        options.source, options.tokenizer, options.activation, options.head_width, options.out
+    )
 
 
 def convert_files(

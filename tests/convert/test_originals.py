@@ -19,7 +19,7 @@ from tests.toys.models import shake
 from tests.toys.recorded import plain_meter
 from tests.toys.recorded.plain_meter import LAYERS, SIDE, TEXT, VISION, WIDTH, Weights
 from tests.toys.recorded.related import CLIP_VIL_NAMES, RelatedCase, recorded
-from tests.toys.trained_runs import convert
+from tests.toys.trained_runs import convert, write_run
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
 from vlds.models import CrossModal
@@ -215,14 +215,34 @@ def test_retrieval_begins_as_matching(is_tuned: bool, tmp_path: Path) -> None:
 def test_two_pictures_give_nlvr2s_logits(tmp_path: Path) -> None:
     file = tmp_path / "nlvr2.ckpt"
     weights = checkpoint(file, plain_meter.mlp_shapes("nlvr2_classifier", D, 2 * D, 2), num_types=3)
-    tasks: dict[str, Task] = {"nlvr2": NLVR2(head=replace(MLP, classes=NLVR2.labels))}
+    tasks: dict[str, Task] = {"nlvr2": NLVR2(head=MLP)}
     model = converted(meter_recipe(tmp_path, tasks, num_images=2), file, tmp_path / "out")
     batch, pixels = questions(2)
     mask = batch.attention_mask.long()
     pairs = [plain_meter.pair(weights, batch.input_ids, mask, pixels[n], 1 + n) for n in range(2)]
     expected = plain_meter.classifier(weights, "nlvr2_classifier", torch.cat(pairs, 1))
     found = model.heads["nlvr2"](model.first_states(batch))
-    assert (found - expected).abs().max() < 1e-9
+    assert NLVR2.labels == ("true", "false")  # METER's second class is true
+    assert (found - expected.flip(1)).abs().max() < 1e-9
+
+
+@torch.no_grad()
+def test_entailments_classes_are_found_by_name(tmp_path: Path) -> None:
+    """METER's write_snli.py numbers contradiction 0, neutral 1, entailment 2."""
+    file = tmp_path / "snli.ckpt"
+    weights = checkpoint(file, plain_meter.mlp_shapes("snli_classifier", D, D, 3))
+    tasks: dict[str, Task] = {"snli_ve": Entailment(head=MLP)}
+    model = converted(meter_recipe(tmp_path, tasks), file, tmp_path / "out")
+    batch, pixels = questions()
+    pairs = plain_meter.pair(weights, batch.input_ids, batch.attention_mask.long(), pixels[0])
+    expected = plain_meter.classifier(weights, "snli_classifier", pairs)
+    order = [("contradiction", "neutral", "entailment").index(name) for name in Entailment.labels]
+    found = model.heads["snli_ve"](model.first_states(batch))
+    assert (found - expected[:, order]).abs().max() < 1e-9
+    convert("reference", "--run", tmp_path / "out", "--out", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
+    for name, tensor in back.items():
+        assert torch.equal(tensor, weights[name].float()), name
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -245,6 +265,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         save_recipe(wrong, recipe_file)
         with pytest.raises(ValueError, match=complaint):
             convert("reference", "--from", file, "--config", recipe_file, "--out", tmp_path / "o")
+    # Both would be METER's vqa_classifier.
+    twice = write_run(replace(recipe, tasks={"vqa": vqa, "more": vqa}))
+    with pytest.raises(ValueError, match="heads.more.*one vqa_classifier.*another task's head"):
+        convert("reference", "--run", twice, "--out", tmp_path / "o.pth")
+    assert not (tmp_path / "o.pth").exists()
 
 
 def theirs(name: str) -> str:

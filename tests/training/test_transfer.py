@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.toys.cross_modal import cross_modal_recipe
+from tests.toys.dual import class_recipe
 from tests.toys.image_text import save_tiny
+from tests.toys.joint_encoder import joint_encoder_recipe
 from tests.toys.kinds import IMAGE_TYPE, built, kind_recipe
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
+from tests.toys.recipes import with_model, with_task
 from tests.toys.resumed_runs import check_resume
 from tests.toys.trained_runs import (
     assert_same,
@@ -26,8 +29,9 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from tests.toys.world import world_recipe
-from vlds.artifact import own_tensors, save_artifact
-from vlds.models.methods import Adapter, Full, LoRA
+from vlds.artifact import own_tensors, read_recipe, save_artifact
+from vlds.models.heads import MLPHead
+from vlds.models.methods import Adapter, Full, LoRA, Shrinking, SimAdapter, SimNL, TipAdapter
 from vlds.recipe.config import AlignmentConfig, Recipe
 from vlds.training.transfer import Transfer
 
@@ -110,6 +114,76 @@ def test_what_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:
         Transfer.of(replace(recipe, start=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match=r"start: got .*, and alignment"):
         replace(recipe, start="a", alignment=AlignmentConfig(data="b"))
+
+
+def test_heads_know_their_classes(world: Path, tmp_path: Path) -> None:
+    recipe = joint_encoder_recipe(world, tmp_path / "first")
+    first = write_run(recipe)
+    classes = recipe.tasks["vqa"].head.names
+    again = replace(recipe, start=str(first))
+    tensors, _, _ = begun(again)
+    assert tensors["heads.vqa.3.weight"].equal(state_of(first)["heads.vqa.3.weight"])
+    # As many classes in another order, and fewer of them.
+    for others in (classes[::-1], classes[:-1]):
+        other = with_task(again, "vqa", head=MLPHead(classes=others))
+        with pytest.raises(
+            ValueError, match=r"heads\.vqa belong to .* class \d+ is '.*' there and"
+        ):
+            begun(other)
+    # With another name, the task's head is drawn.
+    _, lines, _ = begun(replace(again, tasks={"more": other.tasks["vqa"]}))
+    assert any("drawn, since" in line and "heads" in line for line in lines)
+    crossed = cross_modal_recipe(world, tmp_path / "crossed")
+    with pytest.raises(ValueError, match="has a JointEncoder, and the recipe a CrossModal: name a"):
+        begun(replace(crossed, tasks=recipe.tasks, start=str(first)))
+
+
+def test_trained_caches_come_over_and_halves_do_not(world: Path, tmp_path: Path) -> None:
+    recipe = class_recipe(world, tmp_path / "first", {"cache": TipAdapter()})
+    still = replace(recipe.optimizer, learning_rate=0.0)
+    assert run_recipe(recipe) == 0
+    second = replace(recipe, output=str(tmp_path / "second"), start=str(tmp_path / "first"))
+    assert run_recipe(replace(second, optimizer=still)) == 0
+    assert run_recipe(replace(recipe, output=str(tmp_path / "fresh"), optimizer=still)) == 0
+    first, second_, fresh = (state_of(tmp_path / name) for name in ("first", "second", "fresh"))
+    (keys,) = (name for name in first if name.endswith("cache.keys"))
+    assert second_[keys].equal(first[keys])
+    assert not fresh[keys].equal(first[keys])
+    for half in ("base", "new"):
+        assert run_recipe(class_recipe(world, tmp_path / half, {"r": SimNL()}, half=half)) == 0
+    new = read_recipe(tmp_path / "new/artifact")  # with its classes
+    with pytest.raises(ValueError, match=r"heads\.colour belong to the classes"):
+        begun(replace(new, start=str(tmp_path / "base")))
+
+
+def test_fusion_keeps_to_the_adapters_that_it_was_trained_beside(
+    world: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_with("T5", "Adapter", world, tmp_path / "a")
+    old, new = (
+        str(write_run(replace(recipe, output=str(tmp_path / name)), seed=seed))
+        for seed, name in enumerate(("old", "new"))
+    )
+    fusion = replace(recipe, methods={"fuse": SimAdapter(runs={"vqa": old, "b": old})})
+    first = write_run(replace(fusion, output=str(tmp_path / "first")))
+    assert begun(replace(fusion, start=str(first)))
+    other = {"fuse": SimAdapter(runs={"vqa": new, "b": old})}
+    with pytest.raises(ValueError, match=r"methods\.fuse has trained beside other frozen weights"):
+        begun(replace(fusion, methods=other, start=str(first)))
+
+
+def test_a_shrunken_run_says_how_to_begin_with_it(world: Path, tmp_path: Path) -> None:
+    recipe = with_model(world_recipe(world, tmp_path / "first"), train_norms=False)
+    recipe = replace(recipe, methods={"a": Shrinking(of=Adapter(reduction=4), cycles=1)})
+    assert run_recipe(recipe) == 0
+    again = replace(recipe, output=str(tmp_path / "again"), start=str(tmp_path / "first"))
+    with pytest.raises(ValueError, match="makes a plain Adapter of it, or folds LoRA, to begin"):
+        begun(again)
+    convert("merge", "--run", tmp_path / "first", "--out", tmp_path / "plain")
+    plain = read_recipe(tmp_path / "plain")
+    tensors, _, _ = begun(replace(plain, start=str(tmp_path / "plain")))
+    there = state_of(tmp_path / "plain")
+    assert all(tensors[name].equal(there[name]) for name in there)
 
 
 def test_frozen_weights_must_be_the_same(world: Path, tmp_path: Path) -> None:

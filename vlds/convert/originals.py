@@ -28,6 +28,7 @@ from vlds.models.loading.resizing import resized, resizes_of
 from vlds.models.methods.host import added_tensors
 from vlds.models.vision import ClipTokens, StoredFeatures, Timm
 from vlds.tasks import GQA, NLVR2, VQA, Entailment, Matching, Retrieval, Task
+from vlds.tasks.matching import MATCH, OTHER
 
 
 class StandIn:
@@ -37,6 +38,8 @@ class StandIn:
         return OrderedDict()  # which torch's safe reader fills
 
 
+LAST_LAYER = "3."
+"""How the names of the last layer of `MLPHead` begin, whose rows are the classes."""
 STAND_INS = [
     (StandIn, f"{module}.{name}")
     for module, name in (
@@ -55,10 +58,18 @@ class Place(NamedTuple):
     key: str
     part: int = 0
     num_parts: int = 1
+    rows: tuple[int, ...] | None = None
+    """The original's row of each of ours, of a head whose classes it has in another order."""
 
     def of(self, stored: Tensor) -> Tensor:
         """Our tensor in the original's."""
+        if self.rows is not None and len(self.rows) == len(stored):
+            return stored[list(self.rows)]
         return stored.chunk(self.num_parts)[self.part]
+
+    def restored(self, ours: Tensor) -> Tensor:
+        """The original's part in our tensor."""
+        return ours if self.rows is None else ours[torch.tensor(self.rows).argsort()]
 
 
 class WholeModelFile(RunFiles):
@@ -74,6 +85,8 @@ class WholeModelFile(RunFiles):
     """Names of tensors that the original code keeps and never uses."""
     heads: ClassVar[re.Pattern[str]]
     """How names of heads begin."""
+    classes: ClassVar[Mapping[type[Task], tuple[str, ...]]]
+    """Task -> the order of its classes. Other tasks' order is that of the user's data."""
 
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the original code cannot hold the run."""
@@ -86,6 +99,13 @@ class WholeModelFile(RunFiles):
                 raise ValueError(
                     f"methods.{name}: {self.system}'s code has no such weights; convert a recipe "
                     "with Full or without methods, and begin the run with it (`start`)"
+                )
+        for name, task in run.recipe.tasks.items():
+            theirs = self.order_of(task)
+            if theirs and task.head is not None and set(task.head.names) != set(theirs):
+                raise ValueError(
+                    f"tasks.{name}.head.classes: {', '.join(task.head.names)}, and {self.system}'s "
+                    f"code has {', '.join(theirs)}; leave `classes` out"
                 )
 
     @abstractmethod
@@ -136,7 +156,13 @@ class WholeModelFile(RunFiles):
         parts: dict[str, dict[int, Tensor]] = {}
         for name, tensor in self.run.model.unique_state():
             place = self.place_of(name)
-            parts.setdefault(place.key, {})[place.part] = tensor.detach()
+            pieces = parts.setdefault(place.key, {})
+            if place.part in pieces:
+                raise ValueError(
+                    f"{name}: {self.system}'s code has one {place.key}, and another task's head "
+                    "has taken it; convert a run with one of the two tasks"
+                )
+            pieces[place.part] = place.restored(tensor.detach())
         state = {
             key: torch.cat([pieces[number] for number in sorted(pieces)])
             if len(pieces) > 1
@@ -154,6 +180,19 @@ class WholeModelFile(RunFiles):
         """The task of a head's tensor, and the rest of its name."""
         _, task, leaf = name.split(".", 2)
         return self.run.recipe.tasks[task], leaf
+
+    def place_in_head(self, head: str, task: Task, leaf: str) -> Place:
+        """Where the original code has a tensor of a task's head."""
+        rows = None
+        theirs, ours = self.order_of(task), task.head
+        assert ours is not None
+        if theirs and (isinstance(ours, LinearHead) or leaf.startswith(LAST_LAYER)):
+            rows = tuple(theirs.index(name) for name in ours.names)
+        return Place(f"{head}.{leaf}", rows=rows)
+
+    def order_of(self, task: Task) -> tuple[str, ...] | None:
+        """The original's classes of a task."""
+        return next((o for known, o in self.classes.items() if isinstance(task, known)), None)
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str:
@@ -218,6 +257,12 @@ class MeterFile(WholeModelFile):
         r"|vit_model\.(ln_final\.|positional_embedding$)"
     )
     heads = re.compile(r"vqa_classifier\.|nlvr2_classifier\.|snli_classifier\.|mlm_|itm_|rank_")
+    # As nlvr2_dataset.py and write_snli.py number them.
+    classes: ClassVar[Mapping[type[Task], tuple[str, ...]]] = {
+        NLVR2: ("false", "true"),
+        Entailment: ("contradiction", "neutral", "entailment"),
+        Matching: (OTHER, MATCH),
+    }
 
     def __init__(self, run: LoadedRun) -> None:
         super().__init__(run)
@@ -248,7 +293,7 @@ class MeterFile(WholeModelFile):
             if isinstance(task, Retrieval):
                 return Place(f"{RANK}.{leaf}")
             found = next(head for known, head in METER_HEADS.items() if isinstance(task, known))
-            return Place(f"{found}.{leaf}")
+            return self.place_in_head(found, task, leaf)
         if part == "vision":
             inner = rest.removeprefix("net.").removeprefix("vision_model.")
             if (match := IN_PROJECTION.fullmatch(inner)) is not None:
@@ -298,6 +343,11 @@ class ClipVilFile(WholeModelFile):
         r"|bert\.encoder\.visn_fc\.box_"
     )
     heads = re.compile(r"cls\.|answer_head\.|obj_predict_head\.|logit_fc\.")
+    # As in UNITER's database of SNLI-VE, which its code reads (VE_ENT2IDX).
+    classes: ClassVar[Mapping[type[Task], tuple[str, ...]]] = {
+        Entailment: ("contradiction", "entailment", "neutral"),
+        Matching: (OTHER, MATCH),
+    }
 
     def __init__(self, run: LoadedRun) -> None:
         super().__init__(run)
@@ -322,7 +372,7 @@ class ClipVilFile(WholeModelFile):
         if part == "heads":
             task, leaf = self.task_of_head(name)
             head = "cls.seq_relationship" if isinstance(task, Matching) else "logit_fc"
-            return Place(f"{head}.{leaf}")
+            return self.place_in_head(head, task, leaf)
         if part == "vision":
             return Place(f"vision.{rest.removeprefix('net.')}")
         if part == "visual_embedding":

@@ -63,7 +63,7 @@ def read_torch(file: Path, allowed: Sequence[Any] = (), cure: str = STATE_DICT) 
 def damaged(file: Path, error: Exception) -> ValueError:
     """What to say of a file that cannot be read."""
     # torch's message gives advice first, and the reason last.
-    text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
+    text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split()).partition(". ")[0]
     return ValueError(
         f"{file} is not a complete file of torch.save ({text[:120] or type(error).__name__}); "
         "copy it again, or name another"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlds.data.shards.pictures import decode_image, decode_pictures
 from vlds.data.shards.store import open_dataset
@@ -173,6 +173,8 @@ def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: 
         extension = head.extension if isinstance(head, TextClasses) else None
         if not isinstance(extension, CacheExtension):
             continue
+        if isinstance(extension.keys, nn.Parameter) and extension.keys.any():
+            continue  # they were zeros, and another run has given what it had learned (`start`)
         (source,) = (source for source in sources if source.name == name)
         if len(source.datasets) != 1:
             raise ValueError(

@@ -3,23 +3,26 @@ few examples after a merge of adapters.
 
 Tensors are found by name, and a method that is called otherwise by its class. Slices of what is
 stacked over tasks, and heads, are found by the names of their tasks. What only one of the two runs
-has is told; what has another shape is refused.
+has is told. What would mean another thing here is refused: other shapes, heads of other classes,
+and weights that were trained beside the frozen ones of a further run.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlds.artifact import Rows, check_same_sources, check_weights, read_recipe, readable
+from vlds.models.heads.texts import TextClasses
 from vlds.models.loading.resizing import Resizes, resized, resizes_of
 from vlds.models.methods.host import ADDED
 from vlds.models.model import Model
@@ -32,6 +35,8 @@ from vlds.runtime.json_files import recorded_hash
 FIELD = "start"
 SHOWN = 3
 """Tensors that a line names."""
+LONGEST = 60
+"""Letters of a value that a line shows."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,17 @@ class Transfer:
 
     def name_there(self, name: str) -> str:
         """What the other run calls a tensor of the recipe's model."""
+        if (method := self.method_of(name)) not in self.methods:
+            return name
         segments = name.split(".")
-        # The outermost module of a method decides: its own modules may be called like methods.
-        place = next((n for n, segment in enumerate(segments) if segment in ADDED), None)
-        if place is not None and place + 1 < len(segments):
-            method = segments[place + 1]
-            segments[place + 1] = self.methods.get(method, method)
+        segments[place_of_method(segments)] = self.methods[method]
         return ".".join(segments)
+
+    def method_of(self, name: str) -> str:
+        """The recipe's method that has added a tensor; "" if none has."""
+        segments = name.split(".")
+        place = place_of_method(segments)
+        return segments[place] if 0 < place < len(segments) else ""
 
     def fill(self, model: Model, is_resumed: bool = False) -> list[str]:
         """Give a model the other run's weights; what to say of it. Of a run that resumes, a state
@@ -128,6 +137,7 @@ class Transfer:
     def _filled(self, model: Model, stored: Mapping[str, Tensor], is_resumed: bool) -> list[str]:
         stacks = {name for name, rule in optimizer_rules(model).items() if rule.per_task}
         parameters = {name for name, _ in model.named_parameters()}
+        moving = model.moving_names()
         resizes = resizes_of(model)
         used: set[str] = set()
         whole: list[str] = []
@@ -145,15 +155,18 @@ class Transfer:
                 drawn += [name] if name in model.trained_by else []
                 continue
             used.add(key)
+            self._check_classes(model, name)
             if not values.is_meta:
                 check_weights(self.folder, key, values, name in parameters)
             numbers[model.part_of(name)] += values.numel()
             has_slices |= name in stacks and len(values) > 1
             if rows is ...:
                 whole.append(name)
-            if is_resumed and name in model.moving_names():
+            if is_resumed and name in moving:
                 continue
             with gathered([tensor], written=True):
+                if name not in moving:
+                    self._check_taken(name, tensor, values)
                 changed += [name] * self._copy(name, tensor[rows], values, name in stacks, resizes)
         model.forget_sources(whole)
         if not numbers:
@@ -166,6 +179,38 @@ class Transfer:
         if changed:
             lines.append(f"{FIELD}: resized: {', '.join(changed)}")
         return [*lines, *(self._tasks_told() if has_slices else ()), *self._settings_told()]
+
+    def _check_classes(self, model: Model, name: str) -> None:
+        """Errors: ValueError if a tensor is of a head whose weights belong to other classes."""
+        part, *rest = name.split(".")
+        if part != "heads" or not has_class_weights(model.heads[rest[0]]):
+            return
+        task = rest[0]
+        ours, theirs = self.recipe.tasks[task].own_head, self.other.tasks[task].own_head
+        if ours is None or theirs is None or (here := ours.names) == (there := theirs.names):
+            return
+        pairs = enumerate(zip_longest(here, there, fillvalue="none"))
+        number, (one, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        raise ValueError(
+            f"{FIELD}: the weights of heads.{task} belong to the classes of {self.recipe.start}, "
+            f"and class {number} is {other!r:.60} there and {one!r:.60} here; give tasks.{task} "
+            "these classes in their order, or call it otherwise, so that its head is drawn"
+        )
+
+    def _check_taken(self, name: str, ours: Tensor, theirs: Tensor) -> None:
+        """Errors: ValueError if a method has taken a frozen tensor from a run that the recipe
+        names, and `theirs` is another one."""
+        method = self.method_of(name)
+        fields = self.recipe.methods[method].source_hashes() if method in self.methods else ()
+        if not fields or ours.is_meta or theirs.is_meta or ours.shape != theirs.shape:
+            return
+        # Either may have been rounded to bf16.
+        if not torch.allclose(ours.float(), theirs.float(), rtol=2**-7):
+            raise ValueError(
+                f"{FIELD}: methods.{method} has trained beside other frozen weights in "
+                f"{self.recipe.start} than those of {', '.join(fields)} ({name} differs); name the "
+                f"runs that it named, or leave {FIELD} out"
+            )
 
     def _copy(
         self, name: str, target: Tensor, values: Tensor, is_stack: bool, resizes: Resizes
@@ -198,11 +243,13 @@ class Transfer:
     def _misfit(self, name: str, target: Tensor, values: Tensor) -> str:
         shapes = (" x ".join(map(str, each.shape)) or "one number" for each in (values, target))
         sizes = ", and here ".join(shapes)
-        return (
-            f"{FIELD}: {name} is {sizes} in the recipe's model, but the weights of "
-            f"{self.recipe.start} are of another size; give the sizes of its recipe, or leave "
-            f"{FIELD} out"
-        )
+        kinds = [type(recipe.model).__name__ for recipe in (self.other, self.recipe)]
+        cure = "give the sizes of its recipe"
+        if kinds[0] != kinds[1]:
+            cure = f"it has a {kinds[0]}, and the recipe a {kinds[1]}: name a run of that"
+        elif (method := self.method_of(name)) in self.recipe.methods:
+            cure = self.recipe.methods[method].cure_of_sizes
+        return f"{FIELD}: in {self.recipe.start}, {name} is {sizes}; {cure}, or leave {FIELD} out"
 
     def _told(
         self, model: Model, numbers: Mapping[str, int], drawn: list[str], left: list[str]
@@ -232,8 +279,23 @@ class Transfer:
             ours, theirs = self.recipe.methods[name].in_artifact(), self.other.methods[there]
             for each in fields(ours):
                 pair = getattr(ours, each.name), getattr(theirs, each.name)
-                if pair[0] != pair[1]:
-                    yield (
-                        f"{FIELD}: methods.{name}.{each.name} is {pair[0]!r:.60} here and "
-                        f"{pair[1]!r:.60} in {self.recipe.start}"
-                    )
+                if pair[0] == pair[1]:
+                    continue
+                place, texts = f"{FIELD}: methods.{name}.{each.name}", [*map(repr, pair)]
+                if max(map(len, texts)) > LONGEST:
+                    yield f"{place} is not what it is in {self.recipe.start}"
+                else:
+                    yield f"{place} is {texts[0]} here and {texts[1]} in {self.recipe.start}"
+
+
+def place_of_method(segments: Sequence[str]) -> int:
+    """Where the name of the method stands that has added a tensor; 0 if none has."""
+    # The outermost module of a method decides: its own modules may be called like methods.
+    return next((n + 1 for n, segment in enumerate(segments) if segment in ADDED), 0)
+
+
+def has_class_weights(head: nn.Module) -> bool:
+    """True if a head's weights belong to its classes, one by one."""
+    if not isinstance(head, TextClasses):
+        return True
+    return head.extension is not None and head.extension.has_class_weights

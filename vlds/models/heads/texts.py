@@ -59,6 +59,8 @@ class Twin(NamedTuple):
 class ClassExtension(nn.Module, ABC):
     """Computes a task's logits in place of its `TextHead`."""
 
+    has_class_weights: ClassVar[bool] = False
+    """True if weights belong to the classes, one by one."""
     reads_descriptions: ClassVar[bool] = False
     """True if the method reads `ClassTexts.described`."""
     reads_negatives: ClassVar[bool] = False

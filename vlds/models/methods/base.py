@@ -80,6 +80,8 @@ class Method(Choice, ABC):
     """Libraries whose files can hold the method; `layout` describes them."""
     reasons: ClassVar[Mapping[Library, str]] = {}
     """Why other libraries cannot, if there is more to say than that they lack it."""
+    cure_of_sizes: ClassVar[str] = "give the sizes of its recipe"
+    """What to do where a run cannot begin with another one's weights of unlike sizes (`start`)."""
 
     part: str = "backbone"
     """Part of the model that is tuned: backbone, vision, or another one that the kind of model

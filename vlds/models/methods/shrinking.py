@@ -40,6 +40,11 @@ class Shrinking(Method):
 
     reasons: ClassVar[Mapping[Library, str]] = {"peft": UNLIKE_WIDTHS, "adapters": UNLIKE_WIDTHS}
 
+    cure_of_sizes: ClassVar[str] = (
+        "a run with Shrinking ends with fewer neurons than it begins with: `vlds convert merge` "
+        "makes a plain Adapter of it, or folds LoRA, to begin with"
+    )
+
     of: Method = field(default_factory=Adapter)
     """Adapter or LoRA as it begins, one for all tasks (`sharing: single`)."""
     cycles: Count = 3

@@ -82,6 +82,8 @@ def find_place(host: Host) -> HeadPlace:
 class CacheExtension(ClassExtension, ABC):
     """Logits that compare with the embeddings of the training pictures."""
 
+    has_class_weights: ClassVar[bool] = True
+
     keys: Tensor
     """(c, k, d), a buffer or a parameter; `set_keys` fills it before training."""
 

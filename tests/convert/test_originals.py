@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             convert("reference", "--from", file, "--config", recipe_file, "--out", tmp_path / "o")
     # Both would be METER's vqa_classifier.
     twice = write_run(replace(recipe, tasks={"vqa": vqa, "more": vqa}))
-    with pytest.raises(ValueError, match="heads.more.*one vqa_classifier.*another task's head"):
+    with pytest.raises(ValueError, match=r"heads\.more.*one vqa_classifier.*another task's head"):
         convert("reference", "--run", twice, "--out", tmp_path / "o.pth")
     assert not (tmp_path / "o.pth").exists()
 

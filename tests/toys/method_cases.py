@@ -184,7 +184,7 @@ def hyperformers() -> dict[str, Case]:
         "norm_weight.bias norm_bias.weight norm_bias.bias",
         merged=(),
         refused={
-            "merge": "has a norm for each task",
+            "merge": "which no Adapter takes over",
             **dict.fromkeys(("peft", "adapters"), "has no Hyperformer with layer_norm_before and"),
         },
     )

@@ -47,7 +47,8 @@ CASES = sorted(
     and "common_flags" in json.loads(path.read_text(encoding="utf-8"))
 )
 """Cases of whole models that the original codes' trainers recorded, by their command line flags."""
-assert CASES, f"no recorded cases in {FOLDER}"
+# Those of related systems alone will do: the tests of these then skip.
+assert any(FOLDER.rglob("*.json")), f"no recorded cases in {FOLDER}"
 ACTIVITY_WEIGHT = 1e-3
 """Factor of the term that --track_z adds to the loss."""
 

@@ -124,12 +124,12 @@ class Hyperformer(Bottleneck):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Plain adapters for each task, with the weights that the networks make.
 
-        Errors: ValueError if they make norms, which plain adapters share.
+        Errors: ValueError if they make norms.
         """
         if norms := self.made_norms:
             raise ValueError(
-                f"Hyperformer with {norms} has a norm for each task, where Adapter has one for "
-                "all; use `vlds convert hf`, which keeps it beside the backbone"
+                f"Hyperformer's networks make its {norms}, which no Adapter takes over; use "
+                "`vlds convert hf`, which keeps it beside the backbone"
             )
         networks = model.get_submodule(f"extensions.{name}")
         networks()  # makes the halves that `materialise` reads

@@ -43,7 +43,7 @@ from vlds.convert.transport import (
     transport,
     write_neurons,
 )
-from vlds.models.methods import Adapter, SimAdapter
+from vlds.models.methods import IA3, Adapter, Method, Peft, SimAdapter
 from vlds.models.methods.adapter import init_linear
 
 pytest.importorskip("ot", reason="needs the extra `transport`")
@@ -127,6 +127,26 @@ def test_prunings_are_pefts(how: str, world: Path, tmp_path: Path) -> None:
         assert torch.equal(found[name], expected), name
         compared += 1
     assert compared
+
+
+@pytest.mark.parametrize("how", ["ties", "dare_linear"])
+def test_what_multiplies_is_averaged(how: str, world: Path, tmp_path: Path) -> None:
+    """As zeros, factors and norms would take away what passes."""
+    recipe = recipe_with("T5", "Adapter", world, tmp_path)
+    methods: dict[str, Method] = {
+        "ia3": IA3(), "adapter": Adapter(reduction=4, layer_norm_before=True),
+        "dora": Peft(type="LORA", roles=["attn_q"], settings={"r": 2, "use_dora": True}),
+    }  # fmt: skip
+    recipe = replace(recipe, methods=methods)
+    runs = [write_run(replace(recipe, output=str(tmp_path / f"run{n}")), seed=n) for n in range(2)]
+    found = merge(how, runs, tmp_path / "out", "--density", 0.5)
+    first, other = (state_of(run) for run in runs)
+    ends = ("ia3.factors", "adapter.pre_norm.weight", "lora_magnitude_vector.default.weight")
+    for end in ends:
+        names = [name for name in first if name.endswith(end)]
+        assert names, end
+        assert all(torch.allclose(found[n], (first[n] + other[n]) / 2) for n in names), end
+    assert any(not found[name].all() for name in found if name.endswith("down_weight"))
 
 
 @pytest.mark.slow

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM
 
+from tests.toys.causal import causal_recipe, save_model
 from tests.toys.engines import start_deepspeed, whole_state
 from tests.toys.image_text.rows import tiny
 from tests.toys.method_cases import CASES as METHODS
 from tests.toys.models import backbone, batch, build, saved_backbone, shake
 from tests.toys.rank_pool import RankPool
 from tests.toys.trained_runs import (
+    built_run,
     convert,
     convert_code,
     logits_of,
@@ -28,6 +30,7 @@ from tests.toys.trained_runs import (
     save_run,
     text_logits,
     trained_run,
+    write_run,
 )
 from vlds.artifact import load_run, own_parts
 from vlds.convert.hf import fold_methods, write_hf
@@ -279,6 +282,37 @@ def test_merging_and_peft(word: str, world: Path, tmp_path: Path) -> None:
     assert (merged - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_an_output_layer(model_type: str, world: Path, tmp_path: Path) -> None:
+    """Qwen2's is tied to the token table: folding would change both."""
+    save_model(tmp_path / "source", model_type)
+    recipe = causal_recipe(
+        tmp_path, world, tmp_path / "run", path=str(tmp_path / "source"), train_projector=False
+    )
+    settings = LORA | {"target_modules": ["q_proj", "lm_head"]}
+    recipe = replace(recipe, methods={"method": Peft(type="LORA", settings=settings)})
+    run = write_run(recipe, seed=1)
+    convert("peft", "--run", run, "--out", tmp_path / "peft", "--verify")
+    pissa = Peft(type="LORA", settings=settings | {"init_lora_weights": "pissa"})
+    changed = replace(recipe, methods={"method": pissa})
+    if model_type == "qwen2":
+        with pytest.raises(ValueError, match="weights are the token table's too, and folding"):
+            convert("merge", "--run", run, "--out", tmp_path / "merged")
+        with pytest.raises(ValueError, match="pissa takes a part out of the output layer's"):
+            built_run(changed)
+    else:
+        convert("merge", "--run", run, "--out", tmp_path / "merged", "--verify")
+        built_run(changed)
+
+
+def test_what_peft_cannot_fold_is_told(world: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(
+        Peft(type="LORA", roles=["attn_q"], settings=LORA | {"lora_bias": True}), world, tmp_path
+    )
+    with pytest.raises(ValueError, match="the base layer has no bias; use `vlds convert hf`"):
+        fold_methods(trained_run(recipe, seed=1))
+
+
 @FEW
 def test_every_weight_gets_a_gradient(word: str, tmp_path: Path) -> None:
     model = build(backbone(T5, tmp_path), {"method": CASES[word]}).eval()
@@ -374,6 +408,8 @@ def test_target_modules_of_the_settings(tmp_path: Path) -> None:
         type="LORA", settings=LORA | {"target_modules": ["self_attn.q_proj", "self_attn.v_proj"]}
     )
     assert build(source, {"method": ends}).trained_by == by_role.trained_by
+    ada = Peft(type="ADALORA", settings={"init_r": 2, "target_r": 1, "target_modules": ["q_proj"]})
+    assert build(source, {"method": ada}).trained_by
     with pytest.raises(ValueError, match=r"methods.method: .*nothing"):
         build(
             source, {"method": Peft(type="LORA", settings=LORA | {"target_modules": ["nothing"]})}

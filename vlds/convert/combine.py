@@ -22,7 +22,7 @@ from vlds.convert.output import first_names
 from vlds.convert.peft import merge_function
 from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
-from vlds.models.methods.host import added_tensors
+from vlds.models.methods.host import added_tensors, scales
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe
 from vlds.recipe.paths import renamed
@@ -206,7 +206,7 @@ def pruned(
     runs: Sequence[Path], how: str, weights: Sequence[float] | None, density: float
 ) -> Combined:
     """The sum of what methods have added to runs, after peft's function `how` has taken small or
-    random entries away; the mean of whatever else trains.
+    random entries away; the mean of whatever else trains, and of what multiplies (IA3's factors).
 
     Errors: ValueError if peft is missing, methods add nothing, or nothing or too much is left.
     """
@@ -219,11 +219,12 @@ def pruned(
     model, methods = loaded[0].model, loaded[0].recipe.methods
     names = {tensor.name for name in methods for tensor in added_tensors(model, name)}
     names &= model.moving_names()  # others are the same in all runs: what SimAdapter fuses
+    names -= scales(model)
     if not names:
         kinds = ", ".join(type(method).__name__ for method in methods.values()) or "none"
         raise ValueError(
-            f"--how {how}: {runs[0]}: its methods ({kinds}) add no weights to the model; take "
-            "average or arithmetic"
+            f"--how {how}: {runs[0]}: its methods ({kinds}) add no weights to the model, or such "
+            "as multiply alone; take average or arithmetic"
         )
     # Before `weighted`, which writes into the first run's tensors, of which `states` holds views.
     merged = {}

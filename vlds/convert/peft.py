@@ -25,6 +25,7 @@ from vlds.convert.adapters import AdapterFolders
 from vlds.convert.bases import language_base
 from vlds.convert.output import first_names, say
 from vlds.convert.verify import Verification, difference
+from vlds.models.generation.positions import AnswerPositions
 from vlds.models.loading.gate import quiet
 from vlds.models.methods.base import PEFT_MODEL, Library, Stored
 from vlds.models.methods.context import TaskRouting
@@ -222,6 +223,7 @@ class PeftFolders(AdapterFolders):
                         theirs = PeftModel.from_pretrained(
                             self.backbone, place, adapter, torch_device="cpu"
                         )
+                        picks_before_peft(self.backbone)
                     else:
                         theirs.load_adapter(place, adapter, torch_device="cpu")
                     theirs.set_adapter(adapter)
@@ -237,6 +239,16 @@ class PeftFolders(AdapterFolders):
                 beside[self.name] = PeftPrompts(theirs, run.model.context.routing)
             differences[task] = difference(expected[task], verification.logits(run, task))
         verification.judge(differences, dtype, by="peft's ")
+
+
+def picks_before_peft(backbone: Any) -> None:
+    """Where peft extends the head, let its layer, and not only the head inside, read the positions
+    that are picked."""
+    head: Any = backbone.get_output_embeddings()
+    inside = getattr(getattr(head, "base_layer", None), "input_extensions", {})
+    if AnswerPositions.name in inside:
+        positions = inside.pop(AnswerPositions.name)
+        head.register_forward_pre_hook(lambda _, given: (positions(*given),))
 
 
 class PeftPrompts(ModelExtension):

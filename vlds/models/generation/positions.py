@@ -23,8 +23,6 @@ from torch.nn.utils.rnn import pad_sequence
 from vlds.models.methods.context import Places
 from vlds.models.methods.host import InputExtension, extended
 
-NAME = "answer_positions"
-
 
 @dataclass
 class Picking:
@@ -52,6 +50,9 @@ class AnswerPositions(InputExtension):
     head reads do not enter it.
     """
 
+    name = "answer_positions"
+    """Among what is put before the head."""
+
     def __init__(self) -> None:
         super().__init__()
         self.picking: Picking | None = None
@@ -73,7 +74,7 @@ class AnswerPositions(InputExtension):
 def pick_positions(model: Any) -> AnswerPositions:
     """Put `AnswerPositions` before the head of a Hugging Face model."""
     positions = AnswerPositions()
-    extended(model.get_output_embeddings()).input_extensions[NAME] = positions
+    extended(model.get_output_embeddings()).input_extensions[positions.name] = positions
     return positions
 
 

@@ -109,12 +109,14 @@ def materialise(
             (down, new.down_weight, new.down_bias),
             (up, new.up_weight, new.up_bias),
         ):
-            # A linear map gives its bias for 0, and its bias plus a column for each unit vector.
-            eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+            # A linear map gives its bias for 0, and its bias plus a column for each unit vector: in
+            # float32, since the difference of two numbers in bf16 may have few digits.
+            eye = torch.eye(weight.shape[-1], device=weight.device)
             for index in range(len(weight)):
-                of_task = [stack[index if len(stack) > 1 else 0][None] for stack in half]
-                bias[index] = old.layer(torch.zeros_like(eye[:1]), *of_task)[0]
-                weight[index] = (old.layer(eye, *of_task) - bias[index]).mT
+                of_task = [stack[index if len(stack) > 1 else 0][None].float() for stack in half]
+                start = old.layer(torch.zeros_like(eye[:1]), *of_task)[0]
+                bias[index] = start
+                weight[index] = (old.layer(eye, *of_task) - start).mT
         # The norms keep their weights, and a bottleneck beside a layer the note of its input.
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
         new.beside = old.beside

@@ -61,6 +61,8 @@ class LinearExtension(nn.Module):
     behind_zeros: Collection[str] = ()
     """Tensors of the module behind a matrix that begins as zeros: they have no gradient at
     first."""
+    scales: Collection[str] = ()
+    """Tensors of the module that multiply what passes, and would take it away as zeros."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The layer's new output, from its input and what it gave so far."""
@@ -250,11 +252,32 @@ def take_out(model: nn.Module, name: str) -> None:
 
 def zero_at_first(model: nn.Module) -> set[str]:
     """Names of the tensors that `behind_zeros` of modules lists."""
+    return _listed(model, "behind_zeros")
+
+
+def scales(model: nn.Module) -> set[str]:
+    """Names of the tensors that `scales` of modules lists."""
+    return _listed(model, "scales")
+
+
+def _listed(model: nn.Module, attribute: str) -> set[str]:
     return {
         f"{path}.{tensor}"
         for path, module in model.named_modules()
-        for tensor in getattr(module, "behind_zeros", ())
+        for tensor in getattr(module, attribute, ())
     }
+
+
+def is_tied(model: nn.Module, layer: nn.Module) -> bool:
+    """True if a layer's weight is also that of another module, as the output layer's may be that of
+    the token table."""
+    weight = layer._parameters.get("weight")
+    return weight is not None and any(
+        other is weight
+        for module in model.modules()
+        if module is not layer
+        for other in module._parameters.values()
+    )
 
 
 CROSS_ATTENTION: tuple[Role, ...] = (

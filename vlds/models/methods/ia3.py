@@ -4,7 +4,7 @@ keys and values of every attention and on the hidden units of every feed-forward
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -117,6 +117,7 @@ class Factors(nn.Module):
 
     # Decay would pull factors towards 0, and a factor that changes nothing is 1.
     optimizer_rules: ClassVar[OptimizerRules] = {"factors": STACKED_UNDECAYED}
+    scales: Collection[str] = ("factors",)
 
     def __init__(self, config: IA3, linear: nn.Linear, width: int, host: Host) -> None:
         super().__init__()

@@ -292,7 +292,11 @@ def check_patterns(model: nn.Module, config: Any) -> None:
 
     paths = [path for path, _ in model.named_modules()]
     # peft matches these two kinds of patterns only when it makes its layers, in this form.
-    of_paths = [*getattr(config, "rank_pattern", ()), *getattr(config, "alpha_pattern", ())]
+    of_paths = [
+        pattern
+        for name in ("rank_pattern", "alpha_pattern")
+        for pattern in getattr(config, name, None) or ()  # AdaLoRA's has None
+    ]
 
     def try_all() -> str:
         for path in paths:
@@ -353,6 +357,11 @@ class PeftExtension(LinearExtension):
         trained = {name: p for name, p in tuner.named_parameters() if p.requires_grad}
         zeros = [name for name, p in trained.items() if not p.is_meta and not p.any()]
         alone = ("lora_magnitude_vector", "ln_tuning_layers")
+        self.scales = [
+            f"{TUNER}.{name}"
+            for name in trained
+            if name.startswith((*alone, "delora_lambda")) and not name.endswith("bias")
+        ]
         self.behind_zeros = [
             f"{TUNER}.{name}"
             for name in trained
@@ -379,8 +388,13 @@ class PeftExtension(LinearExtension):
             return
         try:
             tuner.merge(safe_merge=True, adapter_names=[ADAPTER])
-        except (NotImplementedError, TypeError) as error:
-            raise ValueError(f"peft cannot merge {type(tuner).__name__}: {error}") from None
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            if lacks_memory(error):
+                raise
+            raise ValueError(
+                f"peft cannot merge {type(tuner).__name__}: {str(error).rstrip('.')}; use `vlds "
+                "convert hf`, which keeps it beside the backbone"
+            ) from None
 
 
 class Outside:

@@ -23,6 +23,7 @@ from vlds.models.methods.host import (
     Host,
     added_tensors,
     foldable_weight,
+    is_tied,
     take_first,
 )
 from vlds.models.methods.peft_layers import (
@@ -104,6 +105,12 @@ class Peft(Method):
         for layer, extension in pairs:
             trained += [p for p in extension.parameters() if p.requires_grad]
             if self.changes_base:
+                if is_tied(host.model, layer):
+                    raise ValueError(
+                        f"settings.init_lora_weights: {self.settings['init_lora_weights']} takes a "
+                        "part out of the output layer's weights, which are the token table's too; "
+                        "leave that layer out, or take init_lora_weights: true"
+                    )
                 host.changed.append(layer.get_parameter("weight"))
         if self.type == ADALORA:
             host.step_rules.append(RankBudget(config, [extension for _, extension in pairs]))
@@ -113,13 +120,19 @@ class Peft(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """As peft merges each layer.
 
-        Errors: ValueError if a layer is quantised, or peft cannot.
+        Errors: ValueError if a layer is quantised or shares its weight, or peft cannot.
         """
         for layer in [m for m in model.modules() if isinstance(m, Extended)]:
             if name not in layer.extensions:
                 continue
             if isinstance(layer, ExtendedLinear):
                 foldable_weight(layer)
+            if is_tied(model, layer):
+                raise ValueError(
+                    "it extends the output layer, whose weights are the token table's too, and "
+                    "folding would change both; use `vlds convert hf`, which keeps it beside the "
+                    "backbone"
+                )
             extension = take_first(layer, name)
             assert isinstance(extension, PeftExtension)
             extension.fold(layer)

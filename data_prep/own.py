@@ -13,7 +13,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from vlds.runtime.cluster import Cluster
@@ -26,12 +26,24 @@ from .command import add_shard_options, new_command
 from .own_data import chat
 from .own_data import forms as jsonl
 from .own_data.columns import find_tables
-from .own_data.rows import TASKS, UserRow, list_fields, read_rows
+from .own_data.rows import TASKS, UserRow, list_fields, read_rows, text_of
 from .packing.picture import ENDINGS
 from .packing.splits import GROUP_FIELD, TRAIN, HashSplit, UnluckyDraw
 
 TURNS = ("messages", "conversations")
+COLUMNS = ("image", "question", "answer", "caption", "label", "split", "group")
 USUAL: Mapping[str, Collection[str]] = {
+    "image": (
+        "image",
+        "images",
+        "picture",
+        "photo",
+        "img",
+        "file",
+        "file_name",
+        "filename",
+        "path",
+    ),
     "question": ("question", "q", "query", "prompt", "instruction"),
     "answer": ("answer", "answers", "a", "response", "reply", "output"),
     "hypothesis": ("hypothesis", "statement", "claim"),
@@ -183,11 +195,14 @@ def look_at(args: argparse.Namespace) -> Found:
     if place.is_dir() and not tables_in(place):
         return look_at_folder(args)
     images = args.images or (place.parent if place.is_file() else None)
-    if find_tables(place):
+    if tables := find_tables(place):
         words = ["chat", "--annotations", str(place), *given(args, "image", "question", "answer")]
-        words += [*given(args, "group"), *each_turn(args)]
+        words += [*given(args, "split", "group"), *each_turn(args)]
         words += ["--images", str(args.images)] if args.images else []
-        return Found("a table of Hugging Face, read as conversations", words, FEW)
+        refuse_given(args, "tables of Hugging Face are read as conversations", "caption", "label")
+        has_splits = args.split_field or len({table.split for table in tables}) > 1
+        what = "a table of Hugging Face, read as conversations"
+        return Found(what, words, 0 if has_splits else FEW)
     rows = read_rows(place, "--data")
     if not rows:
         raise ValueError(f"{place}: no rows")
@@ -206,8 +221,7 @@ def tables_in(folder: Path) -> bool:
 def look_at_folder(args: argparse.Namespace) -> Found:
     """A folder of class folders, perhaps below those of splits."""
     place: Path = args.data
-    if args.group_field:
-        raise ValueError("--group-field: folders have no columns; give a file of rows")
+    refuse_given(args, "folders have no columns; give a file of rows", *COLUMNS)
     names = [entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "."]
     if not names:
         raise ValueError(
@@ -227,6 +241,12 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
     return [word for name, value in pairs if value for word in (f"--{name}-field", value)]
 
 
+def refuse_given(args: argparse.Namespace, reason: str, *names: str) -> None:
+    """Errors: ValueError if an option about columns was given that says nothing here."""
+    if words := given(args, *names):
+        raise ValueError(f"{words[0]} {words[1]}: {reason}")
+
+
 def each_turn(args: argparse.Namespace) -> list[str]:
     """The options of conversations for such models, if they were asked for."""
     return ["--each-turn", "--need-picture"] if args.each_turn else []
@@ -239,12 +259,10 @@ class Rows:
         self.args, self.rows, self.images = args, rows, images
         self.looked_at = rows[:: max(1, len(rows) // LOOKED_AT)]
         # In the order of the first row that has them.
-        self.columns = list(
-            dict.fromkeys(str(name) for row in self.looked_at for name in row.fields)
-        )
+        self.columns = list(dict.fromkeys(str(name) for row in rows for name in row.fields))
         if not self.columns:
             raise ValueError(f"{args.data}: no rows with fields")
-        for name in ("image", "question", "answer", "caption", "label", "split", "group"):
+        for name in COLUMNS:
             column = getattr(args, f"{name}_field")
             if column and column not in self.columns:
                 have = list_fields(rows[0].fields)
@@ -269,7 +287,12 @@ class Rows:
         return next((by_name[name] for name in USUAL[role] if name in by_name), None)
 
     def image(self) -> str:
-        """The column of pictures: that whose cells most often are files below `images`."""
+        """The column of pictures: that whose cells most often are files below `images`, with their
+        endings or else without, where numbers may look like files; of equal ones, that of a usual
+        name.
+
+        Errors: ValueError if there is none, or several are as likely.
+        """
         if self.args.image_field:
             return str(self.args.image_field)
         files = picture_names(self.images)
@@ -278,9 +301,22 @@ class Rows:
             name = cell.replace("\\", "/").removeprefix("./").lower()
             return name in files or f"{name.rpartition('/')[2]}" in files
 
-        shares = {column: self.share(column, is_file) for column in self.columns}
-        best = max(self.columns, key=lambda column: shares[column])
-        if shares[best] == 0:
+        def is_whole(cell: str) -> bool:
+            return is_file(cell) and bool(PurePosixPath(cell).suffix)
+
+        shares = {c: (self.share(c, is_whole), self.share(c, is_file)) for c in self.columns}
+        most = max(shares.values())
+        likely = [column for column, share in shares.items() if share == most]
+        best = likely[0]
+        if len(likely) > 1 and most != (0, 0):
+            usual = [column for column in likely if column.strip().lower() in USUAL["image"]]
+            if len(usual) != 1:
+                self.unclear(
+                    f"{' and '.join(map(repr, likely[:3]))} may both name pictures; say which, as "
+                    f"in --image-field {shlex.quote(usual[0] if usual else best)}"
+                )
+            best = usual[0]
+        if most == (0, 0):
             raise ValueError(
                 f"{self.args.data}: no column names pictures below {self.images}; "
                 f"{list_fields(self.rows[0].fields)}. Give --images, or --image-field"
@@ -288,11 +324,32 @@ class Rows:
         return best
 
     def split(self) -> str | None:
-        """The column of splits, if its cells are names of such."""
+        """The column of splits, if its cells are names of such.
+
+        Errors: ValueError if rows have none, or one split has several names.
+        """
         column = self.usual("split")
-        if column is None or self.args.split_field:
-            return column
-        return column if self.share(column, lambda cell: cell.lower() in SPLITS) == 1 else None
+        if column is None:
+            return None
+        counts = Counter(text_of(row.fields, column) for row in self.rows)
+        names = [name for name in counts if name]
+        are_usual = bool(names) and all(name.lower() in SPLITS for name in names)
+        if not are_usual and not self.args.split_field:
+            return None
+        place = f"{self.args.data}: the column {column!r}"
+        if empty := counts[""]:
+            raise ValueError(
+                f"{place} names no split in {empty:,} of {len(self.rows):,} rows; give each one"
+            )
+        spelled: dict[str, list[str]] = {}
+        for name in names:
+            spelled.setdefault(SPLITS.get(name.lower(), name), []).append(name)
+        if several := next((names for names in spelled.values() if len(names) > 1), None):
+            raise ValueError(
+                f"{place} calls one split {' and '.join(map(repr, several))}, which would become "
+                "several; name it one way in all rows"
+            )
+        return column
 
     def found(self) -> Found:
         """The command for the rows."""
@@ -300,7 +357,7 @@ class Rows:
         common = ["--annotations", str(args.data), "--images", str(self.images)]
         if any(isinstance(row.fields.get(name), list) for row in self.looked_at for name in TURNS):
             words = ["chat", *common, *given(args, "image"), *each_turn(args)]
-            return self.with_splits(f"{len(self.rows):,} conversations", words)
+            return self.with_splits(f"{len(self.rows):,} conversations", words, self.split())
         if len(self.rows) == 1 and {"images", "annotations"} <= self.rows[0].fields.keys():
             found = Found("captions in COCO's form", ["jsonl", "--task", "caption", *common], FEW)
             return found
@@ -340,7 +397,7 @@ class Rows:
         if args.caption_field is None and label is None and len(left) == 1 and self.recurs(left[0]):
             label = left[0]
         if args.caption_field is None and label is not None:
-            names = {str(row.fields.get(label) or "").strip() for row in self.rows} - {""}
+            names = {text_of(row.fields, label) for row in self.rows} - {""}
             what = f"pictures of {len(names):,} class{'es' * (len(names) > 1)} in {label!r}"
             return self.with_splits(what, ["csv-classes", *common, "--label-field", label], split)
         caption = self.usual("caption") or (left[0] if len(left) == 1 else None)
@@ -382,7 +439,7 @@ class Rows:
         divided = group or (
             words[words.index("--image-field") + 1] if "--image-field" in words else ""
         )
-        names = (str(row.fields.get(divided) or "").strip() for row in self.rows if divided)
+        names = (text_of(row.fields, divided) for row in self.rows if divided)
         sizes = Counter(filter(None, names))
         return Found(what, words, len(sizes) or len(self.rows), notes, sizes)
 
@@ -399,8 +456,8 @@ class Rows:
         for column in self.group_columns():
             splits: dict[str, set[str]] = {}
             for row in self.rows:
-                if group := str(row.fields.get(column) or "").strip():
-                    splits.setdefault(group, set()).add(str(row.fields.get(split)).strip())
+                if group := text_of(row.fields, column):
+                    splits.setdefault(group, set()).add(text_of(row.fields, split))
             parted = [group for group, names in splits.items() if len(names) > 1]
             if parted:
                 notes.append(

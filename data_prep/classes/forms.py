@@ -22,7 +22,7 @@ from vlds.runtime.terminal import tell
 from vlds.schema import Group
 
 from ..json_rows import clean, open_text, read_object, shown
-from ..own_data.rows import UserRow, list_fields, read_rows
+from ..own_data.rows import UserRow, list_fields, read_rows, text_of
 from ..packing.file_check import PICTURES
 from ..packing.picture import find_pictures
 from ..packing.source import CHANNELS, Dropped, RawPicture, SourceSample, and_more
@@ -427,7 +427,7 @@ def shown_pictures(
             continue
         place = entry.place.partition(", ")[2]  # FILE, line 7 -> line 7
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
-        if group is not None and (shared := clean(str(entry.source.get(group) or ""))):
+        if group is not None and (shared := clean(text_of(entry.source, group))):
             sample = replace(sample, groups=(Group(group, shared),))
         found.append(Shown(entry.split, entry.key, sample))
     return found, repeats

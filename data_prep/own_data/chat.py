@@ -46,7 +46,7 @@ from .conversations import (
     conversation_of,
     shown_value,
 )
-from .rows import UserRow, read_rows, refuse_repeated_ids, text_of
+from .rows import UserRow, list_fields, read_rows, refuse_repeated_ids, text_of
 
 DATA_URL = re.compile(r"data:[\w.+/-]+;base64,", re.ASCII)
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}", re.ASCII)
@@ -200,17 +200,19 @@ def parse_chat(
     dropped: dict[str, list[Dropped]] = defaultdict(list)
     used: list[tuple[str, str, UserRow]] = []
     moved = silent = 0
+    images_field, has_images_field = form.named.image, False
     unkept = Counter[str]()
     for of_file, row in rows:
+        has_images_field |= images_field in row.fields
         for field in (form.id, form.split, form.group):
-            if field is not None and not str(row.fields.get(field) or "").strip():
+            if field is not None and not text_of(row.fields, field):
                 raise ValueError(f"{files[0]}, {row.place}: no {field!r}; name another field")
         part = text_of(row.fields, form.split) if form.split else split or of_file or "train"
         # Each split counts its rows from 1.
         number = row.number if of_file in (None, part) else f"{of_file}-{row.number}"
         row_id = text_of(row.fields, form.id) if form.id else number
         try:
-            if fault := text_fault({"id": row_id, "group": str(row.fields.get(form.group or ""))}):
+            if fault := text_fault({"id": row_id, "group": text_of(row.fields, form.group or "")}):
                 row_id = ascii(row_id)
                 raise Unusable(fault)
             talk = conversation_of(row.fields, form.named)
@@ -234,6 +236,11 @@ def parse_chat(
         used.append((part, row_id, row))
     if not talks and not dropped:
         raise ValueError(f"{files[0]}: no rows")
+    if images_field is not None and not has_images_field:
+        raise ValueError(f"--image-field {images_field}: no row of {files[0]} has such a field")
+    if talks and albums["image"].place is not None and not any(sources for _, sources in talks):
+        have = list_fields(talks[0][0].row.fields)
+        tell(f"no row shows a picture, though --images was given; {have}: name it by --image-field")
     if form.id is not None:
         refuse_repeated_ids(used, form.id, files[0])
     if moved:

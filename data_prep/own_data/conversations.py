@@ -249,6 +249,8 @@ def _messages(fields: Fields, talk: Conversation, named: RowFields) -> list[Fiel
         # Tables of answers have numbers.
         if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
             raise Unusable("an answer that is not text")
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise Unusable(f"an answer that is {answer}")
         begin.append({"role": "assistant", "content": str(answer)})
     return begin
 

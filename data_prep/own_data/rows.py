@@ -228,8 +228,10 @@ class RowTask:
 
 
 def text_of(row: Fields, name: str) -> str:
-    """A field as stripped text; "" for null."""
-    return "" if row[name] is None else str(row[name]).strip()
+    """A field as stripped text; "" for null, an empty list or a missing field, but not for 0."""
+    value = row.get(name)
+    is_empty = value is None or (isinstance(value, (list, dict)) and not value)
+    return "" if is_empty else str(value).strip()
 
 
 def picture_of(row: Fields, form: RowForm) -> str:
@@ -251,7 +253,7 @@ def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation |
 
 
 def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
-    question = clean(str(row[form.text] or ""))
+    question = clean(text_of(row, form.text))
     if not question:
         return ["no question"]
     annotation: Annotation = {"id": row_id, "question": question}
@@ -287,7 +289,7 @@ def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
 
 def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     """A sentence about the picture with its label; a statement becomes a question."""
-    sentence = clean(str(row[form.text] or ""))
+    sentence = clean(text_of(row, form.text))
     if not sentence:
         return [f"no {form.task.text}"]
     # A statement is the question of a VQA annotation.

@@ -216,3 +216,100 @@ def test_pictures_that_are_all_one_cannot_be_divided(
     told = capsys.readouterr()
     assert told.out.count("vlds data jsonl") == 1
     assert "there are 12 samples, in 1 set that stay together (rows of one" in told.err
+
+
+def test_numbers_are_no_pictures_where_a_column_names_files(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bare number may be a picture's name without its ending, and so may a row's number."""
+    photos(desk / "photos", *(f"{number}.jpg" for number in range(30)))
+    lines = [f"{n},{(n + 7) % 30}.jpg,what is {(n + 7) % 30}?,a" for n in range(30)]
+    assert own(write(desk / "r.csv", "\n".join(["id,image,question,answer", *lines]))) == 0
+    assert "--image-field image " in capsys.readouterr().out
+    for head, status in (("age,photo,question,answer", 0), ("age,weight,question,answer", 2)):
+        bare = [line.replace(".jpg", "") for line in lines]
+        assert own(write(desk / "r.csv", "\n".join([head, *bare]))) == status
+        said = capsys.readouterr()
+        assert "--image-field photo" in said.out or "'age' and 'weight' may both name" in said.err
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (["train"] * 20 + ["Train"] * 5 + ["test"] * 5, "calls one split 'train' and 'Train'"),
+        (["val"] * 20 + ["dev"] * 5 + ["test"] * 5, "calls one split 'val' and 'dev', which"),
+        (["train"] * 20 + [""] * 5 + ["test"] * 5, "names no split in 5 of 30 rows; give each"),
+    ],
+)
+def test_a_split_has_one_name(
+    parts: list[str], told: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        json.dumps({"image": name, "question": "what?", "answer": "x", "split": part})
+        for name, part in zip(NAMES, parts, strict=True)
+    ]
+    assert own(write(desk / "rows.jsonl", "\n".join(lines))) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_conversations_and_tables_keep_their_splits(desk: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    parts = ["train"] * 20 + ["val"] * 5 + ["test"] * 5
+    talks = [
+        {
+            "messages": [
+                {"role": "user", "content": f"<image> what is {name}?"},
+                {"role": "assistant", "content": "x"},
+            ],
+            "images": [name],
+            "split": part,
+        }
+        for name, part in zip(NAMES, parts, strict=True)
+    ]
+    expected = {"train": 20, "val": 5, "test": 5}
+    assert own(write(desk / "talks.jsonl", "\n".join(map(json.dumps, talks)))) == 0
+    assert {name: info.samples for name, info in packed().items()} == expected
+    pq.write_table(pa.Table.from_pylist(talks), desk / "talks.parquet")
+    assert own(desk / "talks.parquet", "--split-field", "split") == 0
+    assert {name: info.samples for name, info in packed().items()} == expected
+    folder = desk / "data"
+    folder.mkdir()
+    for part in expected:
+        some = [{**talk, "split": None} for talk in talks if talk["split"] == part]
+        pq.write_table(pa.Table.from_pylist(some), folder / f"{part}-00000-of-00001.parquet")
+    assert own(folder, "--name", "talks") == 0
+    assert {name: info.samples for name, info in packed().items()} == expected
+
+
+def test_options_that_say_nothing_are_refused(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in NAMES:
+        (desk / "classes" / name[1]).mkdir(parents=True, exist_ok=True)
+        (desk / "classes" / name[1] / name).write_bytes((desk / "photos" / name).read_bytes())
+    assert own(desk / "classes", "--split-field", "part") == 2
+    assert "--split-field part: folders have no columns" in capsys.readouterr().err
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    file = write(desk / "talks.jsonl", "\n".join([json.dumps(talk | {"img": NAMES[0]})] * 30))
+    chat = ["chat", "--annotations", str(file), "--images", "photos", "--out", "out"]
+    assert main(chat) == 0
+    assert "no row shows a picture, though --images was given; " in capsys.readouterr().out
+    assert main([*chat, "--image-field", "picture"]) == 2
+    assert "--image-field picture: no row of" in capsys.readouterr().err
+
+
+def test_zero_is_a_name(desk: Path) -> None:
+    """A patient or class may be called 0."""
+    lines = [
+        json.dumps({"image": name, "label": n % 2, "patient": n // 3})
+        for n, name in enumerate(NAMES)
+    ]
+    table = write(desk / "rows.jsonl", "\n".join(lines))
+    words = ["csv-classes", "--annotations", str(table), "--images", "photos", "--out", "out"]
+    more = ["--label-field", "label", "--image-field", "image", "--group-field", "patient"]
+    assert main([*words, *more, "--split-sizes", "test=0.4"]) == 0
+    for part in ("train", "test"):
+        data = open_dataset(Path("out") / part)
+        assert all(groups_of(data.read(number)) for number in range(data.num_samples))

@@ -106,7 +106,7 @@ CASES: dict[str, tuple[str, Callable[[Recipe, Path], Recipe], str]] = {
     "start of another size": (
         "joint",
         lambda r, folder: begun(r, folder, 2),
-        "start: in .*b.down_weight is .*, and here .*; give the sizes of its recipe, or leave start",
+        "start: in .*b.down_weight is .*, and here .*; give the sizes of its recipe, or leave",
     ),
     "processor": ("image_text", other_processor, "model.path: .* does not write token 1, where"),
 }  # fmt: skip

@@ -33,17 +33,7 @@ from .packing.splits import GROUP_FIELD, TRAIN, HashSplit, UnluckyDraw
 TURNS = ("messages", "conversations")
 COLUMNS = ("image", "question", "answer", "caption", "label", "split", "group")
 USUAL: Mapping[str, Collection[str]] = {
-    "image": (
-        "image",
-        "images",
-        "picture",
-        "photo",
-        "img",
-        "file",
-        "file_name",
-        "filename",
-        "path",
-    ),
+    "image": ("image", "images", "picture", "photo", "img", "file", "file_name", "filename"),
     "question": ("question", "q", "query", "prompt", "instruction"),
     "answer": ("answer", "answers", "a", "response", "reply", "output"),
     "hypothesis": ("hypothesis", "statement", "claim"),
@@ -306,22 +296,22 @@ class Rows:
 
         shares = {c: (self.share(c, is_whole), self.share(c, is_file)) for c in self.columns}
         most = max(shares.values())
-        likely = [column for column, share in shares.items() if share == most]
-        best = likely[0]
-        if len(likely) > 1 and most != (0, 0):
-            usual = [column for column in likely if column.strip().lower() in USUAL["image"]]
-            if len(usual) != 1:
-                self.unclear(
-                    f"{' and '.join(map(repr, likely[:3]))} may both name pictures; say which, as "
-                    f"in --image-field {shlex.quote(usual[0] if usual else best)}"
-                )
-            best = usual[0]
         if most == (0, 0):
             raise ValueError(
                 f"{self.args.data}: no column names pictures below {self.images}; "
                 f"{list_fields(self.rows[0].fields)}. Give --images, or --image-field"
             )
-        return best
+        likely = [column for column, share in shares.items() if share == most]
+        if len(likely) > 1:
+            usual = [column for column in likely if column.strip().lower() in USUAL["image"]]
+            if len(usual) != 1:
+                listed = " and ".join(map(repr, likely[:3]))
+                self.unclear(
+                    f"{listed} may all name pictures; say which, as in --image-field "
+                    f"{shlex.quote((usual or likely)[0])}"
+                )
+            likely = usual
+        return likely[0]
 
     def split(self) -> str | None:
         """The column of splits, if its cells are names of such.

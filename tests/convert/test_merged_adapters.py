@@ -33,6 +33,7 @@ from tests.toys.trained_runs import (
 )
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.combine import average
+from vlds.convert.hf import fold_methods
 from vlds.convert.transport import (
     COSTS,
     Neurons,
@@ -127,6 +128,26 @@ def test_prunings_are_pefts(how: str, world: Path, tmp_path: Path) -> None:
         assert torch.equal(found[name], expected), name
         compared += 1
     assert compared
+
+
+@torch.no_grad()
+def test_large_biases_take_no_digits_of_bf16(world: Path, tmp_path: Path) -> None:
+    """A column is what a layer gives for a unit vector less its bias."""
+    recipe = recipe_with("T5", "Compacter", world, tmp_path / "run")
+    run = built_run(replace(recipe, training=replace(recipe.training, precision="bf16")))
+    for name, parameter in run.model.named_parameters():
+        if name.endswith("_bias") and ".method." in name:
+            parameter.normal_(std=3.0)
+        elif name.endswith("_rule"):
+            parameter.normal_(std=0.1)  # it begins so small that nothing is left to compare
+    folder = save_run(run)
+    convert("merge", "--run", folder, "--out", tmp_path / "merged")
+    exact = dict(fold_methods(load_run(folder, torch.float32)).model.unique_state())
+    weights = [name for name in exact if ".method." in name and name.endswith("_weight")]
+    assert weights
+    found = dict(load_run(tmp_path / "merged", torch.float32).model.unique_state())
+    for name in weights:
+        assert (found[name] - exact[name]).norm() < 2**-7 * exact[name].norm(), name
 
 
 @pytest.mark.parametrize("how", ["ties", "dare_linear"])

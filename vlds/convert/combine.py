@@ -22,7 +22,7 @@ from vlds.convert.output import first_names
 from vlds.convert.peft import merge_function
 from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
-from vlds.models.methods.host import added_tensors, scales
+from vlds.models.methods.host import added_tensors, multipliers
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe
 from vlds.recipe.paths import renamed
@@ -219,7 +219,7 @@ def pruned(
     model, methods = loaded[0].model, loaded[0].recipe.methods
     names = {tensor.name for name in methods for tensor in added_tensors(model, name)}
     names &= model.moving_names()  # others are the same in all runs: what SimAdapter fuses
-    names -= scales(model)
+    names -= multipliers(model)
     if not names:
         kinds = ", ".join(type(method).__name__ for method in methods.values()) or "none"
         raise ValueError(

@@ -63,6 +63,7 @@ class Place(NamedTuple):
 
     def of(self, stored: Tensor) -> Tensor:
         """Our tensor in the original's."""
+        # A file with another number of classes stays as it is, for the caller to refuse.
         if self.rows is not None and len(self.rows) == len(stored):
             return stored[list(self.rows)]
         return stored.chunk(self.num_parts)[self.part]

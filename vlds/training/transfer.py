@@ -98,6 +98,13 @@ class Transfer:
                 found[name] = rest[0]
         return found
 
+    @cached_property
+    def runs_named(self) -> dict[str, str]:
+        """Method of the recipe that keeps weights of further runs frozen -> the fields that name
+        these."""
+        hashes = {name: self.recipe.methods[name].source_hashes() for name in self.methods}
+        return {name: ", ".join(fields) for name, fields in hashes.items() if fields}
+
     def name_there(self, name: str) -> str:
         """What the other run calls a tensor of the recipe's model."""
         if (method := self.method_of(name)) not in self.methods:
@@ -201,15 +208,14 @@ class Transfer:
         """Errors: ValueError if a method has taken a frozen tensor from a run that the recipe
         names, and `theirs` is another one."""
         method = self.method_of(name)
-        fields = self.recipe.methods[method].source_hashes() if method in self.methods else ()
-        if not fields or ours.is_meta or theirs.is_meta or ours.shape != theirs.shape:
+        if method not in self.runs_named or theirs.is_meta or ours.shape != theirs.shape:
             return
         # Either may have been rounded to bf16.
         if not torch.allclose(ours.float(), theirs.float(), rtol=2**-7):
             raise ValueError(
                 f"{FIELD}: methods.{method} has trained beside other frozen weights in "
-                f"{self.recipe.start} than those of {', '.join(fields)} ({name} differs); name the "
-                f"runs that it named, or leave {FIELD} out"
+                f"{self.recipe.start} than those of {self.runs_named[method]} ({name} differs); "
+                f"name the runs that it named, or leave {FIELD} out"
             )
 
     def _copy(

@@ -478,6 +478,20 @@ def test_a_picture_may_be_called_as_a_row(folder: Path, capsys: pytest.CaptureFi
     assert "sample id row 1 occurs more than once" in capsys.readouterr().err
 
 
+def test_answers_that_are_no_numbers_are_dropped(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"how much is {n}?", "answer": n} for n in (1.5, math.nan, math.inf)]
+    parquet(folder / "x.parquet", rows)
+    assert (
+        main(["chat", "--annotations", str(folder / "x.parquet"), "--out", str(folder / "o")]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "an answer that is nan: 1" in said
+    assert "an answer that is inf: 1" in said
+    assert open_dataset(folder / "o").num_samples == 1
+
+
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 def test_data_sets_of_hugging_face(form: str, folder: Path) -> None:
     pictures = [jpeg(width=40 + n) for n in range(5)]

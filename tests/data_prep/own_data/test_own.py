@@ -230,7 +230,7 @@ def test_numbers_are_no_pictures_where_a_column_names_files(
         bare = [line.replace(".jpg", "") for line in lines]
         assert own(write(desk / "r.csv", "\n".join([head, *bare]))) == status
         said = capsys.readouterr()
-        assert "--image-field photo" in said.out or "'age' and 'weight' may both name" in said.err
+        assert "--image-field photo" in said.out or "'age' and 'weight' may all name" in said.err
 
 
 @pytest.mark.parametrize(

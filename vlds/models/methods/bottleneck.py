@@ -299,7 +299,7 @@ class StackedBottleneckModule(BottleneckModule):
         if config.layer_norm_after:
             self.post_norm = nn.LayerNorm(self.width, **self.options)
         norms = {"pre_norm": config.layer_norm_before, "post_norm": config.layer_norm_after}
-        self.scales = [f"{norm}.weight" for norm, is_there in norms.items() if is_there]
+        self.multipliers = [f"{norm}.weight" for norm, is_there in norms.items() if is_there]
 
     def new_factor(self, *shape: int) -> nn.Parameter:
         """Matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the

@@ -61,7 +61,7 @@ class LinearExtension(nn.Module):
     behind_zeros: Collection[str] = ()
     """Tensors of the module behind a matrix that begins as zeros: they have no gradient at
     first."""
-    scales: Collection[str] = ()
+    multipliers: Collection[str] = ()
     """Tensors of the module that multiply what passes, and would take it away as zeros."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -255,9 +255,9 @@ def zero_at_first(model: nn.Module) -> set[str]:
     return _listed(model, "behind_zeros")
 
 
-def scales(model: nn.Module) -> set[str]:
-    """Names of the tensors that `scales` of modules lists."""
-    return _listed(model, "scales")
+def multipliers(model: nn.Module) -> set[str]:
+    """Names of the tensors that `multipliers` of modules lists."""
+    return _listed(model, "multipliers")
 
 
 def _listed(model: nn.Module, attribute: str) -> set[str]:

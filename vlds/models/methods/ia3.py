@@ -117,7 +117,7 @@ class Factors(nn.Module):
 
     # Decay would pull factors towards 0, and a factor that changes nothing is 1.
     optimizer_rules: ClassVar[OptimizerRules] = {"factors": STACKED_UNDECAYED}
-    scales: Collection[str] = ("factors",)
+    multipliers: Collection[str] = ("factors",)
 
     def __init__(self, config: IA3, linear: nn.Linear, width: int, host: Host) -> None:
         super().__init__()

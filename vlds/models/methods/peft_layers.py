@@ -357,7 +357,7 @@ class PeftExtension(LinearExtension):
         trained = {name: p for name, p in tuner.named_parameters() if p.requires_grad}
         zeros = [name for name, p in trained.items() if not p.is_meta and not p.any()]
         alone = ("lora_magnitude_vector", "ln_tuning_layers")
-        self.scales = [
+        self.multipliers = [
             f"{TUNER}.{name}"
             for name in trained
             if name.startswith((*alone, "delora_lambda")) and not name.endswith("bias")

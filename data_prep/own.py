@@ -25,9 +25,10 @@ from .classes import command as classes
 from .command import add_shard_options, new_command
 from .own_data import chat
 from .own_data import forms as jsonl
-from .own_data.columns import find_tables
+from .own_data.columns import Table, find_tables, read_columns
 from .own_data.rows import TASKS, UserRow, list_fields, read_rows, text_of
 from .packing.picture import ENDINGS
+from .packing.source import TYPES
 from .packing.splits import GROUP_FIELD, TRAIN, HashSplit, UnluckyDraw
 
 TURNS = ("messages", "conversations")
@@ -49,6 +50,8 @@ SPLITS: Mapping[str, str] = {
 }
 GROUPS = ("patient", "case", "subject", "person", "scene", "document", "group", "site", "study")
 """Parts of the names of columns that may say what belongs together."""
+MOST_TOLD = 8
+"""Columns that a note names."""
 LOOKED_AT = 200
 """Rows whose cells are looked at."""
 MOST_FILES = 1_000_000
@@ -186,6 +189,7 @@ def look_at(args: argparse.Namespace) -> Found:
         return look_at_folder(args)
     images = args.images or (place.parent if place.is_file() else None)
     if tables := find_tables(place):
+        check_conversations(args, tables)
         words = ["chat", "--annotations", str(place), *given(args, "image", "question", "answer")]
         words += [*given(args, "split", "group"), *each_turn(args)]
         words += ["--images", str(args.images)] if args.images else []
@@ -200,6 +204,18 @@ def look_at(args: argparse.Namespace) -> Found:
     if not images.is_dir():
         raise ValueError(f"--images {images} is not a folder; give the folder of the pictures")
     return Rows(args, rows, images).found()
+
+
+def check_conversations(args: argparse.Namespace, tables: Sequence[Table]) -> None:
+    """Errors: ValueError if the first row of a table is no conversation, and no question."""
+    _, row = next(read_columns(tables), (None, UserRow({}, "0")))
+    usual = {*TURNS, *USUAL["question"]}
+    if row.fields and args.question_field is None and usual.isdisjoint(row.fields):
+        raise ValueError(
+            f"{args.data}: a table of Hugging Face without conversations or questions; "
+            f"{list_fields(row.fields)}. Write its pictures as files and its rows as JSON lines "
+            '("Parquet" in docs/own_data.md has the lines that do it), and give that file'
+        )
 
 
 def tables_in(folder: Path) -> bool:
@@ -416,10 +432,11 @@ class Rows:
         what = f"{num:,} row{'s' * (num > 1)}: {what}" if words[0] != "chat" else what
         group = self.args.group_field
         words = words if group is None else [*words, "--group-field", group]
+        notes = self.not_learned([*words, split]) if words[0] == "jsonl" else []
         if split is not None:
             words = [*words, "--split-field", split]
-            return Found(f"{what}, splits in {split!r}", words, 0, self.crossing(split))
-        notes = []
+            notes += self.crossing(split)
+            return Found(f"{what}, splits in {split!r}", words, 0, notes)
         if group is None:
             notes += [
                 f"{column!r} recurs: if its rows belong together, --group-field "
@@ -432,6 +449,18 @@ class Rows:
         names = (text_of(row.fields, divided) for row in self.rows if divided)
         sizes = Counter(filter(None, names))
         return Found(what, words, len(sizes) or len(self.rows), notes, sizes)
+
+    def not_learned(self, words: Collection[str | None]) -> list[str]:
+        """A note on the columns that a command does not name."""
+        rest = [c for c in self.columns if c not in (*words, *TYPES) and self.cells(c)]
+        if not rest:
+            return []
+        more = f" and {len(rest) - MOST_TOLD:,} more" if len(rest) > MOST_TOLD else ""
+        listed = f"{', '.join(map(repr, rest[:MOST_TOLD]))}{more}"
+        cure = ""
+        if "--question-field" in words:
+            cure = "; what a model must know of them, such as choices, belongs into the question"
+        return [f"not learned, only kept beside the rows: {listed}{cure}"]
 
     def group_columns(self) -> list[str]:
         """The columns that may say what belongs together."""

@@ -165,6 +165,7 @@ def read_folders(root: Path, layout: str | None, split: str, left_out: Counter[s
                 f"itself; if those are the classes, give --images {inside[0]}"
             )
         pictures = list(_pictures(root, root, inside, split, left_out))
+        _check_classes(pictures)
         return ClassSource(pictures, apart=False)
     places: dict[str, Path] = {}
     for folder in inside:
@@ -181,7 +182,20 @@ def read_folders(root: Path, layout: str | None, split: str, left_out: Counter[s
         if not classes:
             raise ValueError(f"{folder}: no folders of classes in it; {name} needs them, too")
         found += _pictures(root, folder, classes, name, left_out)
+    _check_classes(found)
     return ClassSource(found)
+
+
+def _check_classes(pictures: Sequence[Shown]) -> None:
+    """Errors: ValueError for a file with two classes, in one of them as a link."""
+    first: dict[Hashable, Shown] = {}
+    for picture in pictures:
+        before = first.setdefault(_identity(picture.sample.images[0]), picture)
+        if before.key != picture.key:
+            raise ValueError(
+                f"{before.sample.id} and {picture.sample.id} are the same file, and so one picture "
+                f"of two classes, {before.key!r} and {picture.key!r}; keep one of them"
+            )
 
 
 def _has_splits(root: Path, inside: list[Path], layout: str | None, left_out: Counter[str]) -> bool:
@@ -271,10 +285,10 @@ def _below(folder: Path, left_out: Counter[str], around: frozenset[Hashable]) ->
                 yield Path(entry.path)
 
 
-def _identity(folder: Path) -> Hashable:
+def _identity(path: Path) -> Hashable:
     """Device and inode of a folder, links followed; some network disks have no inodes."""
-    status = os.stat(folder)
-    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
+    status = os.stat(path)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -427,8 +441,9 @@ def shown_pictures(
             continue
         place = entry.place.partition(", ")[2]  # FILE, line 7 -> line 7
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
-        if group is not None and (shared := clean(text_of(entry.source, group))):
-            sample = replace(sample, groups=(Group(group, shared),))
+        if group is not None:
+            shared = Group(group, clean(text_of(entry.source, group)))
+            sample = replace(sample, groups=(shared,))
         found.append(Shown(entry.split, entry.key, sample))
     return found, repeats
 
@@ -460,8 +475,11 @@ def read_table_of_classes(
                 "class": _cell(row, label, path),
                 "split": of_file if split is None else _cell(row, split, path),
             }
-            if group is not None:
-                _cell(row, group, path)
+            if group is not None and not _cell(row, group, path):
+                raise ValueError(
+                    f"{path}, {row.place}: {group!r} is empty; give each row its group, or one of "
+                    "its own"
+                )
             part = cells["split"]
             if missing := [what for what, cell in cells.items() if not cell]:
                 dropped.append((part, Dropped(place, f"no {missing[0]}")))

@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from vlds.data.shards.sample import UNFIT
 from vlds.runtime.checks import guess
 from vlds.runtime.files import open_file
 
@@ -231,7 +232,12 @@ def text_of(row: Fields, name: str) -> str:
     """A field as stripped text; "" for null, an empty list or a missing field, but not for 0."""
     value = row.get(name)
     is_empty = value is None or (isinstance(value, (list, dict)) and not value)
-    return "" if is_empty else str(value).strip()
+    return "" if is_empty else in_text(value).strip()
+
+
+def in_text(value: Any) -> str:
+    """A value as a file writes it: true, not Python's True."""
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def picture_of(row: Fields, form: RowForm) -> str:
@@ -245,6 +251,8 @@ def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation |
     group = text_of(row, form.group) if form.group else ""
     if fault := text_fault({"picture": picture, "id": row_id, "group": group}):
         results: list[Result] = [fault]
+    elif UNFIT.search(picture):
+        results = ["line break or control character in the picture's name"]
     elif form.text_rows or picture:
         results = form.task.annotate(row, row_id, form)
     else:
@@ -310,7 +318,7 @@ def label_of(row: Fields, field: str) -> str:
 def _texts(value: Any, trimmed: Callable[[str], str] = clean) -> list[str]:
     """One text or a list of them, "" for null; answers may be JSON numbers."""
     values = value if isinstance(value, list) else [value]
-    return ["" if text is None else trimmed(str(text)) for text in values]
+    return ["" if text is None else trimmed(in_text(text)) for text in values]
 
 
 def _with_rest(annotation: Annotation, row: Fields, *known: str) -> Annotation:
@@ -355,6 +363,10 @@ def check_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> None:
                 raise ValueError(f"{what} is {shown(value)}; expected text or a number")
         if form.text_rows:
             _check_value(row.fields.get(form.image), False, f"{place}: {form.image!r}")
+        if form.group is not None and not text_of(row.fields, form.group):
+            raise ValueError(
+                f"{place}: {form.group!r} is empty; give each row its group, or one of its own"
+            )
         if form.id is not None and not text_of(row.fields, form.id):
             raise ValueError(
                 f"{place}: {form.id!r} is empty; give each row an id, or leave out --id-field to "

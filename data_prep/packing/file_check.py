@@ -8,6 +8,7 @@ predicted objects and attributes, `obj_id` and `attr_id`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -111,6 +112,8 @@ def locate_boxes(place: Path, name: str, vocabulary: Path | None = None) -> Dete
 SHOWN = 10
 """Missing files that a message names."""
 PICTURES = {*ENDINGS, *CLIP_ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+ADDRESS = re.compile(r"(^|/)(https?|s3|gs|hf):/")
+"""In a path, of which one slash is left."""
 MOST_SHOWN = 200
 """Characters of a path that a message shows: its last ones."""
 
@@ -200,9 +203,11 @@ def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None
 
 
 def _hint(file: MissingFile, near: NearNames | None) -> str:
-    """A similar name; "" without one."""
+    """A similar name, or what is wrong with this one; "" without any."""
     if file.is_folder:
         return "it is a folder; name a picture in it."
+    if file.picture is not None and ADDRESS.search(file.picture.as_posix()):
+        return "it is an address, and nothing here downloads pictures."
     if file.picture is None or near is None or not (similar := near.of(file.picture)):
         return ""
     return f"did you mean {similar}?"

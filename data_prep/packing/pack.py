@@ -242,30 +242,28 @@ def pack_ready(dataset: SourceSet, out: Folder, options: Options) -> DatasetInfo
         make = partial(
             try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing
         )
-        first_alone: list[str] = []
+        remarks: dict[str, list[str]] = {}
         # A resumed writer has the first samples already, in this same order.
-        records = _noted(_records(make, samples[writer.start :], options), first_alone)
+        records = _noted(_records(make, samples[writer.start :], options), remarks)
         info = writer.write(
             follow(records, f"{dataset.name} {dataset.split}", len(samples), writer.start),
             rows_dropped=(*dataset.dropped, *dataset.left_out),
         )
     tell(_summary(dataset, info, out))
-    if num := len(first_alone):
-        who = "sample shows" if num == 1 else "samples show"
-        tell(
-            f"{num:,} {who} the first frame or page alone of a picture that has more: "
-            f"{first_few(first_alone)}"
-        )
+    for remark, ids in remarks.items():
+        who = "sample shows" if len(ids) == 1 else "samples show"
+        tell(f"{len(ids):,} {who} {remark}: {first_few(ids)}")
     return info
 
 
 def _noted(
-    records: Iterable[SampleRecord | Dropped], first_alone: list[str]
+    records: Iterable[SampleRecord | Dropped], remarks: dict[str, list[str]]
 ) -> Iterator[SampleRecord | Dropped]:
-    """The records; adds the ids of those with a picture whose file has more than is kept."""
+    """The records; adds to each remark the ids of those that have it."""
     for record in records:
-        if isinstance(record, SampleRecord) and record.has_more_frames:
-            first_alone.append(record.id)
+        if isinstance(record, SampleRecord):
+            for remark in record.remarks:
+                remarks.setdefault(remark, []).append(record.id)
         yield record
 
 

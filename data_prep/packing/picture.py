@@ -76,6 +76,13 @@ JPEGS = ("JPEG", "MPO")
 """Pillow's formats that begin with a JPEG."""
 ImageFormat = Literal["webp", "jpeg"]
 """How a resized picture is stored: WebP without loss, or JPEG."""
+FIRST_ALONE = "the first frame or page alone of a picture that has more"
+ALMOST_BLACK = (
+    "a picture that is almost black, because its grey values fill a small part of their 16 bits, "
+    "or are fractions; write them as 8 bits, or spread them over all 16"
+)
+DARK = 32
+"""Of 255: the brightest pixel of a picture that is almost black."""
 LONGEST_WEBP = 16383
 """Most pixels of a side."""
 EXTENSIONS: Mapping[ImageFormat, str] = {"webp": "webp", "jpeg": "jpg"}
@@ -161,8 +168,8 @@ class Picture:
     width: int
     """Width and height are those of the upright picture."""
     height: int
-    frames: int = 1
-    """Frames or pages of its file, of which this is the first."""
+    remarks: tuple[str, ...] = ()
+    """What a reader of the data must know: FIRST_ALONE, ALMOST_BLACK."""
 
 
 def true_extension(data: bytes) -> str:
@@ -205,15 +212,19 @@ def picture_fault(data: bytes) -> str | None:
     return None
 
 
-def num_frames(data: bytes) -> int:
-    """Frames or pages of a file whose first one is whole."""
+def remarks_on(data: bytes) -> tuple[str, ...]:
+    """What there is to say of a file whose first frame is whole."""
     with open_picture(data) as image:
         if image.format in JPEGS:  # phones put a thumbnail behind the picture
-            return 1
+            return ()
+        # Eight bits are what the decoder keeps: the upper ones of 16, or a fraction's whole part.
+        is_deep = image.mode == "F" or image.mode.startswith("I")
+        is_dark = is_deep and np.asarray(image).max() > 0 and np.asarray(to_rgb(image)).max() < DARK
         try:
-            return getattr(image, "n_frames", 1)
+            has_more = getattr(image, "n_frames", 1) > 1
         except Exception:  # damage behind the first makes decoders raise anything
-            return 2
+            has_more = True
+    return (FIRST_ALONE,) * has_more + (ALMOST_BLACK,) * bool(is_dark)
 
 
 def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
@@ -229,9 +240,9 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
         size = upright_size(data)
     except ValueError as error:
         raise BadPicture("truncated or damaged") from error
-    frames = num_frames(data)
+    remarks = remarks_on(data)
     if (target := rule.target(*size)) == size:
-        return Picture(data, extension, *size, frames)
+        return Picture(data, extension, *size, remarks)
     # Encode it as a run sees it at this size.
     form = rule.format
     if form == "webp" and max(target) > LONGEST_WEBP:
@@ -244,7 +255,7 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     # Decoded as (3, h, w), encoded as (h, w, 3).
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, form, **ENCODINGS[form])
-    return Picture(buffer.getvalue(), EXTENSIONS[form], width, height, frames)
+    return Picture(buffer.getvalue(), EXTENSIONS[form], width, height, remarks)
 
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,8 +65,8 @@ class SampleRecord:
     json: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
     writer adds "id" and, unless given, "images": the members that are pictures, in order."""
-    has_more_frames: bool = False
-    """True if a picture's file has frames or pages behind the first, which alone is kept."""
+    remarks: Collection[str] = ()
+    """Those on its pictures, as in `Picture`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +148,8 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
         content["groups"] = sample.groups
     if sample.source:
         content["source"] = sample.source
-    more = any(picture.frames > 1 for picture in pictures)
-    return SampleRecord(id=sample.id, members=members, json=content, has_more_frames=more)
+    remarks = dict.fromkeys(remark for picture in pictures for remark in picture.remarks)
+    return SampleRecord(id=sample.id, members=members, json=content, remarks=list(remarks))
 
 
 def _with_times(annotation: Annotation, clips: Mapping[int, Frames]) -> Annotation:

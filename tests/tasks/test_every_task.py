@@ -99,7 +99,7 @@ def test_an_id_may_stand_only_once() -> None:
         check_unique(["a", "b", "a", "b"])
 
 
-NO_MEANS = {"consistency", "consistency_by_text", "distribution"}
+NO_MEANS = {"mean_class_accuracy", "consistency", "consistency_by_text", "distribution"}
 
 
 def test_each_example_adds_to_a_score_or_it_is_not_a_mean(task: Task) -> None:

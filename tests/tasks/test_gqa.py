@@ -121,6 +121,7 @@ def test_questions_that_do_not_count_may_be_left_out() -> None:
     whole = GQA().score({"01": "red", "02": "no"}, references)
     assert whole["consistency"] == 1.0
     assert GQA().notes({"01": "red", "02": "no"}, references) == []
+    assert GQA().num_scored(references) == 1
     part = GQA().score({"01": "red"}, references)
     assert part == {name: value for name, value in whole.items() if name != "consistency"}
     assert GQA().notes({"01": "red"}, references) == [

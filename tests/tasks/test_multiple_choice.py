@@ -36,6 +36,12 @@ def test_every_group_that_the_data_name_is_a_table() -> None:
     }
     plain = {"m1": {"answer": "B", "groups": {}}}
     assert MultipleChoice().score({"m1": "B"}, plain) == {"accuracy": 1.0}
+    mixed = {
+        key: {"answer": "B", "groups": {"year": year}}
+        for key, year in (("1", "unknown"), ("2", 10), ("3", 9), ("4", "9"))
+    }
+    cells = list(MultipleChoice().score(dict.fromkeys(mixed, "B"), mixed))[1:]
+    assert cells == [f"accuracy/year/{year}" for year in (9, 10, "unknown")]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,8 @@ def test_every_group_that_the_data_name_is_a_table() -> None:
         ({"answer_index": -1}, "answer_index is -1, of 2 choices"),
         ({"answer_index": True}, "answer_index is True"),
         ({"groups": "x"}, "sequence"),
+        ({"groups": {"age/sex": "50/f"}}, "groups has the name 'age/sex'; names of tables have no"),
+        ({"groups": {"age": [50]}}, "groups.age is \\[50\\], a text or whole number expected"),
     ],
 )
 def test_what_is_no_choice_is_a_bad_sample(fields: dict[str, Any], told: str) -> None:

@@ -135,6 +135,12 @@ def test_soft_scores_alone_are_scored_as_lxmert_scores_them() -> None:
     sample = Sample("0", "toy", "image", "vqa", (b"",), (), found)
     references = {"q": VQA().example("vqa", sample, 0, None).reference}
     assert VQA().score({"q": "dog"}, references) == {"soft_score": 0.3, "exact_match": 0.0}
+    for label in ({}, {"cow": 0.0}):  # no answer is right, and the question counts
+        references["none"] = VQA().example("vqa", sample_of(label=label), 0, None).reference
+        scores = VQA().score({"q": "cat", "none": ""}, references)
+        assert scores == {"soft_score": 0.45, "exact_match": 0.5}
+        assert VQA().correct("", references["none"]) is False
+    assert VQA().example("vqa", sample_of(label={}, answers=[]), 0, None).reference is None
 
 
 def test_raw_answers_without_soft_scores_all_count() -> None:

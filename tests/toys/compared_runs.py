@@ -21,7 +21,8 @@ PUBLISHED = {"single adapter": {"vqa": 65.9, "average": 88.5, "trains": 4.2}}
 def write_compared_run(
     folder: Path, scores: Mapping[str, Mapping[str, float]], percent: float
 ) -> Path:
-    """A run that was evaluated after its fifth step, with half of the scores, and its tenth."""
+    """A run that logs every four steps, and was evaluated after its fifth, two seconds later, with
+    half of the scores, and after its tenth."""
     (folder / "artifact").mkdir(parents=True)
     (folder / "artifact" / "weights.safetensors").write_bytes(b"x" * 3000)
     (folder / "artifact" / "recipe.yaml").write_text("{}")
@@ -30,8 +31,8 @@ def write_compared_run(
     speed = {"samples_per_second": 120.0, "seconds": 30.0, "most_memory": 2_500_000}
     lines: list[Mapping[str, object]] = [
         {"step": 0, "trainable": counts},
-        {"step": 5, "loss": 2.0, **speed},
-        {"step": 5, "scores": half, "answers_per_second": 80.0},
+        {"step": 4, "loss": 2.0, **speed},
+        {"step": 5, "scores": half, "answers_per_second": 80.0, "seconds_since_log": 2.0},
         {"step": 10, "loss": 1.0, **speed},
         {"step": 10, "scores": scores, "answers_per_second": 90.0},
     ]

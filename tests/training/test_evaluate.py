@@ -28,11 +28,13 @@ from vlds.cli.main import run_command
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.inference import with_data
 from vlds.evaluation.prediction_files import read_pairs
-from vlds.evaluation.result import Evaluation
+from vlds.evaluation.result import Details, Evaluation
 from vlds.evaluation.sources import evaluation_sources
+from vlds.report.predictions import read_predictions
 from vlds.runtime.artifact_files import WEIGHTS
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.json_files import write_manifest
+from vlds.tasks import ImageClass
 from vlds.training.checkpoint import BestStep
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine
@@ -489,7 +491,7 @@ def test_the_best_of_one_evaluation_is_no_choice(world: Path, tmp_path: Path) ->
         replace(training, best="vqa/exact_match")
 
 
-def test_the_highest_value_is_the_best(tmp_path: Path) -> None:
+def test_the_best_value_is_kept(tmp_path: Path) -> None:
     """Also of a resumed run, and never that of another score."""
     best = BestStep("vqa/accuracy", tmp_path / "best", resumed=False)
     told = [
@@ -510,6 +512,21 @@ def test_the_highest_value_is_the_best(tmp_path: Path) -> None:
         assert BestStep(name, tmp_path / "best", resumed=resumed).better(told, 20) == found
     assert best.better([], 20) is None
     assert best.better(told, 10) == 0.5, "a step that is repeated may have been interrupted"
+    low = BestStep("vqa/accuracy", tmp_path / "low", resumed=False, lower_is_better=True)
+    low.note(0.4, 10)
+    assert low.better(told, 20) is None
+    low.note(0.6, 10)
+    assert low.better(told, 20) == 0.5
+
+
+def test_predictions_of_weights_that_are_not_finite_can_be_read(tmp_path: Path) -> None:
+    """The title says how many examples count, if not all do."""
+    given = {"a": "cat", "b": None}
+    details = {"a": Details("s", confidence=float("nan"))}
+    told = Evaluation("vqa", {}, dict.fromkeys(given, ""), given, details).scored(ImageClass())
+    assert told.title == "vqa (2 examples, of which 1 count)"
+    told.write(tmp_path)
+    assert read_predictions(tmp_path / "vqa.jsonl").confidences == {}
 
 
 def test_a_score_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:

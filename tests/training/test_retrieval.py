@@ -168,9 +168,12 @@ def test_false_captions_are_drawn_and_never_the_pictures_own(world: Path, tmp_pa
 Found = tuple[list[Evaluation], list[str]]
 
 
-def evaluate(run: Path, fields: Mapping[str, object] = {}) -> Found:
-    """What a rank finds, and says, of a run's retrieval with other fields of the task."""
+def evaluate(run: Path, fields: Mapping[str, object] = {}, head: float | None = None) -> Found:
+    """What a rank finds, and says, of a run's retrieval with other fields of the task; or with all
+    of the head's weights the same."""
     loaded, said = load_run(run), list[str]()
+    if head is not None:
+        torch.nn.init.constant_(loaded.model.heads["find"].weight, head)
     task = replace(loaded.recipe.tasks["find"], **fields)
     recipe = replace(loaded.recipe, tasks=loaded.recipe.tasks | {"find": task})
     sources = [
@@ -261,6 +264,15 @@ def test_an_unreadable_picture_counts_as_not_found(
     assert all("toy/p3" not in text for text in found.predictions.values())
 
 
+def test_pairs_whose_score_is_not_a_number_come_last(
+    world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    run_of(retrieval_recipe(world, tmp_path / "run"))
+    (((found,), said),) = ranks1.run(evaluate, tmp_path / "run", {}, torch.nan, timeout=200)
+    assert set(found.scores.values()) == {0.0}
+    assert said[-1].startswith("find: the scores of 242 pairs are not numbers (NaN)")
+
+
 @pytest.mark.slow
 def test_any_number_of_ranks_finds_the_same(
     world: Path, ranks1: RankPool, ranks4: RankPool, tmp_path: Path
@@ -276,8 +288,13 @@ def test_a_run_trains_and_is_scored(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     recipe = retrieval_recipe(world, tmp_path / "run", false_texts=2)
-    training = replace(recipe.training, deepspeed=str(world / f"zero{stage}.json"))
-    assert ranks2.run(run_recipe, replace(recipe, training=training), False, timeout=200) == [0, 0]
+    training = replace(
+        recipe.training, deepspeed=str(world / f"zero{stage}.json"), best="find/image_R@10",
+        evaluate_every=recipe.training.num_steps,
+    )  # fmt: skip
+    recipe = replace(recipe, training=training, tasks={"find": recipe.tasks["find"]})
+    assert ranks2.run(run_recipe, recipe, False, timeout=200) == [0, 0]
+    assert json.loads((tmp_path / "run/best/best.json").read_text())["score"] == training.best
     scores = [line["scores"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")
               if "scores" in line][-1]  # fmt: skip
     assert set(scores["find"]) == {f"{of}_R@{k}" for of in ("image", "text") for k in DEPTHS}

@@ -463,6 +463,11 @@ class Evaluator:
             raise ValueError(problem)
         return merged if ranks.is_first else None
 
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that have data."""
+        return [source.name for source in self.sources if source.datasets]
+
     def score_names(self, name: str) -> list[str]:
         """The scores that a task gets on its data; needs no model. Collective."""
         # Empty predictions: which scores there are depends on the references alone.

@@ -101,6 +101,8 @@ class PairRanking:
         self.places: dict[int, int] = {}
         """Place of each text for its own picture, of this rank's pictures."""
         self.scores = torch.full((len(self.texts), KEPT), -torch.inf)
+        self.num_nan = 0
+        """Pairs, of this rank's pictures, whose score is not a number: they fit least."""
         self.pictures = torch.full((len(self.texts), KEPT), -1)
         """(m, 10) samples of the best of this rank's pictures for each text; -1 for none."""
 
@@ -193,10 +195,14 @@ class PairRanking:
 
     def keep(self, fold: Fold, sample: int, scores: Tensor) -> None:
         """Note what a picture's scores (n,) of a fold's texts say of both sides."""
+        self.num_nan += int(scores.isnan().sum())
+        # NaN compares as false with everything, and would put a text first.
+        scores = scores.masked_fill(scores.isnan(), -torch.inf)
         for place in fold.places[sample]:
             mine = scores[place]
             ahead = (scores > mine).sum() + (scores[:place] == mine).sum()
-            self.places[int(fold.texts[place])] = 1 + int(ahead)
+            is_last = mine == -torch.inf
+            self.places[int(fold.texts[place])] = len(scores) if is_last else 1 + int(ahead)
         rows, pictures = fold.texts, torch.full((len(scores), 1), sample)
         self.scores[rows], self.pictures[rows] = best(
             torch.cat([self.scores[rows], scores[:, None]], 1),
@@ -206,9 +212,14 @@ class PairRanking:
     def gathered(self) -> tuple[list[Decoded], list[BadSample]] | None:
         """The texts of all ranks, each with its prediction, and those whose picture could not be
         read; on the first rank, None elsewhere. Collective."""
-        parts = self.ranks.gather((self.scores, self.pictures, self.places, self.bad))
+        parts = self.ranks.gather((self.scores, self.pictures, self.places, self.bad, self.num_nan))
         if parts is None:
             return None
+        if num_nan := sum(part[4] for part in parts):
+            self.say(
+                f"{self.source.name}: the scores of {num_nan:,} pairs are not numbers (NaN); these "
+                "pairs come last"
+            )
         scores, pictures = (torch.cat(kept, 1) for kept in list(zip(*parts, strict=True))[:2])
         _, pictures = best(scores, pictures)
         places = {number: place for part in parts for number, place in part[2].items()}

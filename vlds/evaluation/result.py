@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +162,8 @@ class Evaluation:
     """The score that stands for the task, where its recipe names one."""
     seconds: float = 0.0
     """Time in which the ranks answered, the slowest one's."""
+    num_scored: int = 0
+    """Examples that count in the scores; 0 without scores."""
 
     @classmethod
     def of(
@@ -194,7 +196,10 @@ class Evaluation:
         """The same with its scores; ValueError if ids of predictions and references differ."""
         scores = task.score(self.predictions, self.references)
         notes = task.notes(self.predictions, self.references) if scores else []
-        return replace(self, scores=scores, notes=notes, headline=task.headline)
+        num_scored = task.num_scored(self.references)
+        return replace(
+            self, scores=scores, notes=notes, headline=task.headline, num_scored=num_scored
+        )
 
     def write(self, folder: Path) -> None:
         """Write TASK.jsonl: a line per example with id, number of lines, the step of the newest
@@ -214,9 +219,8 @@ class Evaluation:
                 "sample": details.sample,
                 "groups": self.groups.get(details.sample or ""),
                 "prediction": prediction,
-                # Four digits: the rest is noise of the arithmetic.
-                "confidence": details.confidence and round(details.confidence, 4),
-                "token_confidence": details.token_confidence and round(details.token_confidence, 4),
+                "confidence": four_digits(details.confidence),
+                "token_confidence": four_digits(details.token_confidence),
             }
             known = {name: value for name, value in line.items() if value is not None}
             # A reference of None stays: it says that the example has no label.
@@ -225,9 +229,11 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """The task, its data and how many examples were scored."""
+        """The task, its data, how many examples were answered, and how many count if not all."""
         name = f"{self.data.partition('@')[0]}, " if self.data else ""
-        return f"{self.task} ({name}{len(self.predictions):,} examples)"
+        is_part = 0 < self.num_scored < len(self.predictions)
+        part = f", of which {self.num_scored:,} count" if is_part else ""
+        return f"{self.task} ({name}{len(self.predictions):,} examples{part})"
 
     def headlines(self) -> str:
         """The scores of the whole, in one line."""
@@ -253,6 +259,12 @@ class Evaluation:
         ]
 
 
+def four_digits(confidence: float | None) -> float | None:
+    """As predictions hold it, whose further digits are noise; None if it is not a number, which a
+    model with weights that are not finite gives."""
+    return None if confidence is None or isnan(confidence) else round(confidence, 4)
+
+
 def leave(
     evaluations: Sequence[Evaluation], folder: Path, *, scores: bool, weights: str | None = None
 ) -> None:
@@ -269,7 +281,9 @@ def leave(
         return
     if scores:
         scored = {
-            e.task: Scored(e.data, len(e.predictions), e.scores, e.headline, weights=weights)
+            e.task: Scored(
+                e.data, e.num_scored or len(e.predictions), e.scores, e.headline, weights=weights
+            )
             for e in evaluations
         }
         write_scores(folder, scored)

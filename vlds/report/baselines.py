@@ -93,11 +93,11 @@ class FrequentAnswers(NamedTuple):
 
 def frequent_answers(result: TaskResult) -> FrequentAnswers | None:
     """The answer that is right most often in the data: of each type of question, where the scores
-    are told by types. None for tasks of free text."""
+    are told by types. None for tasks of free text, and for rankings."""
     task, references = result.task, result.predictions.references
     keys = [key for key, reference in references.items() if reference is not None]
     known = [references[key] for key in keys]
-    if task.unit != "annotation" or not known:
+    if task.unit != "annotation" or task.ranks or not known:
         return None
     types = [""] * len(keys)
     # As the name of a cell, "accuracy/question_type/how many".

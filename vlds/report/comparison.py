@@ -7,7 +7,6 @@ shown times 100.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -161,14 +160,17 @@ class Comparison:
     def best(self, name: str) -> ComparedRow | None:
         """The row with the best mean of a score, if its seeds tell it from each other row that has
         the score. None for an average over scores of which some are best where they are low."""
-        low = self.lower_is_better
-        if name == AVERAGE and 0 < len(low) < len(self.columns):
+        if name == AVERAGE and 0 < len(self.lower_is_better) < len(self.columns):
             return None
         if name in self.unlike or (name == AVERAGE and self.unlike):
             return None
-        is_low = name in low or (name == AVERAGE and bool(low))
-        index = clear_best([row.numbers[name] for row in self.rows], lower_is_better=is_low)
+        numbers = [row.numbers[name] for row in self.rows]
+        index = clear_best(numbers, lower_is_better=self.is_low(name))
         return None if index is None else self.rows[index]
+
+    def is_low(self, name: str) -> bool:
+        """True if a column is best where it is lowest; the average, if a score is."""
+        return name in self.lower_is_better or (name == AVERAGE and bool(self.lower_is_better))
 
 
 def compare(spec: TableSpec) -> Comparison:
@@ -193,8 +195,12 @@ def compare(spec: TableSpec) -> Comparison:
             else f"{spec.title}: none of its runs has ended yet; train them first"
         )
     known = [newest_scores(run, spec.split) for run in runs]
-    scored = dict.fromkeys(task for scores in known for task in scores)
-    tasks = scored | dict.fromkeys(
+    evaluated = dict.fromkeys(task for scores in known for task in scores)
+    # Data without labels are answered, and give no score.
+    scored = [task for task in evaluated if any(scores.get(task) for scores in known)]
+    if unlabelled := [task for task in evaluated if task not in scored]:
+        notes.append(f"{', '.join(unlabelled)}: no scores, because the data have no labels.")
+    tasks = dict.fromkeys(scored) | dict.fromkeys(
         task for run in runs for task in entries_of(run.recipe_tree, "tasks")
     )
     targets = [spec.target[0]] if spec.target else []
@@ -312,24 +318,49 @@ def unlike_data(
     rows: Mapping[str, Sequence[RunInputs]],
     notes: list[str],
 ) -> set[str]:
-    """The tasks that rows are scored on with different data, and a note on each. Within a row, each
-    seed may have its own."""
+    """The tasks that rows are scored on with different data, and a note on each. Each seed may have
+    its own, such as a split that it draws, if it has the same in all rows."""
     unlike = set()
-    known = [[data_of(run) for run in runs] for runs in rows.values()]
+    known = {row: [(run.seed, data_of(run)) for run in runs] for row, runs in rows.items()}
     for task in tasks:
         label = label_of(task, split)
-        sets = [{data[label] for data in of_row if label in data} for of_row in known]
-        # A row that lacks some seeds has a part of the others' data.
-        if any(not (one <= other or other <= one) for one, other in combinations(sets, 2)):
+        by_row = {
+            row: [(seed, data[label]) for seed, data in of_row if label in data]
+            for row, of_row in known.items()
+        }
+        if any(not alike(one, other) for one, other in combinations(by_row.values(), 2)):
             unlike.add(task)
-            names = sorted({data for found in sets for data in found})
-            parts = [name.partition("@") for name in names[:4]]
-            shown = ", ".join(f"{name}@{fingerprint[:6]}" for name, _, fingerprint in parts)
-            more = ", ..." if len(names) > 4 else ""
+            found = shown_data(data for of_row in by_row.values() for _, data in of_row)
             notes.append(
-                f"{task}: rows are scored on different data ({shown}{more}), so that none is best."
+                f"{task}: rows are scored on different data ({found}), so that none is best."
+            )
+            continue
+        mixed = [row for row, of_row in by_row.items() if len({data for _, data in of_row}) > 1]
+        if mixed:
+            found = shown_data(data for _, data in by_row[mixed[0]])
+            notes.append(
+                f"{task}: the runs of {', '.join(mixed)} are scored on different data ({found})."
             )
     return unlike
+
+
+def alike(one: Sequence[tuple[str, str]], other: Sequence[tuple[str, str]]) -> bool:
+    """True if two rows, of (seed, data) pairs, are scored on the same data: for each seed that both
+    have, or without such a seed, if one's data are among the other's."""
+    common = {seed for seed, _ in one} & {seed for seed, _ in other}
+    if common:
+        ours, theirs = ({pair for pair in row if pair[0] in common} for row in (one, other))
+        return ours == theirs
+    known, others = ({data for _, data in row} for row in (one, other))
+    return known <= others or others <= known
+
+
+def shown_data(data: Iterable[str]) -> str:
+    """Names of data sets with the beginnings of their fingerprints; of the first four."""
+    names = sorted(set(data))
+    parts = [name.partition("@") for name in names[:4]]
+    shown = ", ".join(f"{name}@{fingerprint[:6]}" for name, _, fingerprint in parts)
+    return shown + (", ..." if len(names) > 4 else "")
 
 
 def data_of(run: RunInputs) -> dict[str, str]:
@@ -434,6 +465,7 @@ def numbers_of(
     """All numbers of a row: costs, scores times 100 and their average, and the seconds of training
     until the first evaluation that reached the target."""
     metrics, averages = table.metrics, table.has_average
+    sign = -1 if target is not None and table.is_low(target.task) else 1
     found: list[dict[str, float | None]] = []
     passes = [line["passes"] for run in runs for line in run.lines if "passes" in line]
     if max(passes, default=1) > 1:
@@ -462,9 +494,9 @@ def numbers_of(
             seconds = 0.0
             for line in run.lines:
                 seconds += float(line.get("seconds", 0.0))
-                reached = percents(line.get("scores", {}), metrics, averages)
-                if reached.get(target.task, -math.inf) >= target.percent:
-                    known[TIME] = seconds
+                value = percents(line.get("scores", {}), metrics, averages).get(target.task)
+                if value is not None and sign * (value - target.percent) >= 0:
+                    known[TIME] = seconds + float(line.get("seconds_since_log", 0.0))
                     break
         found.append(known)
     numbers = {}

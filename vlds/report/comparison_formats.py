@@ -16,6 +16,7 @@ from vlds.report.comparison import (
     AVERAGE,
     CIDER,
     MEMORY,
+    SHARES,
     SPEED,
     STORED,
     TIME,
@@ -134,7 +135,10 @@ def notes(comparison: Comparison, *, in_brackets: bool = False) -> list[str]:
     whose brackets hold published values."""
     metrics = ", ".join(f"{metric} of {task}" for task, metric in comparison.metrics.items())
     scales = comparison.scales
-    but = ", but for CIDEr, which goes up to 1,000" if CIDER in scales else ""
+    others = [scale for scale in scales if scale not in (SHARES, CIDER)]
+    unlimited = [f"{scale.partition(',')[0]}, which has no upper end" for scale in others]
+    up_to = ["CIDEr, which goes up to 1,000"] if CIDER in scales else []
+    but = f", but for {' and '.join(up_to + unlimited)}" if up_to or unlimited else ""
     lines = [f"Scores are 100 times their value, so percents{but}: {metrics}."]
     listed = "; ".join(f"{', '.join(tasks)} ({scale})" for scale, tasks in scales.items())
     if comparison.has_average:

@@ -268,8 +268,8 @@ class TaskResult:
 
     @property
     def examples(self) -> int:
-        """Those with a reference; the others are not scored."""
-        return sum(known is not None for known in self.predictions.references.values())
+        """Those that count in the scores."""
+        return self.task.num_scored(self.predictions.references)
 
     @property
     def value(self) -> float:

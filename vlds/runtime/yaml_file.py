@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ LONGEST_REASON = 1000
 """Characters of PyYAML's reasons, which quote the file."""
 COUNTER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Counts values: libyaml is twenty times as fast as Python, where PyYAML has it."""
+
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+ODD = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9_.]+)+)")
+"""Numbers in base 8 or 60."""
 
 YAML_CURES = {
     "mapping values are not allowed": "; look at this line and the one before: a colon needs a "
@@ -65,7 +70,7 @@ def parse_yaml(text: str, name: str) -> Any:
         # keeps aliases as links, and only then the values are built, with what aliases repeat.
         check_extent(text, name)
         node = yaml.compose(text, yaml.SafeLoader)
-        check_keys(node, name)
+        check_nodes(node, name)
         if node is not None and size(node, {}) > MOST_NODES:
             raise RefusedYaml(
                 f"{name}: its aliases stand for more than {MOST_NODES:,} values; write it without "
@@ -130,12 +135,19 @@ def check_extent(text: str, name: str) -> None:
             return
 
 
-def check_keys(node: yaml.Node | None, name: str) -> None:
-    """Errors: RefusedYaml if a mapping has a key twice, of which YAML would keep the last one."""
+def check_nodes(node: yaml.Node | None, name: str) -> None:
+    """Errors: RefusedYaml if a mapping has a key twice, of which YAML would keep the last one; or
+    for a number that YAML reads otherwise than people: 1:30 is 90, and 010 is 8."""
     seen: set[int] = set()
     waiting = [] if node is None else [node]
     while waiting:
         node = waiting.pop()
+        if isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS and ODD.fullmatch(node.value):
+            value = yaml.SafeLoader("").construct_object(node)
+            raise RefusedYaml(
+                f"{name}, line {node.start_mark.line + 1}: YAML reads {node.value} as {value}; "
+                "write the number in digits, or a text in quotes"
+            )
         # An alias is the same node again, perhaps inside itself.
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
             continue

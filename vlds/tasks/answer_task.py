@@ -160,7 +160,13 @@ class MultipleChoice(AnswerTask):
 
     def reference(self, given: Mapping[str, Any], answer: str) -> Any:
         """The letter, and the question's group in each table."""
-        return {"answer": answer, "groups": dict(given.get("groups") or {})}
+        groups = given.get("groups") or {}
+        for by, group in dict(groups).items():
+            if "/" in by:
+                raise ValueError(f"groups has the name {by!r:.60}; names of tables have no slash")
+            if group is not None and not isinstance(group, str | int):
+                raise TypeError(f"groups.{by} is {group!r:.60}, a text or whole number expected")
+        return {"answer": answer, "groups": dict(groups)}
 
     def tables_of(self, known: list[Any]) -> Sequence[str]:
         """The data's groupings, in the order of the first question that has them."""

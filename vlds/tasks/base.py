@@ -178,6 +178,10 @@ class Task(Choice, ABC):
             "example_scores"
         )
 
+    def num_scored(self, references: Mapping[str, Any]) -> int:
+        """How many examples count in the scores. Default: those that have a label."""
+        return sum(reference is not None for reference in references.values())
+
     def groups(self, known: list[Any], by: str) -> list[Any]:
         """Each labelled reference's group in the table `by` of the scores; None where it has
         none. Default: the reference's entry of that name."""

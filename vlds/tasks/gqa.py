@@ -89,6 +89,10 @@ class GQA(AnswerTask):
         choices = self.read_choices(questions) if name in CHOICES else None
         return gqa_values(name, predictions, questions, choices)
 
+    def num_scored(self, references: Mapping[str, Any]) -> int:
+        """The balanced questions; others count for consistency alone."""
+        return sum(bool(given and given["balanced"]) for given in references.values())
+
     def groups(self, known: list[Any], by: str) -> list[Any]:
         return [group_of(Question(**given), by) for given in known]
 

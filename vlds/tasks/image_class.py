@@ -75,7 +75,8 @@ class ImageClass(AnswerTask):
         if not scores:
             return {}
         texts, known = labelled(predictions, references)
-        of_classes = members_of(self.example_values(texts, known)["accuracy"], known)
+        right = self.example_values(texts, known)["accuracy"]
+        of_classes = members_of(right, self.groups(known, "class"))
         # The first score stands for the task, so the mean over classes comes second.
         first, *cells = scores.items()
         return dict([first, (PER_CLASS, mean(list(map(mean, of_classes.values())))), *cells])
@@ -83,16 +84,16 @@ class ImageClass(AnswerTask):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """For the mean over classes, a picture's value is divided by its class's share, so that the
-        mean over pictures equals the mean over classes."""
-        if name != PER_CLASS:
-            return super().example_scores(name, predictions, references)
-        texts, known = labelled(predictions, references)
-        right = self.example_values(texts, known)["accuracy"]
-        sizes = {label: len(members) for label, members in members_of(right, known).items()}
-        # mean(value * share / size) = sum over classes of mean(values) / number of classes.
-        share = len(known) / len(sizes) if sizes else 0.0
-        return [value * share / sizes[label] for value, label in zip(right, known, strict=True)]
+        """None for the mean over classes. Values that are weighed by the sizes of classes would
+        have it as their mean, but means of resamples above 1, which hold other sizes."""
+        if name == PER_CLASS:
+            return None
+        return super().example_scores(name, predictions, references)
+
+    def groups(self, known: list[Any], by: str) -> list[Any]:
+        """Each picture's class; of names that are equal but for case and blanks, the first."""
+        names: dict[str, str] = {}
+        return [names.setdefault(fold(label), label) for label in map(as_text, known)]
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return fold(prediction) == fold(as_text(reference))

@@ -68,19 +68,24 @@ class VQA(AnswerTask):
             answer, score = ("", 1.0) if self.head is not None else draw_answer(label, rng)
             weight = score if self.weigh_by_score else float(score > 0)
             return self.with_classes(Example(given["id"], name, question, answer, weight), label)
-        if (best := best_answer(given)) is None:
+        best = best_answer(given)
+        # Soft scores alone, none above 0: no answer is right. LXMERT's files say so where people
+        # gave answers that are not in its list; it counts such a question as wrong.
+        is_scored = given.get("label") is not None and given.get("answers") is None
+        if best is None and not is_scored:
             return Example(given["id"], name, question, None)
-        best = fold(best)
+        best = None if best is None else fold(best)
+        answers = optional_texts(given, "answers")
         # Without soft scores, each answer counts fully.
-        scores = lowered(given.get("label") or dict.fromkeys(given["answers"], 1.0))
+        scores = lowered(given.get("label") or dict.fromkeys(answers, 1.0))
         groups = {group: optional_text(given, group) for group in self.tables}
-        reference = {"answer": best, "answers": optional_texts(given, "answers"), "label": scores}
+        reference = {"answer": best, "answers": answers, "label": scores}
         example = Example(given["id"], name, question, best, reference=reference | groups)
         return self.with_classes(example, scores)
 
     def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
         """The best score that the answers allow, then exact match."""
-        exact = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
+        exact = matches(map(fold, texts), [self.answer_of(reference) for reference in known])
         # For all questions or none: a mean over those with ten answers is another number. The
         # first value stands for the task.
         values = {}
@@ -105,7 +110,8 @@ class VQA(AnswerTask):
         return worth(prediction, reference["label"]) >= ENOUGH
 
     def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
+        """None for a question of which no answer is right."""
+        return None if reference["answer"] is None else fold(as_text(reference["answer"]))
 
 
 def lowered(label: Mapping[str, float]) -> dict[str, float]:

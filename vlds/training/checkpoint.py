@@ -317,14 +317,17 @@ def model_changes(recipe: Recipe) -> list[str]:
     return [line for line in changes if line.startswith(("model.", "methods."))]
 
 
-def check_best(best: str, evaluator: Evaluator) -> None:
-    """Errors: ValueError if the evaluation does not compute this score; it names those that it
-    does. Collective."""
-    task, score = check_best_task(best, list(evaluator.orders))
+def check_best(best: str, evaluator: Evaluator) -> bool:
+    """True if the lowest value of this score is the best. Collective.
+
+    Errors: ValueError if the evaluation does not compute it; names the scores that it does.
+    """
+    task, score = check_best_task(best, evaluator.tasks)
     names = evaluator.score_names(task)
     if score not in names:
         known = ", ".join(f"{task}/{name}" for name in names) or "none: its data have no labels"
         raise ValueError(f"training.best: got {best!r}; the scores of {task} are {known}")
+    return score in evaluator.recipe.tasks[task].lower_is_better
 
 
 def check_best_task(best: str, tasks: Sequence[str]) -> tuple[str, str]:
@@ -339,7 +342,7 @@ def check_best_task(best: str, tasks: Sequence[str]) -> tuple[str, str]:
 
 
 class BestStep:
-    """The highest value of one score, and the artifact of its step. All ranks have one; the first
+    """The best value of one score, and the artifact of its step. All ranks have one; the first
     rank's knows the value.
 
     RUN/best is an artifact like RUN/artifact, which is the last step's. It holds best.json, the
@@ -347,10 +350,12 @@ class BestStep:
     looks for the best step from there on.
     """
 
-    def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
+    def __init__(
+        self, name: str, folder: Path, *, resumed: bool, lower_is_better: bool = False
+    ) -> None:
         """`name`: TASK/SCORE. `resumed`: read what the run has found before; on the first rank
         alone."""
-        self.name, self.folder = name, folder
+        self.name, self.folder, self.sign = name, folder, -1 if lower_is_better else 1
         self.known = self._read() if resumed else None
 
     def _read(self) -> Best | None:
@@ -373,7 +378,7 @@ class BestStep:
         return None
 
     def better(self, evaluations: Sequence[Evaluation], step: int) -> float | None:
-        """The value of a step's evaluations if it is the highest so far, else None.
+        """The value of a step's evaluations if it is the best so far, else None.
 
         A repeated step was interrupted, perhaps before its artifact was whole: an equal value is
         enough for it.
@@ -383,7 +388,7 @@ class BestStep:
         value, known = scores.get(score, nan), self.known
         if isnan(value):
             return None
-        if known is None or isnan(known.value) or value > known.value:
+        if known is None or isnan(known.value) or self.sign * (value - known.value) > 0:
             return value
         return value if (step, value) == (known.step, known.value) else None
 

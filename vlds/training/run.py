@@ -133,7 +133,8 @@ def evaluation_missing(run: Run) -> bool:
 
 def save_state(run: Run) -> None:
     """Begin to write the run state, and log for how long training stood still."""
-    seconds = run.states.save()
+    with run.tracker.paused():
+        seconds = run.states.save()
     run.tracker.write(run.engine.steps_done, {"save": {"blocking_seconds": seconds}})
 
 
@@ -166,8 +167,9 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
 def tell_evaluation(run: Run) -> None:
     """Evaluate, write predictions, say the scores, keep the best step's artifact and state. The
     scores are logged last: a resumed run that finds them repeats none of this."""
-    if not run.evaluator.orders:
+    if not run.evaluator.tasks:
         return
+    since_log = run.tracker.seconds_since_log
     with run.tracker.paused():
         with run.engine.evaluation() as model:
             evaluations = run.evaluator(model)
@@ -190,7 +192,8 @@ def tell_evaluation(run: Run) -> None:
             answers = sum(len(e.predictions) for e in evaluations)
             speed = answers / sum(e.seconds for e in evaluations)
             scores = {e.task: e.scores for e in evaluations}
-            run.tracker.write(step, {"scores": scores, "answers_per_second": speed})
+            line = {"scores": scores, "answers_per_second": speed, "seconds_since_log": since_log}
+            run.tracker.write(step, line)
 
 
 def build_run(
@@ -217,9 +220,13 @@ def build_run(
     evaluator = Evaluator(recipe, prepared.evaluation_sources, collator, ranks)
     best = None
     if recipe.training.best is not None:
-        check_best(recipe.training.best, evaluator)
-        folder = Path(recipe.output) / "best"
-        best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
+        is_low = check_best(recipe.training.best, evaluator)
+        best = BestStep(
+            recipe.training.best,
+            Path(recipe.output) / "best",
+            resumed=resumed and ranks.is_first,
+            lower_is_better=is_low,
+        )
     stream = open_stream(recipe, ranks, prepared, collator)
     model, begun = load_model(recipe, prepared, processor, ranks, state_folder)
     sources = prepared.train_sources or prepared.streamed_sources

@@ -136,7 +136,7 @@ class Tracker:
         summed = self.ranks.sum(torch.cat([self._losses, others, own.flatten()]))
         *sums, loss, num_bad = summed[: -own.numel()].tolist()
         losses, added = sums[: len(self.tasks)], sums[len(self.tasks) :]
-        elapsed = time.monotonic() - self._since
+        elapsed = self.seconds_since_log
         # 0 if all steps were skipped: then no loss is logged.
         num_finite = self._num_steps - self._num_skipped
         by_task = zip(self.tasks, losses, self._num_losses.tolist(), strict=True)
@@ -206,6 +206,11 @@ class Tracker:
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
+
+    @property
+    def seconds_since_log(self) -> float:
+        """Seconds of training since the last line that has some."""
+        return time.monotonic() - self._since
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -284,6 +284,16 @@ def test_a_class_without_test_pictures_is_told(
     assert classes(tmp_path / "out/test") == ("a", "b")
 
 
+def test_a_file_in_two_classes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders(tmp_path / "in", {"a": 1, "b": 1}, 0)
+    (tmp_path / "in/b/link.jpg").symlink_to("../a/0.jpg")
+    assert pack_folders(tmp_path / "in", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "a/0.jpg and b/link.jpg are the same file, and so one picture of two classes" in told
+
+
 def test_a_picture_in_two_splits_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from data_prep.packing.picture import ALMOST_BLACK
 from data_prep.packing.splits import HashSplit
 from tests.toys.files import write
 from tests.toys.own_rows import pack_rows, photos, questions
@@ -220,17 +222,27 @@ def test_split_by_image(images: Path, tmp_path: Path) -> None:
     assert packed(tmp_path / "two/test").keys() == test.keys()
 
 
-def test_frames_and_pages_behind_the_first_are_told(
+def test_what_pictures_lose_is_told(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(images / "k.gif", animation("GIF"))
     write(images / "l.tif", animation("TIFF"))
-    rows = write(tmp_path / "rows.csv", questions("a.jpg", "k.gif", "l.tif"))
+    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    deep = {"m.png": ramp * 4095, "n.png": ramp * 65535, "o.tif": ramp, "p.png": ramp * 0}
+    for name, values in deep.items():
+        grey = values if name == "o.tif" else values.astype(np.uint16)
+        Image.fromarray(grey).save(images / name)
+    rows = write(tmp_path / "rows.csv", questions("a.jpg", "k.gif", "l.tif", *deep))
     assert pack_rows(rows, images, tmp_path / "out") == 0
-    (told,) = (line for line in capsys.readouterr().out.splitlines() if "first frame" in line)
-    told, _, names = told.partition(": ")
-    assert told == "2 samples show the first frame or page alone of a picture that has more"
-    assert set(names.split(", ")) == {"k.gif", "l.tif"}
+    shown = [line for line in capsys.readouterr().out.splitlines() if " samples show " in line]
+    told = {line.partition(": ")[0]: set(line.partition(": ")[2].split(", ")) for line in shown}
+    assert told == {
+        "2 samples show the first frame or page alone of a picture that has more": {
+            "k.gif",
+            "l.tif",
+        },
+        f"2 samples show {ALMOST_BLACK}": {"m.png", "o.tif"},
+    }
 
 
 def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
@@ -432,7 +444,9 @@ def test_an_output_with_other_files_is_refused(
     assert [path.name for path in images.iterdir()] == ["a.jpg"]
 
 
-def test_rows_of_a_group_stay_in_one_split(images: Path, tmp_path: Path) -> None:
+def test_rows_of_a_group_stay_in_one_split(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [
         {"image": f"{letter}.jpg", "question": "q", "answer": "x", "patient": f"p{number // 3}"}
         for number, letter in enumerate("abcdefghi")
@@ -446,3 +460,20 @@ def test_rows_of_a_group_stay_in_one_split(images: Path, tmp_path: Path) -> None
         for split in ("train", "val", "test")
     ]  # fmt: skip
     assert sorted(patient for found in groups for patient in found) == ["p0", "p1", "p2"]
+    path = write(tmp_path / "some.json", [*rows[:2], rows[2] | {"patient": None}])
+    assert pack_rows(path, images, tmp_path / "some", *words) == 2
+    assert "row 3: 'patient' is empty; give each row its group" in capsys.readouterr().err
+
+
+def test_truth_values_and_names_on_two_lines(images: Path, tmp_path: Path) -> None:
+    """`true` is an answer as JSON writes it; what is no name of a file is dropped, and counted."""
+    rows = [
+        {"image": "a.jpg", "question": "Is it red?", "answer": True},
+        {"image": "b.jpg", "question": "Is it red?", "answer": [False, 1]},
+        {"image": "c\n.jpg", "question": "Is it red?", "answer": "yes"},
+    ]
+    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
+    answers = [a["answers"] for s in packed(tmp_path / "out").values() for a in s.annotations]
+    assert sorted(answers) == [["false", "1"], ["true"]]
+    (dropped,) = open_dataset(str(tmp_path / "out")).info.dropped
+    assert dropped["reason"] == "line break or control character in the picture's name"

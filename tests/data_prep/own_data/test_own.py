@@ -160,9 +160,9 @@ def test_a_column_that_may_hold_groups_is_told(
 ) -> None:
     table = rows("image,question,answer,patient", "NAME,what is NUMBER?,COLOUR,GROUP")
     assert own(write(desk / "rows.csv", table)) == 0
-    assert "'patient' recurs: if its rows belong together, --group-field patient" in (
-        capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    assert "'patient' recurs: if its rows belong together, --group-field patient" in told
+    assert "not learned, only kept beside the rows: 'patient'; what a model must know" in told
 
 
 def test_conversations_and_folders(desk: Path) -> None:
@@ -252,7 +252,9 @@ def test_a_split_has_one_name(
     assert told in capsys.readouterr().err
 
 
-def test_conversations_and_tables_keep_their_splits(desk: Path) -> None:
+def test_conversations_and_tables_keep_their_splits(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
 
@@ -271,6 +273,11 @@ def test_conversations_and_tables_keep_their_splits(desk: Path) -> None:
     expected = {"train": 20, "val": 5, "test": 5}
     assert own(write(desk / "talks.jsonl", "\n".join(map(json.dumps, talks)))) == 0
     assert {name: info.samples for name, info in packed().items()} == expected
+    labels = [{"image": {"path": name}, "label": 0} for name in NAMES]
+    pq.write_table(pa.Table.from_pylist(labels), desk / "labels.parquet")
+    assert own(desk / "labels.parquet") == 2
+    told = capsys.readouterr().err
+    assert "without conversations or questions; it has image, label. Write its pictures as" in told
     pq.write_table(pa.Table.from_pylist(talks), desk / "talks.parquet")
     assert own(desk / "talks.parquet", "--split-field", "split") == 0
     assert {name: info.samples for name, info in packed().items()} == expected

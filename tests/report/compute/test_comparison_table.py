@@ -19,6 +19,7 @@ from vlds.evaluation.result import Scored, write_scores
 from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report.comparison import RowSpec, TableSpec, compare
 from vlds.report.comparison_formats import FORMATS
+from vlds.report.comparison_formats import notes as notes_of
 from vlds.report.numbers import Number
 from vlds.report.page import report_text
 from vlds.report.read import read_run
@@ -71,7 +72,7 @@ def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
     assert lora.numbers["time"].values == []
     assert "full fine-tuning: without seed-1, seed-2, which have not ended." in comparison.notes
     early = compare(replace(write_compared(tmp_path / "x"), target=("average", 44.0)))
-    assert early.rows[0].numbers["time"].values == [60.0, 30.0, 30.0]
+    assert early.rows[0].numbers["time"].values == [60.0, 32.0, 32.0]
     assert full.numbers["time"].mean == 60.0
 
 
@@ -120,6 +121,13 @@ def test_what_no_run_has_is_named(tmp_path: Path) -> None:
     nothing = replace(spec, rows=[RowSpec("row", [tmp_path / "missing"])])
     with pytest.raises(ValueError, match="table: none of its runs has ended yet; train them"):
         compare(nothing)
+
+
+def test_a_task_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
+    run = write_compared_run(tmp_path / "run", {"vqa": {}, "gqa": {"accuracy": 0.5}}, 3.0)
+    table = compare(TableSpec("t", [RowSpec("run", [run])]))
+    assert table.values == ["gqa"]
+    assert table.notes == ["vqa: no scores, because the data have no labels."]
 
 
 def test_validation_and_test_scores_stay_apart(tmp_path: Path) -> None:
@@ -175,6 +183,10 @@ def test_the_best_distribution_is_the_lowest(tmp_path: Path) -> None:
         rows.append(RowSpec(name, runs))
     table = compare(TableSpec("t", rows, scores={"gqa": "distribution"}))
     assert table.best("gqa") is table.rows[0]
+    (note,) = (line for line in notes_of(table) if "percents" in line)
+    assert note.startswith("Scores are 100 times their value, so percents, but for distribution, ")
+    late = compare(TableSpec("t", rows, scores={"gqa": "distribution"}, target=("gqa", 50.0)))
+    assert [row.numbers["time"].values for row in late.rows] == [[32.0] * 3, []], "half is lower"
 
 
 @pytest.mark.parametrize(
@@ -244,7 +256,15 @@ def test_rows_with_scores_on_different_data_do_not_compare(tmp_path: Path) -> No
     rows = [row("one", 0.5, "vqa-val"), row("other", 0.7, "vqa-val")]
     alike = compare(TableSpec("t", rows, minus="one"))
     assert alike.best("vqa") is not None
-    assert not alike.notes
+    (note,) = alike.notes
+    assert note.startswith("vqa: the runs of one, other are scored on different data (vqa-val@0bcd")
+    only = replace(rows[1], folders=[])
+    for seed in (0, 1):  # all on the data of seed 0, which are some of the other row's
+        scores = {"exact_match": 0.7 + seed / 100}
+        run = write_compared_run(tmp_path / "only" / f"seed-{seed}", {"vqa": scores}, 3.0)
+        write_scores(run / "predictions", {"vqa": Scored("vqa-val@0bcdef01", 3, scores)})
+        only = replace(only, folders=[*only.folders, run])
+    assert compare(TableSpec("t", [rows[0], only])).unlike == {"vqa"}
     rows[1] = row("third", 0.7, "vqa-test")
     table = compare(TableSpec("t", rows, minus="one"))
     assert table.best("vqa") is None

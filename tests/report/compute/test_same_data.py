@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,13 @@ from tests.toys.scored_runs import (
     write_predictions,
     write_scored_run,
 )
-from vlds.report.baselines import BLIND, FREQUENT, FROZEN
+from vlds.report.baselines import BLIND, FREQUENT, FROZEN, frequent_answers
 from vlds.report.collect import collect
 from vlds.report.lead import run_leads
 from vlds.report.page import markdown
 from vlds.report.run_tables import csv_text
 from vlds.runtime.folders import STARTS
+from vlds.tasks import Retrieval
 
 OWN, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
 
@@ -116,6 +118,7 @@ def test_each_type_of_question_has_its_most_frequent_answer(runs: Runs, tmp_path
         for number, (kind, answer) in enumerate(asked)
     ]  # fmt: skip
     report = collect([write_scored_run(tmp_path / "run", recipe, {"vqa": lines})]).only
+    assert frequent_answers(replace(report.results["vqa"], task=Retrieval())) is None
     always = report.scores.tasks["vqa"].by_column[FREQUENT]
     assert always["exact_match"] == pytest.approx((14 + 16 + 4) / len(lines))
     assert always["exact_match/question_type/how many"] == pytest.approx(16 / 21)

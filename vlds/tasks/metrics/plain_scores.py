@@ -98,10 +98,13 @@ def mean(scores: Sequence[float]) -> float:
     return sum(scores) / len(scores)
 
 
-def mean_by_group(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[str, float]:
-    """Mean score of each group, sorted by name or number; scores of group None do not count."""
-    members = members_of(scores, groups)
-    return {str(group): mean(members[group]) for group in sorted(members)}
+def mean_by_group(scores: Iterable[float], groups: Sequence[str | int | None]) -> dict[str, float]:
+    """Mean score of each group, numbers first, then names; scores of group None do not count."""
+    # As in `score_values`, 3 and "3" are one group.
+    members = members_of(scores, [None if group is None else str(group) for group in groups])
+    numbers = sorted({group for group in groups if isinstance(group, int)})
+    names = sorted({group for group in groups if isinstance(group, str)})
+    return {name: mean(members[name]) for name in dict.fromkeys([*map(str, numbers), *names])}
 
 
 def consistency(scores: Iterable[float], groups: Sequence[Group | None]) -> float:

@@ -165,7 +165,8 @@ HEAD = """\
 The tables of VL-Adapter, VL-PET and Ladder Side-Tuning (LST) on pictures and videos, row by row:
 the share of weights that the paper says it trains, the weights that train here, counted at the
 published size, the published average of the scores, and the recipe, below `recipes/`. `vlds sweep`
-trains a table, and `vlds compare` shows it beside all published scores ([sweeps](sweeps.md)).
+trains a table, and `vlds compare` shows it beside all published scores ([sweeps](sweeps.md)). Where
+`+` follows the recipe, the sweep changes it: the recipe alone does not train the row.
 
 - **ready**: the settings are those of the original scripts. Otherwise the last column says what is
   not known to be theirs. Nobody has run a table in full yet.
@@ -188,10 +189,11 @@ def sweep_of(table: str) -> Sweep:
     return read_sweep([f"sweeps/{table}.yaml"])
 
 
-def recipe_file(sweep: Sweep, row: str) -> str:
-    """The recipe's file of a row, below recipes/."""
+def recipe_cell(sweep: Sweep, row: str) -> str:
+    """The recipe's file of a row, below recipes/, and a sign if the sweep changes it."""
     given = sweep.recipes[row]
-    return (given if isinstance(given, str) else given[BASE]).removeprefix("recipes/")
+    file = (given if isinstance(given, str) else given[BASE]).removeprefix("recipes/")
+    return f"`{file}`{'' if isinstance(given, str) or given.keys() == {BASE} else ' +'}"
 
 
 def count(sweep: Sweep, row: str) -> Count:
@@ -223,7 +225,7 @@ def row_line(table: Table, row: str, counted: Count) -> str:
         f"{counted.trainable:,}",
         f"{counted.percent:.3f}",
         "" if average is None else f"{average:.2f}".removesuffix("0"),
-        f"`{recipe_file(sweep, row)}`",
+        recipe_cell(sweep, row),
         "; ".join(status),
     ]
     return f"| {' | '.join(cells)} |"

@@ -13,6 +13,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from .command import add_shard_options, new_command
 from .own_data import chat
 from .own_data import forms as jsonl
 from .own_data.columns import Table, find_tables, read_columns
+from .own_data.conversations import ANSWERS, QUESTIONS
 from .own_data.rows import TASKS, UserRow, list_fields, read_rows, text_of
 from .packing.picture import ENDINGS
 from .packing.source import TYPES
@@ -189,9 +191,8 @@ def look_at(args: argparse.Namespace) -> Found:
         return look_at_folder(args)
     images = args.images or (place.parent if place.is_file() else None)
     if tables := find_tables(place):
-        check_conversations(args, tables)
-        words = ["chat", "--annotations", str(place), *given(args, "image", "question", "answer")]
-        words += [*given(args, "split", "group"), *each_turn(args)]
+        words = ["chat", "--annotations", str(place), *given(args, "image")]
+        words += [*words_of_table(args, tables), *given(args, "split", "group"), *each_turn(args)]
         words += ["--images", str(args.images)] if args.images else []
         refuse_given(args, "tables of Hugging Face are read as conversations", "caption", "label")
         has_splits = args.split_field or len({table.split for table in tables}) > 1
@@ -206,16 +207,29 @@ def look_at(args: argparse.Namespace) -> Found:
     return Rows(args, rows, images).found()
 
 
-def check_conversations(args: argparse.Namespace, tables: Sequence[Table]) -> None:
-    """Errors: ValueError if the first row of a table is no conversation, and no question."""
+def words_of_table(args: argparse.Namespace, tables: Sequence[Table]) -> list[str]:
+    """The options about questions and answers: those that were given, and columns of usual names
+    that `chat` does not know.
+
+    Errors: ValueError if the first row has neither a conversation nor a question.
+    """
+    words = given(args, "question", "answer")
     _, row = next(read_columns(tables), (None, UserRow({}, "0")))
-    usual = {*TURNS, *USUAL["question"]}
-    if row.fields and args.question_field is None and usual.isdisjoint(row.fields):
-        raise ValueError(
-            f"{args.data}: a table of Hugging Face without conversations or questions; "
-            f"{list_fields(row.fields)}. Write its pictures as files and its rows as JSON lines "
-            '("Parquet" in docs/own_data.md has the lines that do it), and give that file'
-        )
+    if not row.fields or not set(TURNS).isdisjoint(row.fields):
+        return words
+    for role, known in (("question", QUESTIONS), ("answer", ANSWERS)):
+        if getattr(args, f"{role}_field") or not set(known).isdisjoint(row.fields):
+            continue
+        usual = [str(name) for name in row.fields if str(name).lower() in USUAL[role]]
+        if usual:
+            words += [f"--{role}-field", usual[0]]
+        elif role == "question":
+            raise ValueError(
+                f"{args.data}: a table of Hugging Face without conversations or questions; "
+                f"{list_fields(row.fields)}. Write its pictures as files and its rows as JSON "
+                'lines ("Parquet" in docs/own_data.md has the program), and give that file'
+            )
+    return words
 
 
 def tables_in(folder: Path) -> bool:
@@ -432,7 +446,7 @@ class Rows:
         what = f"{num:,} row{'s' * (num > 1)}: {what}" if words[0] != "chat" else what
         group = self.args.group_field
         words = words if group is None else [*words, "--group-field", group]
-        notes = self.not_learned([*words, split]) if words[0] == "jsonl" else []
+        notes = self.not_learned(words, split) if words[0] != "chat" else []
         if split is not None:
             words = [*words, "--split-field", split]
             notes += self.crossing(split)
@@ -450,9 +464,11 @@ class Rows:
         sizes = Counter(filter(None, names))
         return Found(what, words, len(sizes) or len(self.rows), notes, sizes)
 
-    def not_learned(self, words: Collection[str | None]) -> list[str]:
+    def not_learned(self, words: Sequence[str], split: str | None) -> list[str]:
         """A note on the columns that a command does not name."""
-        rest = [c for c in self.columns if c not in (*words, *TYPES) and self.cells(c)]
+        named = {value for option, value in pairwise(words) if option.endswith("-field")}
+        used = {*named, *TYPES, split}
+        rest = [c for c in self.columns if c not in used and self.cells(c)]
         if not rest:
             return []
         more = f" and {len(rest) - MOST_TOLD:,} more" if len(rest) > MOST_TOLD else ""

@@ -276,7 +276,7 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
             return ["empty answer in a list"]
         annotation |= answer_fields(answers)
     annotation |= {
-        key: clean(str(row[key]))
+        key: clean(in_text(row[key]))
         for key in TYPES
         if row.get(key) is not None and key not in form.held()
     }

@@ -217,14 +217,18 @@ def remarks_on(data: bytes) -> tuple[str, ...]:
     with open_picture(data) as image:
         if image.format in JPEGS:  # phones put a thumbnail behind the picture
             return ()
-        # Eight bits are what the decoder keeps: the upper ones of 16, or a fraction's whole part.
-        is_deep = image.mode == "F" or image.mode.startswith("I")
-        is_dark = is_deep and np.asarray(image).max() > 0 and np.asarray(to_rgb(image)).max() < DARK
+        is_dark = False
+        if image.mode == "F" or image.mode.startswith("I"):
+            grey = np.asarray(image)
+            grey = grey[np.isfinite(grey)]
+            # `to_rgb` keeps the upper 8 of 16 bits, and the whole part of a fraction.
+            brightest = grey.max(initial=0) / (1 if image.mode == "F" else 256)
+            is_dark = bool(brightest < DARK) and len(np.unique(grey)) > 1
         try:
             has_more = getattr(image, "n_frames", 1) > 1
         except Exception:  # damage behind the first makes decoders raise anything
             has_more = True
-    return (FIRST_ALONE,) * has_more + (ALMOST_BLACK,) * bool(is_dark)
+    return (FIRST_ALONE,) * has_more + (ALMOST_BLACK,) * is_dark
 
 
 def prepare_picture(data: bytes, rule: PictureRule) -> Picture:

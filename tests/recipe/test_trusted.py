@@ -178,6 +178,8 @@ def test_yaml_is_bounded(tmp_path: Path) -> None:
     for number, other in (("1:30", 90), ("010", 8), ("-1:30.5", -90.5)):
         with pytest.raises(ValueError, match=f"r, line 2: YAML reads {number} as {other}; write"):
             parse_yaml(f"a:\n- {number}", "r")
+        with pytest.raises(ValueError, match=f"r, line 1: YAML reads {number} as"):
+            parse_yaml(f"{number}: a", "r")
     assert parse_yaml("[0, 10, 0.5, 1e-3, '1:30', 089]", "r") == [0, 10, 0.5, "1e-3", "1:30", "089"]
     assert parse_yaml("a: &x [1, 2]\nb: *x", "r") == {"a": [1, 2], "b": [1, 2]}
     os.mkfifo(tmp_path / "fifo")

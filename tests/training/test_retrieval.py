@@ -264,12 +264,13 @@ def test_an_unreadable_picture_counts_as_not_found(
     assert all("toy/p3" not in text for text in found.predictions.values())
 
 
-def test_pairs_whose_score_is_not_a_number_come_last(
+def test_pairs_whose_score_is_not_a_number_are_not_found(
     world: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:
     run_of(retrieval_recipe(world, tmp_path / "run"))
     (((found,), said),) = ranks1.run(evaluate, tmp_path / "run", {}, torch.nan, timeout=200)
     assert set(found.scores.values()) == {0.0}
+    assert json.loads(found.predictions["c0-0"]) == {"pictures": [], "caption": 0}
     assert said[-1].startswith("find: the scores of 242 pairs are not numbers (NaN)")
 
 

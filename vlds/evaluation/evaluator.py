@@ -56,8 +56,10 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
         task = source.task
         if task.head is None:
             continue
-        # `class_scores` is None without a label, and empty for an answer that is not a class.
-        examples = [e for e in first_examples(source) if e.class_scores is not None]
+        # `class_scores` is None without a label, and empty for an answer that is not a class; a
+        # question may also have no right answer.
+        labelled = (e for e in first_examples(source) if e.class_scores is not None)
+        examples = [e for e in labelled if task.answer_of(e.reference) is not None]
         unknown = [e for e in examples if not any((e.class_scores or {}).values())]
         if not unknown:
             continue

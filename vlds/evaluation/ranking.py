@@ -99,10 +99,10 @@ class PairRanking:
         self.bad: list[BadSample] = []
         """This rank's texts whose picture could not be read."""
         self.places: dict[int, int] = {}
-        """Place of each text for its own picture, of this rank's pictures."""
+        """Place of each text for its own picture, of this rank's pictures; 0: not found."""
         self.scores = torch.full((len(self.texts), KEPT), -torch.inf)
         self.num_nan = 0
-        """Pairs, of this rank's pictures, whose score is not a number: they fit least."""
+        """Pairs, of this rank's pictures, whose score is not a number."""
         self.pictures = torch.full((len(self.texts), KEPT), -1)
         """(m, 10) samples of the best of this rank's pictures for each text; -1 for none."""
 
@@ -201,8 +201,8 @@ class PairRanking:
         for place in fold.places[sample]:
             mine = scores[place]
             ahead = (scores > mine).sum() + (scores[:place] == mine).sum()
-            is_last = mine == -torch.inf
-            self.places[int(fold.texts[place])] = len(scores) if is_last else 1 + int(ahead)
+            is_found = mine > -torch.inf
+            self.places[int(fold.texts[place])] = 1 + int(ahead) if is_found else 0
         rows, pictures = fold.texts, torch.full((len(scores), 1), sample)
         self.scores[rows], self.pictures[rows] = best(
             torch.cat([self.scores[rows], scores[:, None]], 1),
@@ -217,8 +217,8 @@ class PairRanking:
             return None
         if num_nan := sum(part[4] for part in parts):
             self.say(
-                f"{self.source.name}: the scores of {num_nan:,} pairs are not numbers (NaN); these "
-                "pairs come last"
+                f"{self.source.name}: the scores of {num_nan:,} pairs are not numbers (NaN); they "
+                "count as not found"
             )
         scores, pictures = (torch.cat(kept, 1) for kept in list(zip(*parts, strict=True))[:2])
         _, pictures = best(scores, pictures)

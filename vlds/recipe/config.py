@@ -131,7 +131,7 @@ class TrainingConfig:
     them layer by layer, as in training. Default: true if each rank has memory for twice the
     model."""
     best: str | None = None
-    """TASK/SCORE, like vqa/vqa_accuracy: keep the artifact of the evaluation with the highest score
+    """TASK/SCORE, like vqa/vqa_accuracy: keep the artifact of the evaluation with the best score
     in RUN/best; that of the last step is in RUN/artifact."""
     collective_timeout: Annotated[float, Limits(1, LONGEST_TIMEOUT)] = 600.0
     """Seconds that ranks wait for each other or for their loader's workers before they give up."""

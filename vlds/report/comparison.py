@@ -169,8 +169,10 @@ class Comparison:
         return None if index is None else self.rows[index]
 
     def is_low(self, name: str) -> bool:
-        """True if a column is best where it is lowest; the average, if a score is."""
-        return name in self.lower_is_better or (name == AVERAGE and bool(self.lower_is_better))
+        """True if a column is best where it is lowest; the average, if all scores are."""
+        if name == AVERAGE:
+            return len(self.lower_is_better) == len(self.columns)
+        return name in self.lower_is_better
 
 
 def compare(spec: TableSpec) -> Comparison:
@@ -280,8 +282,9 @@ def newest_scores(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]
     # Training evaluates this list alone; `stored` has scores of the present weights, so they win.
     found = dict(logged[-1]) if logged and split == "evaluate" else {}
     for label, entry in run.stored.items():
-        if entry.scores and label == label_of(task_of(label), split):
-            found[task_of(label)] = entry.scores
+        task = task_of(label)
+        if label == label_of(task, split) and (entry.scores or task not in found):
+            found[task] = entry.scores
     return found
 
 
@@ -400,7 +403,7 @@ def best_low(metrics: Mapping[str, str], runs: Sequence[RunInputs]) -> set[str]:
             continue
         if (recipe := read_recipe(run.folder, [])) is not None:
             found = waiting & recipe.tasks.keys()
-            low |= {task for task in found if metrics[task] in recipe.tasks[task].lower_is_better}
+            low |= {task for task in found if recipe.tasks[task].is_low(metrics[task])}
             waiting -= found
     return low
 

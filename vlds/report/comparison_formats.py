@@ -139,7 +139,7 @@ def notes(comparison: Comparison, *, in_brackets: bool = False) -> list[str]:
     unlimited = [f"{scale.partition(',')[0]}, which has no upper end" for scale in others]
     up_to = ["CIDEr, which goes up to 1,000"] if CIDER in scales else []
     but = f", but for {' and '.join(up_to + unlimited)}" if up_to or unlimited else ""
-    lines = [f"Scores are 100 times their value, so percents{but}: {metrics}."]
+    lines = [f"Scores are 100 times their value, so percents{but}: {metrics}."] if metrics else []
     listed = "; ".join(f"{', '.join(tasks)} ({scale})" for scale, tasks in scales.items())
     if comparison.has_average:
         mixed = "" if len(scales) == 1 else (

@@ -325,7 +325,8 @@ def lacks_memory(error: BaseException) -> bool:
 # metrics.jsonl, for a resumed run and for a report.
 
 NUMBERS = (
-    "step", "passes", "samples_per_second", "answers_per_second", "seconds", "loss", "most_memory",
+    "step", "passes", "samples_per_second", "answers_per_second", "seconds", "seconds_since_log",
+    "loss", "most_memory",
 )  # fmt: skip
 """Fields that hold a number, besides the parts of the loss."""
 SHOWN = 40

@@ -145,8 +145,8 @@ def check_nodes(node: yaml.Node | None, name: str) -> None:
         if isinstance(node, yaml.ScalarNode) and node.tag in NUMBERS and ODD.fullmatch(node.value):
             value = yaml.SafeLoader("").construct_object(node)
             raise RefusedYaml(
-                f"{name}, line {node.start_mark.line + 1}: YAML reads {node.value} as {value}; "
-                "write the number in digits, or a text in quotes"
+                f"{name}, line {node.start_mark.line + 1}: YAML reads {node.value:.60} as "
+                f"{value!s:.60}; write the number in digits, or a text in quotes"
             )
         # An alias is the same node again, perhaps inside itself.
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
@@ -157,7 +157,7 @@ def check_nodes(node: yaml.Node | None, name: str) -> None:
             continue
         keys: set[str] = set()
         for key, value in node.value:
-            waiting.append(value)
+            waiting += [key, value]
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
                     line = key.start_mark.line + 1

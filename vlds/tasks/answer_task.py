@@ -164,7 +164,7 @@ class MultipleChoice(AnswerTask):
         for by, group in dict(groups).items():
             if "/" in by:
                 raise ValueError(f"groups has the name {by!r:.60}; names of tables have no slash")
-            if group is not None and not isinstance(group, str | int):
+            if isinstance(group, bool) or not isinstance(group, str | int | None):
                 raise TypeError(f"groups.{by} is {group!r:.60}, a text or whole number expected")
         return {"answer": answer, "groups": dict(groups)}
 

@@ -18,6 +18,7 @@ from vlds.runtime.checks import Choice, Count, DataPath, Positive
 from vlds.runtime.json_files import in_words
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 from vlds.tasks.class_output import ClassLoss, ClassOutput, Head
+from vlds.tasks.metrics.plain_scores import split
 
 Split = Literal["evaluate", "test"]
 """The lists of data sets on which a task is scored: fields of `Task`."""
@@ -62,8 +63,8 @@ class Task(Choice, ABC):
     evaluate: list[DataPath] = field(default_factory=list)
     """Folders or URLs of the data sets to evaluate on, during training and after it."""
     test: list[DataPath] = field(default_factory=list)
-    """Folders or URLs of the data sets of the final scores: `vlds evaluate` and `vlds predict` read
-    them, `vlds train` does not."""
+    """Folders or URLs of the data sets of the final scores, by `vlds evaluate` and `vlds predict`;
+    `vlds train` only compares them with the training data."""
     weight: Positive = 1.0
     """Share of this task's examples, relative to the other tasks' weights."""
     batch_size: Count | None = None
@@ -181,6 +182,11 @@ class Task(Choice, ABC):
     def num_scored(self, references: Mapping[str, Any]) -> int:
         """How many examples count in the scores. Default: those that have a label."""
         return sum(reference is not None for reference in references.values())
+
+    def is_low(self, score: str) -> bool:
+        """True if the lowest value of a score, or of a cell of its tables, is the best."""
+        cell = split(score)
+        return (cell[0] if cell else score) in self.lower_is_better
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
         """Each labelled reference's group in the table `by` of the scores; None where it has

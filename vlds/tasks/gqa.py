@@ -91,7 +91,7 @@ class GQA(AnswerTask):
 
     def num_scored(self, references: Mapping[str, Any]) -> int:
         """The balanced questions; others count for consistency alone."""
-        return sum(bool(given and given["balanced"]) for given in references.values())
+        return sum(bool(given and given.get("balanced", True)) for given in references.values())
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
         return [group_of(Question(**given), by) for given in known]

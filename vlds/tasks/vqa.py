@@ -71,7 +71,7 @@ class VQA(AnswerTask):
         best = best_answer(given)
         # Soft scores alone, none above 0: no answer is right. LXMERT's files say so where people
         # gave answers that are not in its list; it counts such a question as wrong.
-        is_scored = given.get("label") is not None and given.get("answers") is None
+        is_scored = isinstance(given.get("label"), Mapping) and given.get("answers") is None
         if best is None and not is_scored:
             return Example(given["id"], name, question, None)
         best = None if best is None else fold(best)

@@ -327,7 +327,7 @@ def check_best(best: str, evaluator: Evaluator) -> bool:
     if score not in names:
         known = ", ".join(f"{task}/{name}" for name in names) or "none: its data have no labels"
         raise ValueError(f"training.best: got {best!r}; the scores of {task} are {known}")
-    return score in evaluator.recipe.tasks[task].lower_is_better
+    return evaluator.recipe.tasks[task].is_low(score)
 
 
 def check_best_task(best: str, tasks: Sequence[str]) -> tuple[str, str]:

@@ -209,8 +209,8 @@ class Tracker:
 
     @property
     def seconds_since_log(self) -> float:
-        """Seconds of training since the last line that has some."""
-        return time.monotonic() - self._since
+        """Seconds of training since the last line that has some; 0 without a step since then."""
+        return time.monotonic() - self._since if self._num_steps else 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:

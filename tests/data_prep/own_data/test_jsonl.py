@@ -228,7 +228,8 @@ def test_what_pictures_lose_is_told(
     write(images / "k.gif", animation("GIF"))
     write(images / "l.tif", animation("TIFF"))
     ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    deep = {"m.png": ramp * 4095, "n.png": ramp * 65535, "o.tif": ramp, "p.png": ramp * 0}
+    masked = np.where(ramp > 0.5, np.nan, ramp)
+    deep = {"m.png": ramp * 4095, "n.png": ramp * 65535, "o.tif": masked, "p.png": ramp * 0}
     for name, values in deep.items():
         grey = values if name == "o.tif" else values.astype(np.uint16)
         Image.fromarray(grey).save(images / name)

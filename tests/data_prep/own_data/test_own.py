@@ -278,6 +278,10 @@ def test_conversations_and_tables_keep_their_splits(
     assert own(desk / "labels.parquet") == 2
     told = capsys.readouterr().err
     assert "without conversations or questions; it has image, label. Write its pictures as" in told
+    asked = [{"image": name, "prompt": "What?", "response": "It."} for name in NAMES]
+    pq.write_table(pa.Table.from_pylist(asked), desk / "asked.parquet")
+    assert own(desk / "asked.parquet", "--out", "asked") == 0
+    assert "--question-field prompt" in capsys.readouterr().out
     pq.write_table(pa.Table.from_pylist(talks), desk / "talks.parquet")
     assert own(desk / "talks.parquet", "--split-field", "split") == 0
     assert {name: info.samples for name, info in packed().items()} == expected

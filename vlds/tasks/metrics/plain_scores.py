@@ -17,6 +17,10 @@ from typing import TypeVar
 Group = TypeVar("Group", str, int)
 
 
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
+"""The name of a group that is a number."""
+
+
 def table(score: str, by: str, groups: Mapping[str, float]) -> dict[str, float]:
     """Scores of groups under their full names: table("accuracy", "structural", {"query": 0.5})."""
     assert "/" not in score + by
@@ -98,13 +102,16 @@ def mean(scores: Sequence[float]) -> float:
     return sum(scores) / len(scores)
 
 
-def mean_by_group(scores: Iterable[float], groups: Sequence[str | int | None]) -> dict[str, float]:
+def mean_by_group(scores: Iterable[float], groups: Sequence[object]) -> dict[str, float]:
     """Mean score of each group, numbers first, then names; scores of group None do not count."""
     # As in `score_values`, 3 and "3" are one group.
     members = members_of(scores, [None if group is None else str(group) for group in groups])
-    numbers = sorted({group for group in groups if isinstance(group, int)})
-    names = sorted({group for group in groups if isinstance(group, str)})
-    return {name: mean(members[name]) for name in dict.fromkeys([*map(str, numbers), *names])}
+
+    def order(name: str) -> tuple[bool, float, str]:
+        is_number = NUMBER.fullmatch(name) is not None
+        return not is_number, float(name) if is_number else 0.0, name
+
+    return {name: mean(members[name]) for name in sorted(members, key=order)}
 
 
 def consistency(scores: Iterable[float], groups: Sequence[Group | None]) -> float:

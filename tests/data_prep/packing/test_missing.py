@@ -127,6 +127,8 @@ def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert {entry["id"] for entry in info["dropped"]} == {"dog", "a.png"}
     odd = questions("a.jpg", "a.jpg/b", "x" * 999, "a\0b")
     assert prepare(folder, odd, "--skip-missing") == 0
-    assert "dropped: picture: missing: 3 (ids " in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "dropped: picture: missing: 2 (ids " in told.out
+    assert "control character in the picture's name: 1 (id 5)" in told.out
     assert prepare(folder, questions("dog"), "--skip-missing") == 2
     assert "no samples to write; the first dropped is " in capsys.readouterr().err

@@ -1,15 +1,16 @@
 """Makes three tasks of pictures that packages ship: emoji of two artists, and handwritten digits.
 
-    npm pack emoji-datasource-google emoji-datasource-twitter
+    npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
     pip install scikit-learn
     python benchmarks/emoji.py --packages .
 
 kind: which of nine kinds of things does the emoji show; exact: which of 79 more exact kinds; digit:
 which digit is written (scans of 8 by 8 pixels by 13 people, of scikit-learn).
 
-A fifth of the emoji are in `test` and a tenth in `val`, in all tasks and of both artists: what is
-asked there no run has seen. The digits of the last writers are the test, too. Rows and pictures go
-to `--out`, and each task's shards beside them, to be read with the task `Chat`.
+A fifth of the emoji are in `test` and a tenth in `val`, in all tasks and of both artists; of some,
+a woman, a man or a person is in another split (emoji_answers.py). The last digits of the list are
+the test. Rows and pictures go to `--out`, and each task's shards beside them, to be read with the
+task `Chat`.
 
 The pictures are Noto Emoji (Google, Apache 2.0) and Twemoji (Twitter, CC BY 4.0).
 """
@@ -34,7 +35,7 @@ ARTISTS = ("google", "twitter")
 FEWEST = 7
 """Emoji of an exact kind; those of smaller ones are left out of that task."""
 DIGITS = {"train": range(1_100), "val": range(1_100, 1_297), "test": range(1_297, 1_797)}
-"""Places in scikit-learn's list, which goes writer by writer."""
+"""Places in scikit-learn's list, which repeats the digits in 14 blocks."""
 SIDE = 64
 SYSTEM = "Answer briefly."
 """In place of SmolLM2's own, which is four times as long and says nothing of these tasks."""

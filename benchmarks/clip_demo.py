@@ -4,7 +4,7 @@
     python benchmarks/clip_demo.py shots --seeds 1 2 3 --shots 1 2 4 8 16 --picture shots.svg
     python benchmarks/clip_demo.py halves --seeds 0 11 --rows APoLLo --rates 0.0001 0.0002 0.0005
     python benchmarks/clip_demo.py halves --seeds 1 2 3 4 5 6 7 8 9 10
-    python benchmarks/clip_demo.py shrink --seeds 0 --rates 0.002 0.004 0.008
+    python benchmarks/clip_demo.py shrink --seeds 0 --rates 0.001 0.002 0.004 0.008 0.016
     python benchmarks/clip_demo.py shrink --seeds 1 2 3 4 5 6 7 8 9 10
 
 The model is a CLIP of 1 M random weights: a tower of 4 layers for pictures, whose patches are as

@@ -37,22 +37,22 @@ FEW_SHOT = {
     "SimNL": Row(one("SimNL", alpha=3.0, beta=3.0), 0.01, eps=1e-3, decay=0.1),
     "APoLLo": Row(one("APoLLo", depth=3, length=1, heads=4), 0.002),
     "prompts alone": Row(one("APoLLo", depth=3, length=1, adapters=False), 0.05),
-    "Adapter, both towers": Row(one("Adapter", reduction=8, init="identity"), 0.002),
+    "Adapter, both towers": Row(one("Adapter", reduction=8, init="identity"), 0.01),
     "LoRA, vision": Row(one("LoRA", rank=4, train_biases=False, part="vision"), 0.01),
 }
 """Rows of the table of shots."""
 TO_NEW = {
     "APoLLo": 0.0002,
-    "prompts alone": 0.1,
-    "Adapter, both towers": 0.005,
-    "LoRA, vision": 0.005,
+    "prompts alone": 0.05,
+    "Adapter, both towers": 0.002,
+    "LoRA, vision": 0.001,
 }
 """Rows without weights of a class, which can serve classes that they did not learn -> the learning
 rate of the table of halves, which has the best harmonic mean over seeds 0 and 11."""
 CYCLE = 400
 """Steps of a whole training of adapters that do not shrink."""
 NARROW = Row(
-    one("Adapter", reduction=16, init="identity", part="vision"), 0.008, head=PROBE, steps=CYCLE
+    one("Adapter", reduction=16, init="identity", part="vision"), 0.016, head=PROBE, steps=CYCLE
 )
 """A vision tower with adapters of width 8 as a classifier."""
 
@@ -71,7 +71,7 @@ SHRUNK = {
         "64 to 8, a schedule for each cycle": shrinking(True, CYCLE, 0.008),
     },
     4 * CYCLE: {
-        "width 8, four times the steps": replace(NARROW, steps=4 * CYCLE, learning_rate=0.004),
+        "width 8, four times the steps": replace(NARROW, steps=4 * CYCLE, learning_rate=0.002),
         "64 to 8, four times the steps, one schedule": shrinking(False, 4 * CYCLE, 0.004),
         "64 to 8, four whole cycles": shrinking(True, 4 * CYCLE, 0.002),
     },

@@ -26,6 +26,8 @@ from vlds.report.comparison_formats import difference_text
 from vlds.report.numbers import Number
 
 EMOJI, TASKS = ("kind", "exact"), ("kind", "exact", "digit")
+MINUS = "single_adapter"
+"""The row that differences are from."""
 SIDE = 32
 """Pixels of a side of the pictures that are compared with each other."""
 MAN, WOMAN, PERSON = "1f468", "1f469", "1f9d1"
@@ -46,7 +48,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, default=Path("runs/emoji/data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/sweeps/smollm2_emoji"))
-    parser.add_argument("--minus", default="single_adapter", help="row to subtract")
     options = parser.parse_args()
     asked = {task: list(read_questions(options.data / f"{task}.jsonl")) for task in TASKS}
     labels = {task: {one.answer for one in some} for task, some in asked.items()}
@@ -70,8 +71,8 @@ def main() -> None:
         nearest["nearest picture"][task] = [percent(nearest_is_right(some, options.data))]
 
     print_table("not a label", unlabelled, TASKS)
-    print_table("right, no variant trains", new, EMOJI, options.minus)
-    print_table("right, a variant trains", known, EMOJI, options.minus)
+    print_table("right, no variant trains", new, EMOJI, MINUS)
+    print_table("right, a variant trains", known, EMOJI, MINUS)
     print_table("right", nearest, TASKS)
 
 

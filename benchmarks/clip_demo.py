@@ -5,6 +5,7 @@
     python benchmarks/clip_demo.py halves --seeds 0 11 --rows APoLLo --rates 0.0001 0.0002 0.0005
     python benchmarks/clip_demo.py halves --seeds 1 2 3 4 5 6 7 8 9 10
     python benchmarks/clip_demo.py shrink --seeds 0 --rates 0.001 0.002 0.004 0.008 0.016
+    python benchmarks/clip_demo.py shrink --seeds 0 --rows "width 8" --rates 0.032
     python benchmarks/clip_demo.py shrink --seeds 1 2 3 4 5 6 7 8 9 10
 
 The model is a CLIP of 1 M random weights: a tower of 4 layers for pictures, whose patches are as
@@ -25,11 +26,11 @@ lines after a change.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import harmonic_mean, mean, stdev
 
-from few_shot.rows import FEW_SHOT, SHRUNK, TO_NEW
+from few_shot.rows import FEW_SHOT, SHRUNK, SHRUNK_ROWS, TO_NEW, ZERO_SHOT
 from few_shot.trial import Trial, train
 
 from vlds.report.comparison_formats import difference_text
@@ -46,20 +47,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", choices=["shots", "halves", "shrink"])
+    rows: Mapping[str, Collection[str]] = {
+        "shots": FEW_SHOT,
+        "halves": TO_NEW,
+        "shrink": SHRUNK_ROWS,
+    }
+    parser.add_argument("table", choices=rows)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates to try")
-    parser.add_argument("--rows", nargs="+", choices=TO_NEW, help="of the table of halves")
+    parser.add_argument("--rows", nargs="+", help="only these rows of the table")
     parser.add_argument("--picture", type=Path, help="SVG file of the table of shots")
     options = parser.parse_args()
-    rates = options.rates or [None]
+    names, rates = options.rows or list(rows[options.table]), options.rates or [None]
+    if unknown := sorted(set(names) - set(rows[options.table])):
+        parser.error(f"--rows: {unknown} not among {list(rows[options.table])}")
     if options.table == "halves":
-        print_halves(options.rows or TO_NEW, options.seeds, rates)
+        print_halves(names, options.seeds, rates)
     elif options.table == "shrink":
-        print_shrunk(options.seeds, rates)
+        print_shrunk(names, options.seeds, rates)
     else:
-        measured = measure(FEW_SHOT, options.seeds, options.shots, rates)
+        measured = measure(names, options.seeds, options.shots, rates)
         print_shots(measured, options.shots)
         if options.picture:
             draw(measured, options.shots, options.picture)
@@ -68,9 +76,8 @@ def main() -> None:
 def measure(
     names: Iterable[str], seeds: Sequence[int], shots: Sequence[int], rates: Sequence[float | None]
 ) -> Accuracies:
-    """Train rows; the row "zero-shot" has what the model with texts as classes knows before."""
-    trials = [Trial("prompts alone", shots[0], seed) for seed in seeds]
-    zero = [[train(trial)["before"] for trial in trials]] * len(shots)
+    """Train rows, beside what the model with texts as classes knows before."""
+    zero = [[train(Trial(ZERO_SHOT, SHOTS, seed))["after"] for seed in seeds]] * len(shots)
     trained = {
         f"{name}, {rate:g}" if rate else name: [
             [train(Trial(name, num, seed, rate=rate))["after"] for seed in seeds] for num in shots
@@ -78,7 +85,7 @@ def measure(
         for name in names
         for rate in rates
     }
-    return {"zero-shot": zero} | trained
+    return {ZERO_SHOT: zero} | trained
 
 
 def print_shots(measured: Accuracies, shots: Sequence[int]) -> None:
@@ -94,18 +101,17 @@ def print_halves(names: Iterable[str], seeds: Sequence[int], rates: Sequence[flo
     much higher the last two are than before training, seed by seed."""
     heads = ("base classes", "new classes", "less zero-shot", "harmonic mean", "less zero-shot")
     print(f"| accuracy, percent | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
-    zero = [
-        # A run is scored before its first step too, on the classes that it learns.
-        [train(Trial("prompts alone", SHOTS, seed, half))["before"] for seed in seeds]
-        for half in ("base", "new")
-    ]
-    print_half("zero-shot", zero, None)
+
+    def halves(name: str, rate: float | None) -> Sequence[Sequence[float]]:
+        scored = [train(Trial(name, SHOTS, seed, "base", rate)) for seed in seeds]
+        return [[accuracy[key] for accuracy in scored] for key in ("after", "other")]
+
+    zero = halves(ZERO_SHOT, None)
+    print_half(ZERO_SHOT, zero, None)
     for name in names:
         for rate in rates:
-            trials = [Trial(name, SHOTS, seed, "base", rate or TO_NEW[name]) for seed in seeds]
-            scored = list(map(train, trials))
-            halves = [[accuracy[key] for accuracy in scored] for key in ("after", "other")]
-            print_half(f"{name}, {rate:g}" if rate else name, halves, zero)
+            words = f"{name}, {rate:g}" if rate else name
+            print_half(words, halves(name, rate or TO_NEW[name]), zero)
 
 
 def print_half(
@@ -122,18 +128,22 @@ def print_half(
     print(f"| {name} | {' | '.join(cells)} |")
 
 
-def print_shrunk(seeds: Sequence[int], rates: Sequence[float | None]) -> None:
+def print_shrunk(
+    names: Collection[str], seeds: Sequence[int], rates: Sequence[float | None]
+) -> None:
     """One row for each method and number of steps, and how much better it is than narrow adapters
     after as many steps, seed by seed."""
     print("| accuracy, percent | steps | | less width 8 |\n|---|---|---|---|")
     for steps, rows in SHRUNK.items():
         for rate in rates:
             narrow: Sequence[float] = ()
-            for name in rows:
+            for place, name in enumerate(rows):
+                if name not in names:
+                    continue
                 scores = [train(Trial(name, SHOTS, seed, rate=rate))["after"] for seed in seeds]
                 words = f"{name}, {rate:g}" if rate else name
                 print(f"| {words} | {steps:,} | {shown(scores)} | {difference(scores, narrow)} |")
-                narrow = narrow or scores
+                narrow = narrow if place else scores
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> str:
@@ -159,7 +169,7 @@ def draw(measured: Accuracies, shots: Sequence[int], file: Path) -> None:
     for name, cells in measured.items():
         means = [100 * mean(values) for values in cells]
         spreads = [100 * stdev(values) if len(values) > 1 else 0.0 for values in cells]
-        style = "k--" if name == "zero-shot" else "o-"
+        style = "k--" if name == ZERO_SHOT else "o-"
         axes.errorbar(shots, means, spreads, fmt=style, capsize=2, markersize=4, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(shots, [str(num) for num in shots])

@@ -30,17 +30,23 @@ class Row:
     steps: int = 200
 
 
+ZERO_SHOT = "zero-shot"
 PROBE = {"class_path": "LinearHead"}
 FEW_SHOT = {
     "linear probe": Row({}, 0.05, head=PROBE),
     "Tip-Adapter-F": Row(one("TipAdapter", alpha=3.0, beta=3.0), 0.01, eps=1e-4),
     "SimNL": Row(one("SimNL", alpha=3.0, beta=3.0), 0.01, eps=1e-3, decay=0.1),
     "APoLLo": Row(one("APoLLo", depth=3, length=1, heads=4), 0.002),
-    "prompts alone": Row(one("APoLLo", depth=3, length=1, adapters=False), 0.05),
+    "prompts alone": Row(
+        one("APoLLo", depth=3, length=1, adapters=False, contrast=0.0, divergence=0.0), 0.05
+    ),
     "Adapter, both towers": Row(one("Adapter", reduction=8, init="identity"), 0.01),
     "LoRA, vision": Row(one("LoRA", rank=4, train_biases=False, part="vision"), 0.01),
 }
 """Rows of the table of shots."""
+# LoRA begins as the frozen model, and without a learning rate it stays so. Prompts disturb the
+# vision tower from the beginning: what they score before training is not zero-shot.
+FROZEN = replace(FEW_SHOT["LoRA, vision"], learning_rate=0.0, steps=1)
 TO_NEW = {
     "APoLLo": 0.0002,
     "prompts alone": 0.05,
@@ -77,4 +83,5 @@ SHRUNK = {
     },
 }
 """Steps -> rows of the table of adapters that shrink; the first is what the others are held to."""
-ROWS = FEW_SHOT | {name: row for rows in SHRUNK.values() for name, row in rows.items()}
+SHRUNK_ROWS = {name: row for rows in SHRUNK.values() for name, row in rows.items()}
+ROWS = {ZERO_SHOT: FROZEN} | FEW_SHOT | SHRUNK_ROWS

@@ -55,7 +55,7 @@ class APoLLo(Method):
     length: Count = 2
     """Prompts in a layer: as many words of the template, and as many tokens behind a picture."""
     adapters: bool = True
-    """Put an adapter behind each tower; without, the prompts of MaPLe remain."""
+    """Put an adapter behind each tower; without, and with no other losses, it is MaPLe."""
     heads: Count = 8
     """Heads of the adapters' attention."""
     expansion: Count = 4

@@ -1,6 +1,6 @@
 """MiMi (Marouf et al. 2024, https://arxiv.org/abs/2311.03873): adapters that begin wide and lose
-their least important neurons, all layers competing. Small adapters trained so are better than those
-that begin small.
+their least important neurons, all layers competing. The paper finds small adapters trained so
+better than those that begin small.
 
 A neuron's importance is the mean absolute weight of what leads into it and out of it,
 

@@ -144,7 +144,8 @@ def test_the_code_of_each_type(
         exec(code, {})
     has_template = load_run(run).processor.chat_template is not None
     expected = answer_of(run, tmp_path / "out") if has_template else ""
-    assert said.getvalue().strip() == expected
+    # The task writes answers in small letters, the card's code what the model says.
+    assert said.getvalue().strip().lower() == expected
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ REFUSED_BY_RESNET = {
     "Hyperformer": NO_STACK,
     "HyperPELT tasks alone": NO_STACK,
     "HyperPELT adapters alone": NO_STACK,
+    "PrefixTuning": "keys of ResNetClip are 16 and 256 wide",
 }
 """The same, of a model with a ResNet alone."""
 

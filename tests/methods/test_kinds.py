@@ -32,8 +32,15 @@ from vlds.schema import Batch, Row
 CAUSAL = ("llama", "opt")  # whose feed-forward layers see all tokens of a batch in one line
 WHOLE_TYPES = ("llama", "opt", "qwen2_5_vl")
 """Types with all cases of methods; others have each method's first one."""
-ABLE = {"opt": ("no bias",), "florence2": ("no bias", "cross_attn")}
+ABLE = {"opt": ("no bias",), "blip-2": ("no bias",), "florence2": ("no bias", "cross_attn")}
 """Type -> what reasons name that it has."""
+EXPERTS_ALONE = ("qwen3_vl_moe",)
+"""Types whose feed-forward layers are experts in one tensor, and no linear layers."""
+IN_FEED_FORWARD = (
+    "Adapter", "Compacter", "LowRankAdapter", "Hyperformer", "SimAdapter", "IA3", "Mixture",
+    "Shrinking", "OutputScale",
+)  # fmt: skip
+"""Methods that extend feed-forward layers."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Sample:
     rows: list[Row]
     pictures: Any
     able: tuple[str, ...] = ()
+    experts_alone: bool = False
 
     def setup(self, method: Method, **fields: Any) -> ModelSetup:
         return ModelSetup(kind=self.kind, methods={"method": method}, **fields)
@@ -58,6 +66,8 @@ class Sample:
 
     def refusal(self, name: str) -> str | None:
         """Pattern of why a method is refused; None if it works."""
+        if self.experts_alone and name.partition(" ")[0] in IN_FEED_FORWARD:
+            return "no layer of .* plays the role 'ffn_out'"
         reason = ALL_CASES[name].refused.get(type(self.kind).__name__)
         return None if any(word in (reason or "") for word in self.able) else reason
 
@@ -70,7 +80,8 @@ def sample(model_type: str) -> Sample:
     able = ABLE.get(model_type, ())
     rows.append(rows[0]._replace(example=replace(rows[1].example, id="3")))
     if model_type not in CAUSAL:
-        return Sample(tiny(model_type).kind, rows, images(), able)
+        experts_alone = model_type in EXPERTS_ALONE
+        return Sample(tiny(model_type).kind, rows, images(), able, experts_alone)
     folder = Path(mkdtemp(prefix=f"vlds-{model_type}-"))
     save_model(folder, model_type, spread=0.2)
     generator = torch.Generator().manual_seed(0)

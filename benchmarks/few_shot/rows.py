@@ -49,7 +49,7 @@ FEW_SHOT = {
 FROZEN = replace(FEW_SHOT["LoRA, vision"], learning_rate=0.0, steps=1)
 TO_NEW = {
     "APoLLo": 0.0002,
-    "prompts alone": 0.05,
+    "prompts alone": 0.02,
     "Adapter, both towers": 0.002,
     "LoRA, vision": 0.001,
 }

@@ -16,6 +16,7 @@ import torch
 
 from tests.toys.causal import kind_in, save_model
 from tests.toys.image_text import TYPES
+from tests.toys.image_text.claims import EXPERTS_ALONE
 from tests.toys.image_text.rows import NUMBERS, TASKS, images, rows_with, tiny
 from tests.toys.method_cases import ALL_CASES
 from tests.toys.models import shake
@@ -34,8 +35,6 @@ WHOLE_TYPES = ("llama", "opt", "qwen2_5_vl")
 """Types with all cases of methods; others have each method's first one."""
 ABLE = {"opt": ("no bias",), "blip-2": ("no bias",), "florence2": ("no bias", "cross_attn")}
 """Type -> what reasons name that it has."""
-EXPERTS_ALONE = ("qwen3_vl_moe",)
-"""Types whose feed-forward layers are experts in one tensor, and no linear layers."""
 IN_FEED_FORWARD = (
     "Adapter", "Compacter", "LowRankAdapter", "Hyperformer", "SimAdapter", "IA3", "Mixture",
     "Shrinking", "OutputScale",

@@ -49,6 +49,27 @@ BUDGET = {
     "llava_onevision": 19,
     "gemma3": 1,
     "internvl": 3,
+    "qwen3_5": 47,
+    "qwen3_vl_moe": 51,
+    "glm4v": 42,
+    "glm4v_moe": 42,
+    "glm46v": 42,
+    "lfm2_vl": 11,
+    "llava_next": 13,
+    "vipllava": 3,
+    "mistral3": 19,
+    "aya_vision": 3,
+    "cohere2_vision": 3,
+    "idefics2": 8,
+    "got_ocr2": 7,
+    "blip-2": 3,
+    "perception_lm": 3,
+    "ovis2": 24,
+    "paddleocr_vl": 59,
+    "video_llama_3": 44,
+    "lighton_ocr": 21,
+    "deepseek_vl": 3,
+    "gemma4": 6,
     "CrossModal": 1,
     "JointEncoder": 1,
     "DualEncoder": 0,
@@ -98,7 +119,10 @@ def compare(case: DeviceCase) -> Compared:
             if mine is None or other is None:
                 if mine is not other:
                     different.append(f"{name} has a gradient on one device")
-            elif not torch.allclose(simulated.raw(other), mine, rtol=1e-4, atol=1e-5):
+                continue
+            # A sum rounds by a share of its largest terms: gradients of gemma4's toy reach 60.
+            smallest = 1e-5 * max(1.0, mine.abs().max().item())
+            if not torch.allclose(simulated.raw(other), mine, rtol=1e-4, atol=smallest):
                 different.append(name)
         for decoding in decodings:
             asked = questions or batch

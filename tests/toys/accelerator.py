@@ -157,6 +157,10 @@ class Accelerator(TorchDispatchMode):
         self._count(name, args, kwargs)
         plain = [leaf.raw if isinstance(leaf, Simulated) else on_host(leaf) for leaf in leaves]
         plain_args, plain_kwargs = tree_unflatten(plain, spec)
+        if name == "histc" and not plain_args[0].is_floating_point():
+            # A GPU counts whole numbers too, and Hugging Face's experts rely on it.
+            counts = func(plain_args[0].float(), *plain_args[1:], **plain_kwargs)
+            return Simulated(counts.to(plain_args[0].dtype))
         out = func(*plain_args, **plain_kwargs)
         leaves_device = device is not None and not goes_there
         if name == "_local_scalar_dense" or leaves_device or (name == "copy_" and others):

@@ -18,6 +18,8 @@ TALKING = tuple(name for name, words in WORDS.items() if words.template is not N
 """Types whose toys have a chat template."""
 BARE = ("llava_onevision", "llava_next", "blip-2")
 """Types whose connector has a parameter in no module of its own, which peft folders cannot hold."""
+EXPERTS_ALONE = ("qwen3_vl_moe",)
+"""Types whose feed-forward layers are experts in one tensor, and no linear layers."""
 IN_PEFT = tuple(t for t in TYPES if t not in BARE)
 IN_ZERO3 = tuple(t for t in TYPES if t not in UNPARTITIONED)
 CLAIMS: Mapping[str, Collection[str]] = {

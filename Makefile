@@ -66,19 +66,21 @@ test: dev
 # as all other tests together.
 RANKS = tests/training tests/launch tests/faults tests/runtime tests/report tests/convert \
 	tests/data_prep tests/data tests/methods
+MARKS = not slow and not gpu
 # Some tests run make themselves, and it must not inherit this make's variables.
-FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
-	--durations 15
+PYTEST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(MARKS)" --durations 15
 
 test-ranks:
-	$(FAST) $(RANKS)
+	$(PYTEST) $(RANKS)
 
 test-rest:
-	$(FAST) tests $(RANKS:%=--ignore %)
+	$(PYTEST) tests $(RANKS:%=--ignore %)
 
-# The slow tests build the site.
+# The slow tests build the site. Those of methods are with the rest here: so both processes take
+# alike long, more than an hour on two idle cores.
 test-all: dev $(VENV)/.installed-docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) MARKS="not gpu" \
+		RANKS="$(filter-out tests/methods,$(RANKS))" test-ranks test-rest
 
 # On a machine without a GPU, the CPU takes its place.
 test-gpu: dev

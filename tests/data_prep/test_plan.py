@@ -77,7 +77,7 @@ def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixt
     assert any(line.startswith(f"#   missing {tmp_path}/COCO/train2014 (13.5 GB") for line in lines)
     assert lines[-2].startswith("# vlds data okvqa --src ")
     words = shlex.split(lines[-1])
-    assert words[:3] == ["python", "-m", "data_prep"]
+    assert words[:3] == ["vlds", "data", "okvqa"]
     assert words[-4:] == ["--split", "val", "--out", f"{out}/okvqa-val"]
 
     assert main([*given, "--run"]) == 0

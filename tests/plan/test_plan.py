@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.toys.files import write
+from tests.toys.trained_runs import write_run
 from tests.toys.web import Web
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
@@ -244,8 +245,9 @@ def test_a_guide_to_runs_is_planned(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Which run is an example's own is known of a model without numbers too."""
-    fused = SimAdapter(adapters={"vqa": Adapter(), "other": Adapter()})
-    recipe = replace(world_recipe(world, tmp_path), methods={"fused": fused})
+    recipe = replace(world_recipe(world, tmp_path / "run"), methods={"adapter": Adapter()})
+    run = str(write_run(recipe))
+    recipe = replace(recipe, methods={"fused": SimAdapter(runs={"vqa": run, "other": run})})
     save_recipe(recipe, tmp_path / "recipe.yaml")
     words = ["plan", str(tmp_path / "recipe.yaml"), "--tflops", "1", "--bandwidth", "10"]
     assert run_command(words) == 0

@@ -17,6 +17,7 @@ from torch.profiler import profile
 from tests.toys.cross_modal import pretraining_recipe
 from tests.toys.dual import class_recipe
 from tests.toys.image_text import PARAMETERS
+from tests.toys.image_text.claims import EXPERTS_ALONE
 from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.joint_encoder import joint_encoder_recipe
 from tests.toys.kinds import ALL_KINDS, built, kind_recipe
@@ -212,7 +213,8 @@ def test_what_saves_memory_saves_it_here(
 @pytest.mark.parametrize("model_type", PARAMETERS)
 def test_every_type_of_image_text_model(model_type: str) -> None:
     source = tiny(model_type)
-    setup = ModelSetup(kind=source.kind, methods={"method": METHODS["lora"]})
+    method = LoRA(rank=4, roles=["attn_q"]) if model_type in EXPERTS_ALONE else METHODS["lora"]
+    setup = ModelSetup(kind=source.kind, methods={"method": method})
     with torch.device("meta"):
         shapes = build_model(setup, list(TASKS), torch.float32, source.processor)
     asked = source.batch(source.rows(), evaluation=True)

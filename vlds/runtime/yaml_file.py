@@ -157,7 +157,10 @@ def check_nodes(node: yaml.Node | None, name: str) -> None:
             continue
         keys: set[str] = set()
         for key, value in node.value:
-            waiting += [key, value]
+            # YAML reads {rate: 0,001} as a rate of 0 and a key without a value, which is refused
+            # with the better reason where the keys have a meaning.
+            alone = isinstance(value, yaml.ScalarNode) and not value.value
+            waiting += [value] if alone else [key, value]
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
                     line = key.start_mark.line + 1

@@ -129,6 +129,7 @@ def _serve(connection: Connection) -> None:
             _run(*request, handle)
         if handle is not None:
             os.close(handle)
+        codes.pop(pid, None)  # of an earlier child with the same number
         connection.send(pid)
 
 

@@ -120,6 +120,8 @@ def test_no_artifact(tmp_path: Path) -> None:
     message = message_of(tmp_path)
     assert f"{tmp_path} holds no artifact" in message
     assert "name the folder that `vlds train` wrote" in message
+    (tmp_path / "state").mkdir()
+    assert "is a run that has not ended, and holds no artifact yet" in message_of(tmp_path)
 
 
 @SOURCES

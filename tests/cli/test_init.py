@@ -232,7 +232,7 @@ def test_the_recipe_names_the_schema_that_it_fits(desk: Path) -> None:
 
 def test_it_overwrites_no_recipe(desk: Path) -> None:
     write(desk / "rows.yaml", "mine")
-    with pytest.raises(ValueError, match=r"rows\.yaml exists; remove it, or give another --name"):
+    with pytest.raises(ValueError, match=r"rows\.yaml exists; remove it \(and shards"):
         run_init(write(desk / "rows.csv", "image,question,answer"), None, None, [])
 
 

@@ -113,7 +113,10 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
     name = name or data.resolve().stem.replace(".", "_").replace(" ", "_")
     recipe, folder = Path(f"{name}.yaml"), Path("shards") / name
     if recipe.exists():
-        raise ValueError(f"{recipe} exists; remove it, or give another --name")
+        raise ValueError(
+            f"{recipe} exists; remove it (and {folder}, to pack the data again), or give another "
+            "--name"
+        )
     model, why = model_for(model)
     small: list[str] = []
     if model is None:

@@ -52,7 +52,7 @@ from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible, large_imports
 from vlds.runtime.rank_environment import is_rank
-from vlds.runtime.terminal import complain, quiet_libraries, tell, tell_exception
+from vlds.runtime.terminal import complain, leave_unread, quiet_libraries, tell, tell_exception
 from vlds.training.states import Resume
 
 ABOUT = """\
@@ -131,8 +131,7 @@ def run_command(argv: Sequence[str]) -> int:
         # The recipe's own help lists all keys.
         arguments = ["--help" if word == ALL_KEYS else word for word in arguments]
         if name in READ_RUNS and not asks_help:
-            # First of all: a run may come from someone else, and must not make Python import files
-            # that lie beside it.
+            # First of all: a stranger's run must not make Python import files that lie beside it.
             from vlds.recipe.paths import leave_working_directory, take_trust
 
             leave_working_directory()
@@ -141,6 +140,8 @@ def run_command(argv: Sequence[str]) -> int:
             return COMMANDS[name](arguments[1:])
     except ValueError as error:
         return complain("vlds" if name.startswith("-") else f"vlds {name}", error)
+    except BrokenPipeError:
+        return leave_unread(f"vlds {name}")
 
 
 def root_parser() -> CommandParser:

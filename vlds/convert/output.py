@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,5 +104,4 @@ def tell(text: str) -> None:
     try:
         terminal.tell(text, flush=True)
     except BrokenPipeError:
-        # Otherwise Python writes again when it ends, and fails.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.discard_output()

@@ -23,6 +23,11 @@ def find_artifact(run: Path) -> Path:
     for folder in (run / "artifact", run):
         if (folder / DESCRIPTION).exists():
             return folder
+    if (run / "state").is_dir():
+        raise ValueError(
+            f"{run} is a run that has not ended, and holds no artifact yet; `vlds train` with its "
+            "recipe and --resume ends it"
+        )
     raise ValueError(
         f"{run} holds no artifact; name the folder that `vlds train` wrote (its `output`)"
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -65,6 +66,18 @@ def complain(who: str, error: ValueError) -> int:
         time.sleep(OTHERS_SPEAK_AFTER_S)
     tell(f"{who}: {error}", error=True, flush=True)
     return 2
+
+
+def leave_unread(who: str) -> int:
+    """Say that nobody reads stdout any more; the exit code."""
+    tell(f"{who} ends because nobody reads its output any more", error=True)
+    discard_output()
+    return 128 + signal.SIGPIPE
+
+
+def discard_output() -> None:
+    """Write nothing more to a closed stdout: Python would try again when it ends, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell_exception(

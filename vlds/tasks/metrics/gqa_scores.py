@@ -48,6 +48,11 @@ class Question:
     steps: int | None = None
     """Length of its program, see `reasoning_steps`."""
 
+    def __post_init__(self) -> None:
+        for name, value in (("words", self.words), ("steps", self.steps)):
+            if not isinstance(value, int | None):
+                raise TypeError(f"{name} is {value!r:.60}, and no whole number")
+
 
 def gqa_scores(
     predictions: Mapping[str, str],

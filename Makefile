@@ -76,8 +76,8 @@ test-ranks:
 test-rest:
 	$(PYTEST) tests $(RANKS:%=--ignore %)
 
-# The slow tests build the site. Those of methods are with the rest here: so both processes take
-# alike long, more than an hour on two idle cores.
+# The slow tests build the site. Those of methods take long, and are with the rest here, so that
+# both processes take about as long.
 test-all: dev $(VENV)/.installed-docs
 	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) MARKS="not gpu" \
 		RANKS="$(filter-out tests/methods,$(RANKS))" test-ranks test-rest

@@ -137,13 +137,14 @@ def print_shrunk(
     for steps, rows in SHRUNK.items():
         for rate in rates:
             narrow: Sequence[float] = ()
-            for place, name in enumerate(rows):
+            for name in rows:
                 if name not in names:
                     continue
                 scores = [train(Trial(name, SHOTS, seed, rate=rate))["after"] for seed in seeds]
                 words = f"{name}, {rate:g}" if rate else name
                 print(f"| {words} | {steps:,} | {shown(scores)} | {difference(scores, narrow)} |")
-                narrow = narrow if place else scores
+                if name == next(iter(rows)):
+                    narrow = scores
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.toys.cross_modal import pretraining_recipe
 from tests.toys.dual import class_recipe
@@ -33,6 +34,7 @@ from vlds.plan.forecast import Forecast, forecast, forecast_or_reason
 from vlds.plan.rehearsal import (
     NOTHING,
     TOKENS,
+    Rehearsal,
     Work,
     evaluation_batches,
     micro_batch,
@@ -225,6 +227,27 @@ def test_every_type_of_image_text_model(model_type: str) -> None:
     assert work.calls <= operations.total()
     products, others = seconds_here(operations)
     assert min(products, others) > 0
+
+
+def test_experts_take_the_operations_of_their_products_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the forward pass and, of rows and of weights, in the backward pass."""
+    model = tiny("glm4v_moe").build({"method": METHODS["full"]})
+    experts: Any = next(m for path, m in model.named_modules() if path.endswith(".experts"))
+    hidden = torch.ones(6, experts.hidden_dim)
+    chosen = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 0], [0, 2], [1, 3]])
+    shares = torch.full(chosen.shape, 0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(experts.config, "_experts_implementation", "eager")
+        with FlopCounterMode(display=False) as counted:
+            experts(hidden.requires_grad_(), chosen, shares).sum().backward()
+    rehearsal = Rehearsal()
+    rehearsal.empty(experts)
+    with rehearsal:
+        hollow = rehearsal.hollow(hidden).requires_grad_()
+        experts(hollow, chosen, shares).sum().backward()
+    assert rehearsal.flops == counted.get_total_flops() > 0
 
 
 def test_code_that_asks_for_numbers(

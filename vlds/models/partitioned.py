@@ -72,11 +72,12 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
                 del model.all_tied_weights_keys[target]
         tie_all(model, missing_keys, recompute_mapping)
         if partitions and missing_keys is not None:
-            # transformers fills weights on the first rank, and partitioned ones get its numbers. A
-            # weight that the model's own code has replaced, such as BLIP-2's qkv.bias, is whole.
-            for tensor in model.state_dict(keep_vars=True).values():
-                if not hasattr(tensor, "ds_tensor"):
-                    distributed.broadcast(tensor.detach(), 0)
+            # transformers reads into the first rank's weights alone; of partitioned ones, all ranks
+            # then hold parts. One that the model's own code has replaced, such as BLIP-2's
+            # qkv.bias, is not partitioned, and has to be sent.
+            for weight in model.parameters():
+                if not hasattr(weight, "ds_tensor"):
+                    distributed.broadcast(weight.detach(), 0)
         if partitions:
             gc.collect()  # now, and not once all weights have been read beside the copies
 

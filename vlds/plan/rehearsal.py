@@ -56,8 +56,8 @@ alike."""
 
 
 def expert_flops(left: Tensor, right: Tensor, *_: Any, **__: Any) -> int:
-    """Operations of experts' products: (rows, k) times (experts, k, n), of which each row meets
-    one, and in the backward pass (m, rows) times (rows, n)."""
+    """Operations of experts' products: (rows, k) times (experts, k, n), where each row meets one
+    expert, and for the weights' gradients (m, rows) times (rows, n)."""
     return 2 * math.prod(left.shape[-2:]) * right.shape[-1]
 
 
@@ -241,7 +241,7 @@ class Rehearsal(TorchDispatchMode):
             ]
             hollow_args, hollow_kwargs = tree_unflatten(entered, spec)
             if func is aten._grouped_mm.default:
-                # Products of experts: torch has their shape in bf16 alone, a CPU has any numbers.
+                # Products of experts: torch knows the result's shape in bf16 alone.
                 products = (values.bfloat16() for values in hollow_args[:2])
                 outputs = func(*products, *hollow_args[2:], **hollow_kwargs)
                 outputs = outputs.to(hollow_args[0].dtype)

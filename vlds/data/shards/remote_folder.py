@@ -242,7 +242,7 @@ def parts_of(folder: Folder, info: DatasetInfo) -> list[Part]:
 
 @contextmanager
 def open_part(part: Part) -> Iterator[Dataset]:
-    """A shard as a data set of its own.
+    """One shard as a data set.
 
     Errors: ValueError that names the folder or shard.
     """

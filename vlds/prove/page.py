@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import groupby
@@ -50,6 +50,7 @@ class Proof:
     tried: Sequence[Tried] = ()
     refused: tuple[str, str] | None = None
     """What vlds was doing when it refused the recipe, and why; then nothing was tried."""
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def of(self, verdict: Verdict) -> list[str]:
         """Names of the properties with a verdict."""
@@ -93,7 +94,7 @@ class Proof:
             "recipe_sha256": sha256(self.recipe_text.encode()).hexdigest(),
             "device": self.device,
             "versions": versions_here(),
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "time": self.began.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "rows": self.rows,
             "steps": self.steps,

@@ -1,4 +1,4 @@
-"""Two ranks, each on its own host, report to the first one before they join, and afterwards."""
+"""Ranks on two hosts report to the first one before they join, and afterwards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -23,22 +24,25 @@ from vlds.runtime.cluster import software
 from vlds.runtime.rank_environment import RankPlace, free_port
 from vlds.training.loop import train
 
-BACK = "gpu2 (rank 1) is back"
 
-
-def call(port: int, case: str) -> tuple[list[str], str]:
-    """What this rank says, and how its call ends."""
+def call(
+    port: int, case: str, hosts: Sequence[int] = (0, 1), last: str = ""
+) -> tuple[list[str], str]:
+    """What this rank says, up to `last`, and how its call ends. `hosts`: that of each rank."""
     rank, said = int(os.environ["RANK"]), list[str]()
+    if rank >= len(hosts):
+        return said, ""
+    host = hosts[rank]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTER_PORT", str(port))
-        size = 3 if case == "other software" else 2
-        patch.setenv("SLURM_JOB_NODELIST", f"gpu[1-{size}]")
-        patch.setattr(roll_call, "MISSED_S", 20.0 if size > 2 else 1.0)
+        size = len(hosts) + (case == "other software")
+        patch.setenv("SLURM_JOB_NODELIST", "gpu[1-3]" if case == "other software" else "gpu[1-2]")
+        patch.setattr(roll_call, "MISSED_S", 20.0 if case == "other software" else 1.0)
         patch.setattr(roll_call, "BEAT_S", 0.2)
         patch.setattr(roll_call, "_say", said.append)
         if rank == 1 and case == "other software":
             patch.setattr(roll_call, "software", lambda: {**software(), "torch": "1.0"})
-        if rank == 1 and case == "silent":
+        if host == 1 and case == "silent":
             patch.setattr(roll_call, "BEAT_S", 3.0)
         if rank == 1 and case == "late":
             time.sleep(3)
@@ -47,9 +51,10 @@ def call(port: int, case: str) -> tuple[list[str], str]:
         if rank == 0 and case == "first lost":
             return said, ""
         try:
-            roll_call.call_roll(RankPlace(rank, size, 0, 1), 4 if "lost" in case else 30)
+            place = RankPlace(rank, size, hosts[:rank].count(host), hosts.count(host))
+            roll_call.call_roll(place, 4 if "lost" in case else 30)
         except (ValueError, SystemExit) as error:
-            if rank == 1 and size > 2:
+            if rank == 1 and case == "other software":
                 # A third host comes when the run has failed already.
                 time.sleep(0.5)
                 patch.setattr(roll_call, "software", software)
@@ -57,7 +62,7 @@ def call(port: int, case: str) -> tuple[list[str], str]:
                     roll_call.call_roll(RankPlace(2, size, 0, 1), 30)
             return said, f"{type(error).__name__} {error}"
         end = time.monotonic() + (8 if case == "silent" else 0)
-        while BACK not in said and time.monotonic() < end:
+        while last not in said and time.monotonic() < end:
             time.sleep(0.1)
         return said, "here"
 
@@ -100,11 +105,25 @@ def test_the_first_host_does_not_come(ranks2: RankPool) -> None:
     assert end == "SystemExit 1"
 
 
-def test_a_host_that_is_silent_during_the_run(ranks2: RankPool) -> None:
-    (said, _), _ = outcomes(ranks2, "silent")
-    assert said[0].startswith("nothing was heard of gpu2 (rank 1) for 1 s: ")
-    # The watchers of earlier tests speak too: they live as long as their process.
-    assert BACK in said
+@pytest.mark.parametrize(
+    ("hosts", "name"),
+    [((0, 1), "(rank 1)"), ((0, 1, 1), "(ranks 1 to 2)"), ((0, 0, 1), "(rank 2)")],
+)
+def test_a_host_that_is_silent_during_the_run(
+    ranks4: RankPool, hosts: tuple[int, ...], name: str
+) -> None:
+    (said, _), *_ = ranks4.run(call, free_port(), "silent", hosts, f"gpu2 {name} is back")
+    # The watchers of earlier cases speak too: they live as long as their process.
+    own = [line for line in said if f"gpu2 {name}" in line]
+    assert own[0].startswith(f"nothing was heard of gpu2 {name} for 1 s: ")
+    assert own[-1] == f"gpu2 {name} is back"
+    assert not [line for line in said if "rank 0" in line or "machine " in line]
+
+
+def test_ranks_that_are_not_numbered_machine_by_machine(ranks4: RankPool) -> None:
+    (said, end), *others = ranks4.run(call, free_port(), "cyclic", (0, 1, 0, 1))
+    assert said[0].startswith("rank 2 is not the first of its machine: number ranks machine by ")
+    assert {end, *(end for _, end in others)} == {"SystemExit 2"}
 
 
 def test_slow_ranks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

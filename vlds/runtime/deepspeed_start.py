@@ -71,7 +71,7 @@ def start_ranks(collective_timeout: float) -> Ranks:
     import_muon()
     # It reports each skipped step, and so do the run's own lines, which say what to do.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    call_roll(ranks, collective_timeout)
+    ranks = replace(ranks, machine_sizes=call_roll(ranks, collective_timeout))
     if ranks.world_size > EAGER_RANKS:
         # Each rank connects to those that it sends to, about twice the logarithm of their number,
         # and not to all: 512 ranks of one machine joined in 15 s, and with all connections in 83 s.

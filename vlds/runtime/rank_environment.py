@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
@@ -26,6 +26,8 @@ class RankPlace:
     world_size: int
     local_rank: int
     local_world_size: int
+    machine_sizes: tuple[int, ...] = field(default=(), kw_only=True)
+    """Ranks of each machine, in order, the same on all ranks; empty until they have told them."""
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:

@@ -18,9 +18,9 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 
 import psutil
 import torch
@@ -44,7 +44,7 @@ SLOW, SLOW_SHARE = 2.0, 0.1
 is so much of the time of all: batches differ too."""
 HEAR_S = 5.0
 """Seconds in which ranks hear that the run does not start, once all should be here."""
-OTHER_SOFTWARE, MISSING = 2, 1
+MISTAKE, MISSING = 2, 1
 """Exit codes of a run that does not start."""
 NODES = re.compile(r"([^,\[]+)(?:\[([^\]]+)\])?,?")
 """A part of SLURM's list: gpu[01-03,7] or login1."""
@@ -59,17 +59,17 @@ class Hosts:
 
     @classmethod
     def planned(cls, place: RankPlace) -> Hosts:
-        """As the launcher has planned them; numbers where it does not say names."""
-        counts = _of_deepspeed()
-        if counts is None:
-            names = expand_nodes(os.environ.get("SLURM_JOB_NODELIST", ""))
-            counts = dict.fromkeys(names, place.local_world_size)
-        if sum(counts.values()) != place.world_size:
+        """As the ranks have told, or else as the launcher has planned; numbers without names."""
+        plan = _of_deepspeed() or {}
+        names = list(plan) or expand_nodes(os.environ.get("SLURM_JOB_NODELIST", ""))
+        sizes = place.machine_sizes or tuple(plan.values())
+        if sum(sizes) != place.world_size:
             # Machines may have different numbers of ranks; only this one's is known.
             size = place.local_world_size
-            number = -(-place.world_size // size)
-            counts = {f"machine {n + 1} of {number}": size for n in range(number)}
-        ranks = [name for name, count in counts.items() for _ in range(count)]
+            sizes = (size,) * -(-place.world_size // size)
+        if len(names) != len(sizes):
+            names = [f"machine {n + 1} of {len(sizes)}" for n in range(len(sizes))]
+        ranks = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
         return cls(ranks[: place.world_size])
 
     def named(self, ranks: Iterable[int]) -> str:
@@ -107,14 +107,15 @@ def expand_nodes(text: str) -> list[str]:
     return names
 
 
-def call_roll(place: RankPlace, timeout_s: float) -> None:
+def call_roll(place: RankPlace, timeout_s: float) -> tuple[int, ...]:
     """Wait until all ranks of a run on several machines are here, and say who is not. Collective.
+    Returns the number of ranks of each machine.
 
-    Errors: SystemExit, after a line of the first rank, if a host has other software
-    (`OTHER_SOFTWARE`) or does not come (`MISSING`).
+    Errors: SystemExit, after a line of the first rank, if a host has other software or ranks in
+    another order (`MISTAKE`), or does not come (`MISSING`).
     """
     if place.world_size == place.local_world_size:
-        return
+        return (place.world_size,)
     hosts, begin = Hosts.planned(place), time.monotonic()
     end = begin + timeout_s
     store = _store(place, hosts, end)
@@ -126,15 +127,28 @@ def call_roll(place: RankPlace, timeout_s: float) -> None:
     store.set(f"rank/{rank}", odd)
     if odd:
         store.add("odd", 1)
+    if place.local_rank == 0:
+        store.set(f"size/{rank}", str(place.local_world_size))
     store.add("come", 1)
+    sizes: list[int] = []
     if rank == 0:
         code = _look(store, place, hosts, end)
-        store.set("verdict", str(code))
+        # Machine by machine: the next one begins where the ranks of the last one end.
+        while not code and (next_rank := sum(sizes)) < place.world_size:
+            if store.check([key := f"size/{next_rank}"]):
+                sizes.append(int(store.get(key)))
+            else:
+                _say(
+                    f"rank {next_rank} is not the first of its machine: number ranks machine by "
+                    "machine (srun --distribution=block, mpirun --map-by slot)"
+                )
+                code = MISTAKE
+        store.set("verdict", json.dumps([code, sizes]))
         if code:
             # Those that have come would else lose the store before they have read it, and say so;
             # those whose hosts are slower would look for it for a long time.
             deadline, expected = time.monotonic() + HEAR_S, store.add("come", 0)
-            if code == OTHER_SOFTWARE:
+            if code == MISTAKE:
                 deadline, expected = max(deadline, begin + MISSED_S), place.world_size
             while store.add("heard", 0) < expected - 1 and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
@@ -142,9 +156,9 @@ def call_roll(place: RankPlace, timeout_s: float) -> None:
     else:
         # Until the first rank gives up, and a little longer.
         store.set_timeout(timedelta(seconds=max(1.0, end - time.monotonic()) + HEAR_S))
-        code = int(store.get("verdict"))
+        code, sizes = json.loads(store.get("verdict"))
         store.add("heard", 1)
-        if code and rank < place.local_world_size:
+        if code and rank == place.local_rank:
             # Until the first rank ends: launchers end a machine's ranks with the first that fails.
             with suppress(dist.DistError):
                 store.get("end")
@@ -152,7 +166,10 @@ def call_roll(place: RankPlace, timeout_s: float) -> None:
         sys.exit(code)
     if place.local_rank == 0:
         watch = _watch if rank == 0 else _beat
+        place = replace(place, machine_sizes=tuple(sizes))
+        hosts = Hosts.planned(place)
         threading.Thread(target=watch, args=(store, place, hosts), daemon=True).start()
+    return tuple(sizes)
 
 
 def _store(place: RankPlace, hosts: Hosts, end: float) -> Store:
@@ -161,8 +178,8 @@ def _store(place: RankPlace, hosts: Hosts, end: float) -> Store:
     # torchrun keeps the store itself, also through its restarts.
     is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = place.global_rank == 0 and not is_agents
-    # One other machine speaks for all, if the first one does not answer.
-    speaks = place.global_rank == place.local_world_size
+    # The last rank, on another machine, speaks for all, if the first one does not answer.
+    speaks = place.global_rank == place.world_size - 1
     while True:
         left = end - time.monotonic()
         seconds = min(left, MISSED_S) if speaks else left
@@ -206,7 +223,7 @@ def _look(store: Store, place: RankPlace, hosts: Hosts, end: float) -> int:
                 f"{hosts.named(faults)} has other software than the first host "
                 f"({next(iter(faults.values()))}); install the same on all machines"
             )
-            return OTHER_SOFTWARE
+            return MISTAKE
         if now > end:
             _say(f"{hosts.named(missing)} did not come in {now - begin:.0f} s; start again")
             return MISSING
@@ -235,37 +252,40 @@ def _difference(first: Mapping[str, str], mine: Mapping[str, str]) -> str:
 def _beat(store: Store, place: RankPlace, hosts: Hosts) -> None:
     """On the first rank of a machine: give signs of life, as long as the process works."""
     own = store.clone()  # type: ignore[attr-defined]  # torch's types forget it
-    number = place.global_rank // place.local_world_size
     with suppress(dist.DistError, RuntimeError):
         while True:
-            own.set(f"beat/{number}", str(time.monotonic()))
+            own.set(f"beat/{place.global_rank}", str(time.monotonic()))
             time.sleep(BEAT_S)
-    if number == 1:  # one speaks for all
+    if place.global_rank == place.machine_sizes[0]:  # the second machine speaks for all
         _say(f"the first host, {hosts.of_ranks[0]}, does not answer any more")
 
 
 def _watch(store: Store, place: RankPlace, hosts: Hosts) -> None:
     """On the first rank: say which machine is silent, and when it is back."""
-    own, size = store.clone(), place.local_world_size  # type: ignore[attr-defined]
+    own = store.clone()  # type: ignore[attr-defined]
+    # A machine goes by its first rank.
+    sizes = place.machine_sizes
+    firsts = accumulate(sizes, initial=0)
+    ranks = {first: range(first, first + size) for first, size in zip(firsts, sizes, strict=False)}
     last: dict[int, tuple[bytes, float]] = {}
     silent: set[int] = set()
     begin = time.monotonic()
     with suppress(dist.DistError, RuntimeError):
         while True:
             now = time.monotonic()
-            for number in range(1, place.world_size // size):
-                beat = own.get(key) if own.check([key := f"beat/{number}"]) else b""
-                if last.setdefault(number, (b"", begin))[0] != beat:
-                    last[number] = beat, now
-            lost = {number for number, (_, since) in last.items() if now - since > MISSED_S}
-            for number in sorted(silent - lost):
-                _say(f"{_host(hosts, number, size)} is back")
+            for first in ranks.keys() - {0}:
+                beat = own.get(key) if own.check([key := f"beat/{first}"]) else b""
+                if last.setdefault(first, (b"", begin))[0] != beat:
+                    last[first] = beat, now
+            lost = {first for first, (_, since) in last.items() if now - since > MISSED_S}
+            for first in sorted(silent - lost):
+                _say(f"{hosts.named(ranks[first])} is back")
             if new := lost - silent:
-                ranks = [n * size + local for n in new for local in range(size)]
+                names = hosts.named(chain(*(ranks[first] for first in new)))
                 _say(
-                    f"nothing was heard of {hosts.named(ranks)} for {MISSED_S:.0f} s: the host or "
-                    "its network is down, or it hangs; the others end "
-                    "training.collective_timeout seconds after they began to wait for it"
+                    f"nothing was heard of {names} for {MISSED_S:.0f} s: the host or its network "
+                    "is down, or it hangs; the others end training.collective_timeout seconds "
+                    "after they began to wait for it"
                 )
             silent = lost
             time.sleep(BEAT_S)
@@ -311,10 +331,6 @@ class Pace:
         if self._place.world_size > self._place.local_world_size:
             return self._hosts.named(ranks)
         return ", ".join(f"rank {rank}" for rank in sorted(ranks))
-
-
-def _host(hosts: Hosts, number: int, size: int) -> str:
-    return hosts.named(range(number * size, (number + 1) * size))
 
 
 def _say(message: str) -> None:

@@ -28,7 +28,7 @@ if [ ! -e "$venv/.installed" ]; then
 fi
 make --silent --no-print-directory -C "$here" venv >&2 || exit 1
 [ $# -gt 0 ] || set -- demo
-exec "$venv/bin/python" -m vlds "$@"
+exec "$venv/bin/python" -P -m vlds "$@"
 '''
 import sys
 

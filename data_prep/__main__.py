@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from vlds.runtime.process import Interrupted, interruptible
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # as in vlds/__main__.py
+
+from vlds.runtime.process import SAFE_PATH, Interrupted, interruptible
 from vlds.runtime.terminal import tell, tell_exception
 
 
 def main() -> int:
     """Run the command and return its exit code; Ctrl-C is one line during the imports, too."""
     sys.excepthook = tell_exception
+    os.environ[SAFE_PATH] = "1"
     try:
         with interruptible():
             from .cli import main as run

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlds.data.shards.info import DATASET_FILE
+from vlds.runtime.process import python
 from vlds.runtime.terminal import tell
 
 from .catalogue import PROGRAM
@@ -72,7 +72,7 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
                 continue
             tell(shlex.join([*PROGRAM.split(), *words]))
             # A process for each: memory and open files of a large data set end with it.
-            if code := subprocess.run([sys.executable, "-m", "vlds", "data", *words]).returncode:
+            if code := subprocess.run(python("-m", "vlds", "data", *words)).returncode:
                 return code
             done += 1
     nothing = "" if done else "nothing is left to do: "

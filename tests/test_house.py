@@ -83,6 +83,11 @@ def test_one_room_knows_devices() -> None:
     assert named == {"vlds/runtime/deepspeed_start.py", "vlds/runtime/devices.py"}
 
 
+def test_one_function_starts_python() -> None:
+    named = {_name(file) for file in CODE if "sys.executable" in file.read_text("utf-8")}
+    assert named == {"vlds/runtime/process.py"}
+
+
 def test_doors_open_without_heavy_libraries() -> None:
     """`vlds --help` answers at once, and a supervisor is small as long as its run lives."""
     doors = "vlds.cli.main, vlds.cli.supervisor, vlds.cli.local, vlds.convert.command"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from vlds.runtime.process import Interrupted, interruptible
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the working directory, in which a stranger's files may lie
+
+from vlds.runtime.process import SAFE_PATH, Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 
 def main() -> int:
     """Run the command; the exit code. Ctrl-C during the imports ends in one line too."""
+    os.environ[SAFE_PATH] = "1"
     try:
         with interruptible():
             from vlds.cli.main import main as run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from vlds.cli.demo import FOLDER, RECIPES, asked_about, first_right_caption, stages_of
 from vlds.cli.supervisor import Stage, StageError, as_typed, run_stage, say_stage
 from vlds.report.read import GalleryEntry
+from vlds.runtime.process import python
 
 
 def stages() -> list[Stage]:
@@ -34,7 +34,7 @@ def test_headings_fit_and_commands_are_whole(
 
 
 def test_a_stage_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    stage = Stage("ask its version", tmp_path, [sys.executable, "-m", "vlds", "--version"])
+    stage = Stage("ask its version", tmp_path, python("-m", "vlds", "--version"))
     run_stage(stage, "1 of 1", {})
     heading, command, version, _ = capfd.readouterr().out.splitlines()
     assert heading.startswith("1 of 1: ask its version ")

@@ -20,7 +20,7 @@ from vlds.cli.rank import explain_failure, without_local_rank
 from vlds.cli.start import launch_command
 from vlds.cli.supervisor import grace_from_environment
 from vlds.cli.words import Words, split_words
-from vlds.runtime.process import ASKING, on_signals, signal_name
+from vlds.runtime.process import ASKING, on_signals, python, signal_name
 
 
 def test_ranks_option_before_and_after_the_command() -> None:
@@ -132,21 +132,21 @@ def test_the_launchers_own_argument_is_dropped() -> None:
 
 def test_command_without_gpu() -> None:
     command, env = launch_command(["p.py", "a b"], 2, [], {"CUDA_VISIBLE_DEVICES": "3"}, 0)
-    assert command[:4] == [sys.executable, "-m", "vlds.cli.local", "2"]
-    assert int(command[4]) > 0
-    assert command[5:] == [sys.executable, "-u", "p.py", "a b"]
+    assert command[:5] == python("-m", "vlds.cli.local", "2")
+    assert int(command[5]) > 0
+    assert command[6:] == python("-u", "p.py", "a b")
     assert env["DS_ACCELERATOR"] == "cpu"
     assert "CUDA_VISIBLE_DEVICES" not in env
     assert int(env["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
-    assert launch_command(["p.py"], None, [], {}, 0)[0][3] == "1"
+    assert launch_command(["p.py"], None, [], {}, 0)[0][4] == "1"
 
 
 def test_command_with_gpus() -> None:
     command, env = launch_command(["p.py"], 2, [], {"CUDA_VISIBLE_DEVICES": "4,5,6"}, 3)
-    assert command[3] == "2"
+    assert command[4] == "2"
     assert env["CUDA_VISIBLE_DEVICES"] == "4,5"
     assert "DS_ACCELERATOR" not in env
-    assert launch_command(["p.py"], None, [], {}, 3)[0][3] == "3"
+    assert launch_command(["p.py"], None, [], {}, 3)[0][4] == "3"
     with pytest.raises(ValueError, match="4 ranks asked for, but this machine has 3"):
         launch_command(["p.py"], 4, [], {}, 3)
 
@@ -154,7 +154,7 @@ def test_command_with_gpus() -> None:
 def test_deepspeeds_own_runner_gets_the_users_arguments() -> None:
     asked = ["--bind_cores_to_rank"]
     command, _ = launch_command(["-m", "vlds", "train"], 2, asked, {}, 0)
-    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    assert command[:4] == python("-m", "deepspeed.launcher.runner")
     assert command[command.index("--num_gpus") + 1] == "2"
     assert int(command[command.index("--master_port") + 1]) > 0
     assert command[-4:] == [*asked, "--module", "vlds", "train"]
@@ -289,20 +289,20 @@ def test_launch_sh_hands_over(root: Path, tmp_path: Path) -> None:
     checkout = tmp_path / "a folder"
     _copy_with_venv(root, checkout, checkout / ".venv")
     words = ["train", "--config", "a b.yaml", "it's $HOME", ""]
-    assert _launch_sh(checkout) == (5, ["-m", "vlds", "demo"], "")
-    assert _launch_sh(checkout, *words) == (5, ["-m", "vlds", *words], "")
+    assert _launch_sh(checkout) == (5, ["-P", "-m", "vlds", "demo"], "")
+    assert _launch_sh(checkout, *words) == (5, ["-P", "-m", "vlds", *words], "")
 
 
 def test_launch_sh_ignores_a_rank_of_something_else(root: Path, tmp_path: Path) -> None:
     _copy_with_venv(root, tmp_path / "checkout", tmp_path / "checkout" / ".venv")
     answer = _launch_sh(tmp_path / "checkout", "train", RANK="3", WORLD_SIZE="8", MASTER_PORT="1")
-    assert answer == (5, ["-m", "vlds", "train"], "")
+    assert answer == (5, ["-P", "-m", "vlds", "train"], "")
 
 
 def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
     _copy_with_venv(root, tmp_path / "checkout", tmp_path / "venv")
     answer = _launch_sh(tmp_path / "checkout", "describe", VENV=str(tmp_path / "venv"))
-    assert answer == (5, ["-m", "vlds", "describe"], "")
+    assert answer == (5, ["-P", "-m", "vlds", "describe"], "")
 
 
 def test_launch_sh_refuses_to_be_a_rank(root: Path) -> None:

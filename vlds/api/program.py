@@ -6,7 +6,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TypeAlias
 
 from vlds.api.progress import Shown
 from vlds.runtime.json_files import parse_json
-from vlds.runtime.process import heard
+from vlds.runtime.process import heard, python
 from vlds.training.sinks import LISTENER
 
 Metrics: TypeAlias = dict[str, object]
@@ -52,7 +51,7 @@ class Program:
         self, module: str, words: Sequence[str], listener: Listener | None = None, unsaid: str = ""
     ) -> None:
         """`unsaid`: a line that is not shown."""
-        self.command = [sys.executable, "-m", module, *words]
+        self.command = python("-m", module, *words)
         self.listener, self.unsaid = listener, unsaid
         self.speaker = "error: " if words[0] == "data" else f"{module} {words[0]}: "
         """Begins the program's own message."""

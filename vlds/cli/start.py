@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +36,14 @@ from vlds.cli.supervisor import (
 from vlds.cli.words import PROVE, RESUME, TRAIN, Words, positive
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import parse_json
-from vlds.runtime.process import ASKING, KILLED, end_with_parent, signal_name, signals_collected
+from vlds.runtime.process import (
+    ASKING,
+    KILLED,
+    end_with_parent,
+    python,
+    signal_name,
+    signals_collected,
+)
 from vlds.runtime.rank_environment import check_alone, free_port, without_rank
 from vlds.runtime.terminal import has_gpu_driver, set_quiet, tell
 from vlds.training.states import newest, state_folders
@@ -140,8 +146,7 @@ def read_facts(words: Words, received: Sequence[int]) -> tuple[int, RunFacts | N
     """
     call = f"check_recipe(sys.argv[1:], {words.ranks})"
     program = f"import sys; from vlds.cli.check_recipe import check_recipe; sys.exit({call})"
-    command = [sys.executable, "-c", program, *words.for_ranks]
-    code, output = output_of(command, received)
+    code, output = output_of(python("-c", program, *words.for_ranks), received)
     if code > 128:
         say(f"{what_happened(code)}; no rank had started: start it again")
     if code != 0:
@@ -203,8 +208,7 @@ def launch_command(
     set_quiet(env)
     if not launcher_args:
         count = str(ranks or max(num_gpus, 1))
-        local = [sys.executable, "-m", LOCAL, count, str(free_port())]
-        return [*local, sys.executable, "-u", *program], env
+        return python("-m", LOCAL, count, free_port(), *python("-u", *program)), env
     options = ["--log_level", "critical"]
     # DeepSpeed's runner ignores CUDA_VISIBLE_DEVICES if it gets a number of ranks.
     num = None if visible and num_gpus > 0 else ranks
@@ -214,7 +218,7 @@ def launch_command(
     if num:
         options += ["--num_gpus", str(num)]
     module = ["--module", *program[1:]] if program[:1] == ["-m"] else program
-    return [sys.executable, "-m", RUNNER[-1], *options, *launcher_args, *module], env
+    return python("-m", RUNNER[-1], *options, *launcher_args, *module), env
 
 
 def rules_over_network(launcher_args: Sequence[str]) -> bool:

@@ -20,7 +20,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -31,7 +30,7 @@ import psutil
 
 from vlds.cli.local import SAVED, exit_code
 from vlds.runtime.folders import remove_abandoned
-from vlds.runtime.process import Interrupted, signals_collected
+from vlds.runtime.process import Interrupted, python, signals_collected
 from vlds.runtime.rank_environment import is_rank, without_rank
 from vlds.runtime.terminal import open_console, tell, visible
 
@@ -204,8 +203,9 @@ def grace_from_environment() -> float:
 
 BOUND = """
 import os, signal, sys
-from vlds.runtime.process import end_with_parent
+from vlds.runtime.process import SAFE_PATH, end_with_parent
 end_with_parent(signal.SIGTERM)
+os.environ.pop(SAFE_PATH, None)  # a user's script finds what lies beside it
 try:
     os.execvp(sys.argv[1], sys.argv[1:])
 except OSError as error:
@@ -243,7 +243,7 @@ def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None
     environment = {**without_rank(os.environ), **variables}
     with signals_collected() as received:
         # Twice the grace time: the command may be a supervisor, which needs its own first.
-        command = [sys.executable, "-c", BOUND, *stage.command]
+        command = python("-c", BOUND, *stage.command)
         outcome = supervise(command, environment, 2 * grace_from_environment(), received)
     if outcome.asked:
         raise Interrupted(received[0])
@@ -263,11 +263,12 @@ def say_stage(stage: Stage, position: str) -> None:
 
 def vlds(*words: object) -> list[str]:
     """Command line of one of our own commands."""
-    return [sys.executable, "-m", "vlds", *map(str, words)]
+    return python("-m", "vlds", *words)
 
 
 def as_typed(command: Sequence[str]) -> str:
     """A command line as the user would type it."""
-    if list(command[:3]) == vlds():
-        return shlex.join(["vlds", *command[3:]])
-    return shlex.join(["python", *command[1:]] if command[0] == sys.executable else command)
+    for typed, begin in (("vlds", vlds()), ("python", python()), ("python", python()[:1])):
+        if list(command[: len(begin)]) == begin:
+            return shlex.join([typed, *command[len(begin) :]])
+    return shlex.join(command)

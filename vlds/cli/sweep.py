@@ -29,7 +29,7 @@ from vlds.report.sweep import Sweep, SweepRun, read_sweep, runs_of
 from vlds.report.tables import Cell, Table, TableRow, terminal_table
 from vlds.runtime.disk import check_writable
 from vlds.runtime.json_files import read_metric_lines
-from vlds.runtime.process import Interrupted, signals_collected
+from vlds.runtime.process import Interrupted, python, signals_collected
 from vlds.runtime.terminal import complain, duration_text, open_console, tell
 from vlds.training.prepare import number_of_steps
 
@@ -235,7 +235,7 @@ def work_at_once(
     Errors: Interrupted, once all have saved and ended, if a signal asked for it.
     """
     # Bound to this process: if it is killed, they save and end.
-    command = [sys.executable, "-c", BOUND, sys.executable, "-um", MODULE, *ranks, "--", *words]
+    command = python("-c", BOUND, *python("-um", MODULE, *ranks, "--", *words))
 
     def show(lines: IO[str], number: int) -> None:
         for line in lines:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -23,12 +22,13 @@ from vlds.report.sweep import Preparation, Sweep, SweepRun, folder_name, prepara
 from vlds.runtime.disk import CannotWrite, writable
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.folders import FolderInUse, folder_lock
+from vlds.runtime.process import python
 from vlds.runtime.terminal import tell
 
 CLAIMS, FAILED, MADE = "claims", "failed", "made"
 """Folders of a sweep: who does what, what has failed, and the commands that have prepared."""
-OURS = {"vlds": vlds(), "python": [sys.executable]}
-"""Program in a command -> what it stands for: the vlds and the Python that run the sweep."""
+OURS = {"vlds": vlds, "python": python}
+"""Program in a command -> what makes it: the vlds and the Python that run the sweep."""
 PREPARE_POLL_S = 2.0
 """Seconds between two looks at what another process prepares."""
 
@@ -121,7 +121,8 @@ class PreparePart:
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:
         program, *rest = self.words
         write_whole(self.record, f"{self.command}\n")
-        yield Stage(self.name, self.product, [*OURS.get(program, [program]), *rest])
+        command = OURS[program](*rest) if program in OURS else self.words
+        yield Stage(self.name, self.product, list(command))
 
 
 @dataclass(frozen=True)

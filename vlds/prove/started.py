@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from vlds.recipe.config import Recipe, TrackingConfig, save_recipe
 from vlds.runtime.devices import count_gpus
 from vlds.runtime.files import read_text
 from vlds.runtime.json_files import read_metric_lines
-from vlds.runtime.process import find
+from vlds.runtime.process import find, python
 from vlds.runtime.rank_environment import without_rank
 from vlds.training.checkpoint import load
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -49,7 +48,7 @@ def launch(words: Sequence[str], log: Path, stop: Callable[[], bool]) -> int:
     variables = without_rank(os.environ) | {"VLDS_LAUNCHER_ARGS": ""}
     with log.open("wb") as output:
         process = psutil.Popen(
-            [sys.executable, "-m", "vlds", *words], env=variables,
+            python("-m", "vlds", *words), env=variables,
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from inspect import isabstract
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
@@ -160,7 +161,9 @@ class Builder:
         try:
             cls = class_named(path, base)
         except ImportError as error:
-            self.fail(key, f"{path:.100}: {error!s:.200}")
+            here = Path(f"{path.partition('.')[0]}.py").is_file()
+            cure = "; its file is here: set PYTHONPATH=. in the environment" if here else ""
+            self.fail(key, f"{path:.100}: {error!s:.200}{cure}")
         if cls is None or isabstract(cls):
             known = f"{guess(path, names)}choose from: {', '.join(names)}"
             self.fail(key, f"'{path:.100}' is not a {base.__name__}; {known}")

@@ -443,10 +443,10 @@ def take_trust(arguments: Sequence[str]) -> list[str]:
 def trust(module: str) -> None:
     """Let saved recipes name the classes of a module or package, which may be in the working
     directory."""
-    # An installed command does not have the working directory on its path.
     _trusted.add(module)
+    # Last: what else lies in the working directory must not take the place of an installed module.
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
 
 
 def is_trusted(module: str) -> bool:

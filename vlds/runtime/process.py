@@ -1,6 +1,6 @@
-"""What processes share: how they end (by a signal that asks for it, with the parent that started
-them, or killed), which freed memory they keep, how they import large libraries, and where the files
-that vlds brings are.
+"""What processes share: how Python starts, how they end (by a signal that asks for it, with the
+parent that started them, or killed), which freed memory they keep, how they import large libraries,
+and where the files that vlds brings are.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KILLED = "killed (SIGKILL: by a user, or by the system when memory ran out)"
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
+SAFE_PATH = "PYTHONSAFEPATH"
+"""`-P` as a variable, for what libraries start: multiprocessing, DeepSpeed's launcher."""
+
+
+def python(*words: object) -> list[str]:
+    """The command line of another Python, which never imports from the working directory: a
+    stranger's artifact may lie there. The words begin with `-m`, `-c` or options; a user's script
+    comes first, and finds what lies beside it."""
+    options = [] if words and not str(words[0]).startswith("-") else ["-P"]
+    return [sys.executable, *options, *map(str, words)]
 
 
 def signal_name(number: int) -> str:

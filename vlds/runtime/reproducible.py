@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vlds.runtime.process import ASKING
+from vlds.runtime.process import ASKING, python
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 
@@ -48,7 +48,8 @@ def pin_arithmetic(ranks: Ranks) -> None:
         # In place: the launcher watches this process, and the open files stay its own. As at the
         # first start, a signal waits until a rank can answer (rank.run_rank).
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        again = python(*sys.orig_argv[1:])
+        os.execv(again[0], again)
     elif capability != "AVX2":
         obstacle = f"torch finds {capability} instructions, not AVX2"
     else:

@@ -141,28 +141,27 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
 
     Errors: ValueError, unless `skip` leaves their rows out.
     """
-    missing = []
+    missing: list[MissingFile] = []
+    num_files = 0
     for dataset in datasets:
-        for sample in dataset.samples:
-            missing += [
-                MissingFile(
-                    f"{'clip' if number in sample.clips else 'picture'} {str(path)[-MOST_SHOWN:]}",
-                    sample,
-                    dataset.source,
-                    path,
-                )
-                for number, path in enumerate(sample.images)
-                if not is_there(path)
-            ]
-        # A file that several samples name is looked for once.
+        # A file that several turns or samples name is looked for, and counted, once.
+        pictures = {path for sample in dataset.samples for path in sample.images}
+        absent = {path for path in pictures if not is_there(path)}
+        for sample in dataset.samples if absent else ():
+            for number, path in enumerate(sample.images):
+                if path in absent:
+                    absent.remove(path)
+                    what = "clip" if number in sample.clips else "picture"
+                    name = f"{what} {str(path)[-MOST_SHOWN:]}"
+                    missing.append(MissingFile(name, sample, dataset.source, path))
         located = {file: sample for sample in dataset.samples for file in sample.features}
+        num_files += len(pictures) + len(located)
         missing += [
             MissingFile(f"features {file}", located[file], dataset.source)
             for file in find_missing(located)
         ]
     if not missing:
         return
-    num_files = sum(len(s.images) + len(s.features) for data in datasets for s in data.samples)
     if skip:
         tell(_message(missing, num_files, folder, "Their rows are left out"), error=True)
         return

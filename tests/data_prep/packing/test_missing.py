@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.cli import main
+from tests.toys.files import write
 from tests.toys.own_rows import photos, prepare, questions
 from tests.toys.shards import packed
 
@@ -53,6 +55,12 @@ def test_one_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         "a.png is missing; line 3 of rows.csv names it. Did you mean a.jpg? Check --images, add "
         "the file, or leave its rows out with --skip-missing\n"
     ) in capsys.readouterr().err
+    user = {"role": "user", "content": [{"type": "image", "image": "x.jpg"}]}
+    turns = [user, {"role": "assistant", "content": "red"}] * 2
+    file = write(folder / "talks.json", [{"messages": turns}])
+    out = ["--images", str(folder / "photos"), "--out", str(folder / "talks")]
+    assert main(["chat", "--annotations", str(file), *out]) == 2
+    assert "x.jpg is missing; line 1 of talks.json names it. " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

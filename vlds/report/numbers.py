@@ -27,6 +27,9 @@ FEWEST_SEEDS = 3
 """Seeds that two rows must share before one is called better: with two, an interval is six times as
 wide as with three, and whether it holds 0 is mostly chance."""
 
+NO_DEVIATION = 1e-9
+"""Of values that differ in their last bits alone, such as differences of equal scores."""
+
 OUTSIDE = 0.05
 """What an interval leaves out, on both sides together."""
 NEARLY_NORMAL = 1000
@@ -81,11 +84,12 @@ class Number:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % confidence interval of the mean (Student's t); None for one seed."""
-        count = len(self.values)
-        if count < 2:
+        """95 % confidence interval of the mean (Student's t); None for one seed, and for equal
+        values, which do not say how far others would be."""
+        count, deviation = len(self.values), self.deviation
+        if deviation is None or deviation < NO_DEVIATION:
             return None
-        half = student_quantile(count - 1) * statistics.stdev(self.values) / math.sqrt(count)
+        half = student_quantile(count - 1) * deviation / math.sqrt(count)
         mean = statistics.mean(self.values)
         return Interval(mean - half, mean + half)
 
@@ -93,8 +97,8 @@ class Number:
         """True if on common seeds, of which there are enough, the whole 95 % interval of the
         differences is above 0. Another seed may draw the means the other way."""
         difference = self.minus(other)
-        interval = difference.interval
-        return interval is not None and len(difference.values) >= FEWEST_SEEDS and interval.low > 0
+        low = difference.interval.low if difference.interval else difference.mean
+        return len(difference.values) >= FEWEST_SEEDS and low is not None and low > 0
 
     def minus(self, other: Number) -> Number:
         """The differences on the seeds that both have, and that of the published values."""

@@ -58,6 +58,7 @@ def test_an_interval_is_student_s() -> None:
     assert many is not None
     half = 1.9842170 * statistics.stdev([0.0, 1.0] * 50) / 10
     assert many.high == pytest.approx(0.5 + half)
+    assert Number([24.1, 24.1]).interval is None, "equal seeds do not say how far others would be"
 
 
 def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:

@@ -303,6 +303,17 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
     assert recipe.tasks["vqa"].decoding == Decoding(num_beams=4, max_new_tokens=19)
     assert recipe.tasks["vqa"].train == ["a"]
     assert recipe.data.errors == ErrorPolicy(max_in_a_row=3)
+    # What says the same otherwise gives way, to a recipe with this base too.
+    file.write_text(f"{RECIPE}training: {{epochs: 2}}\n")
+    (based := file.with_name("based.yaml")).write_text(f"base: {file}\ntraining: {{steps: 5}}\n")
+    for words, length in (
+        ([str(file), "--training.steps", "7"], (7, None)),
+        ([str(file), "--training.steps", "null"], (None, 2)),
+        ([str(based)], (5, None)),
+        ([str(based), "--training.epochs", "3"], (None, 3)),
+    ):
+        training = parse_recipe(words).training
+        assert (training.steps, training.epochs) == length
 
 
 def test_a_part_of_a_section_keeps_the_rest_of_its_default() -> None:

@@ -42,7 +42,7 @@ from vlds.recipe.choices import (
     sections,
     takes_null,
 )
-from vlds.recipe.paths import WHOLE, merged, read_merged, unset
+from vlds.recipe.paths import INSTEAD, WHOLE, merged, read_merged, unset
 from vlds.runtime.process import find
 from vlds.runtime.terminal import tell
 
@@ -136,6 +136,8 @@ def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[s
     if given == "null" and name in tree and hint not in (None, Any) and not takes_null(hint):
         del tree[name]
         return
+    if given != "null" and (other := INSTEAD.get(name, "")) in types:
+        tree.pop(other, None)
     old = tree.get(name)
     # Lists are read here already, so that files in them can be looked for.
     is_list = any(get_origin(branch) in (list, tuple) for branch in branches_of(hint))

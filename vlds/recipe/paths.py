@@ -110,10 +110,16 @@ def changed(recipe: dict[str, Any], changes: dict[str, Any], options: type) -> d
     return result
 
 
+INSTEAD = {"steps": "epochs", "epochs": "steps"}
+"""Key -> the key that says the same otherwise: what sets one takes the other away."""
+
+
 def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]) -> dict[str, Any]:
     """`base` with `changes` merged in; keys in `whole` are replaced."""
     result = dict(base)
     for key, value in changes.items():
+        if value is not None and (other := INSTEAD.get(key, "")) not in changes:
+            result.pop(other, None)
         old = base.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and key not in whole:
             # The arguments of one class mean nothing to another.

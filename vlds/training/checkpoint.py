@@ -201,8 +201,6 @@ def find_state(recipe: Recipe, ranks: Ranks, resume: Resume) -> Path | None:
             tell(f"skipped a run state: {complaint}", flush=True)
         if state_folder is not None:
             tell(f"resuming from {state_folder}", flush=True)
-        elif not num_states:
-            tell(f"--resume auto: no run state in {folder}; starting at step 0", flush=True)
     if state_folder is None and num_states:
         raise ValueError(
             f"--resume: {folder} holds {num_states} run state(s), none of them whole "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlds.runtime.command_line import DESCRIBE, CommandParser
 from vlds.runtime.process import Interrupted, interruptible
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import Away, tell
 
 from .catalogue import CATALOGUE, PROGRAM
 
@@ -57,14 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .packing.file_check import MOST_SHOWN
 
         # What is outside the data: the same command goes on once it is gone.
-        outside = LostWorker, UnfitWorker, CannotWrite, FetchError
+        outside = LostWorker, UnfitWorker, CannotWrite, FetchError, Away
         kept = KEPT if begun() and isinstance(error, outside) else ""
         message = str(error)
         # Our own subclasses say what to do.
         if isinstance(error, OSError) and str(error).startswith("[Errno") and error.filename:
             message = f"{str(error.filename)[-MOST_SHOWN:]}: {error.strerror or error}"
         tell(f"error: {message}{kept}", error=True)
-        return USER_ERROR
+        return 1 if isinstance(error, Away) else USER_ERROR
     except Interrupted as error:
         tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun() else ''}", error=True)
         return error.exit_code

@@ -38,7 +38,9 @@ def line(server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """The way to an empty bucket; `files` is its file system."""
     line = Line(server)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
-    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.02, 0.02, 0.02))
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSE_S", 0.02)
+    monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 2.0)
+    vlds.data.shards.download._troubles.clear()
     files = use_store(monkeypatch, line.port)
     if files.exists(BUCKET):
         files.rm(BUCKET, recursive=True)
@@ -120,7 +122,7 @@ def test_a_wrong_endpoint_is_named(
 ) -> None:
     use_store(monkeypatch, 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    assert main(["stats", f"s3://{BUCKET}/pets"]) == 2
+    assert main(["stats", f"s3://{BUCKET}/pets"]) == (1 if "//" in endpoint else 2)
     *again, said = capsys.readouterr().err.splitlines()
     assert said.endswith(f"; AWS_ENDPOINT_URL is {endpoint}")
     # What is no address at all is not asked again.

@@ -56,7 +56,6 @@ def use_store(patch: pytest.MonkeyPatch, port: int) -> Any:
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     patch.setenv("AWS_ACCESS_KEY_ID", "key")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    patch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own, whose pauses last for seconds
     # Clients of another store, which the environment named before.
     s3fs.S3FileSystem.clear_instance_cache()
     vlds.data.shards.download._object_store.cache_clear()

@@ -21,7 +21,7 @@ from vlds.cli.words import PROVE, RANKS, RESTARTS, split_words
 from vlds.runtime import terminal
 from vlds.runtime.process import ASKING
 from vlds.runtime.rank_environment import read_place, without_rank
-from vlds.runtime.terminal import complain, tell, tell_exception
+from vlds.runtime.terminal import Away, complain, tell, tell_exception
 
 Work = Callable[[Sequence[str]], int]
 """Runs a command line in this process; the exit code."""
@@ -48,7 +48,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)  # local.py has started it with them blocked
     try:
         code = _work_as_rank(arguments, work)
-    except ValueError as error:
+    except (ValueError, Away) as error:
         code = complain("vlds", error)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -22,7 +22,7 @@ from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_r
 from vlds.report.report import Report, RunReport, facts_of, is_same_data
 from vlds.report.scores import RESAMPLES, TaskResult, results_of, scores_of_predictions
 from vlds.runtime.folders import PREDICTIONS, read_starts
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import Away, tell
 from vlds.tasks.base import SPLITS, Task, label_of, task_of
 
 Value = TypeVar("Value")
@@ -66,7 +66,7 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
             try:
                 collect_gallery(folder, recipe, predictions)
                 run = replace(run, gallery=read_gallery(folder))
-            except ValueError as error:
+            except (ValueError, Away) as error:
                 notes.append(f"No new samples to look at: {error}")
     # On stderr too: what was passed over changes what a table says.
     for line in (*run.damage, *run.outdated):

@@ -56,8 +56,13 @@ def tell(text: object, *, end: str = "\n", error: bool = False, flush: bool = Fa
     print(visible(text), end=end, file=sys.stderr if error else sys.stdout, flush=flush)
 
 
-def complain(who: str, error: ValueError) -> int:
-    """Say what the user got wrong; the exit code.
+class Away(OSError):
+    """What a command needs does not answer. It is nobody's mistake, and passes: a run that ends by
+    it may be restarted. The message is complete."""
+
+
+def complain(who: str, error: ValueError | Away) -> int:
+    """Say what the user got wrong, or what is away; the exit code.
 
     All ranks usually find the same mistake. So the first rank of a machine speaks at once, and the
     others only if they still live some seconds later: when a rank ends, the launcher ends the rest.
@@ -65,7 +70,7 @@ def complain(who: str, error: ValueError) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(OTHERS_SPEAK_AFTER_S)
     tell(f"{who}: {error}", error=True, flush=True)
-    return 2
+    return 1 if isinstance(error, Away) else 2
 
 
 def leave_unread(who: str) -> int:

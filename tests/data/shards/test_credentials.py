@@ -21,7 +21,7 @@ from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource
 from vlds.data.streams.sequential import open_streamed as open_shards
-from vlds.runtime.terminal import without_credentials
+from vlds.runtime.terminal import Away, without_credentials
 
 SECRET = "hunter2"
 SIGNED = f"X-Amz-Expires=60&X-Amz-Signature={SECRET}"
@@ -161,8 +161,8 @@ def test_a_download_that_breaks_does_not_show_the_login(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """aiohttp's errors hold the headers that were sent."""
-    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", ())
+    monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 0.0)
     web.login, web.status[DATASET_FILE] = f"user:{SECRET}", 503
-    with pytest.raises(ShardError, match="503") as caught:
+    with pytest.raises(Away, match="503") as caught:
         open_dataset(with_login(web.url("small")), ShardCache(tmp_path / "cache"))
     assert base64.b64encode(web.login.encode()).decode() not in str(caught.value)

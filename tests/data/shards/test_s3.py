@@ -38,6 +38,7 @@ from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
+from vlds.runtime.terminal import Away
 
 BIG = f"s3://{BUCKET}/big"
 TARS = [f"big/big-train-{number:05d}.tar" for number in range(6)]
@@ -55,7 +56,7 @@ def line(server: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch)
     """The way to a bucket that holds "big"."""
     line = Line(server)
     files = use_store(monkeypatch, line.port)
-    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.02, 0.02, 0.02))
+    monkeypatch.setattr(vlds.data.shards.download, "PAUSE_S", 0.02)
     if not files.exists(BUCKET):
         files.mkdir(BUCKET)
     files.put(str(folders["big"]), f"{BUCKET}/", recursive=True)
@@ -139,16 +140,28 @@ def test_ways_to_fail_are_told_apart(
     words: str,
 ) -> None:
     dataset = open_dataset(BIG, cache)
-    monkeypatch.setattr(vlds.data.shards.download, "PAUSES", (0.02,))
+    monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 0.3)
     setattr(line, how, 1.0)
     if how == "slow":
         line.delay = 5.0
         monkeypatch.setattr(vlds.data.shards.download, "PATIENCE_S", 0.5)
-    with pytest.raises(ShardError, match=r"^s3://.*big-train-00000\.tar: 2 downloads broke"):
+    with pytest.raises(Away, match=r"^s3://.*big-train-00000\.tar: away for 0.3 s; "):
         dataset.read(0)
     lines = [text for text in capfd.readouterr().err.splitlines() if "asked again" in text]
     assert len(lines) == 1
     assert words in lines[0]
+
+
+def test_a_request_is_tried_by_one_owner(
+    line: Line, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3's client and s3fs would each try five times for one try of ours."""
+    dataset = open_dataset(BIG, cache)
+    monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 1.0)
+    line.errors = 1.0
+    with pytest.raises(Away, match=r"away for 1 s; request \d+ broke") as error:
+        dataset.read(0)
+    assert f"request {line.faults['error']} broke" in str(error.value)
 
 
 def test_a_replaced_object_is_named(line: Line, cache: ShardCache) -> None:

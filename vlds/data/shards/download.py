@@ -1,8 +1,9 @@
 """Files from servers and object stores, by fsspec: whole, or a range of their bytes.
 
 A download ends whatever the server does: at the expected size, or when it almost stops. A request
-that broke is repeated after a pause of random length, because a thousand ranks whose requests
-broke together would otherwise come back together. A login in a web address goes into the header of
+that broke is repeated here and by nobody else, until the server has been away for AWAY_S seconds.
+Pauses have a random length, because a thousand ranks whose requests broke together would otherwise
+come back together. A login in a web address goes into the header of
 the request, so that no library's error can show it. An address without login may have one in
 ~/.netrc; object stores find credentials where their own clients look for them.
 """
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from random import uniform
 from typing import Any, Protocol, TypeVar
@@ -28,13 +30,14 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
+from fsspec.config import conf
 from fsspec.core import url_to_fs
 
 from vlds.data.errors import FetchError, FullDisk
 from vlds.data.shards.info import DATASET_FILE
 from vlds.runtime.files import LARGEST_FILE
 from vlds.runtime.json_files import sha256 as file_sha256
-from vlds.runtime.terminal import lost_credentials, tell, without_credentials
+from vlds.runtime.terminal import Away, lost_credentials, tell, without_credentials
 
 Value = TypeVar("Value")
 
@@ -85,8 +88,10 @@ def check_whole(url: str) -> None:
         )
 
 
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Mean seconds before each new try of a request that broke."""
+AWAY_S = 300.0
+"""For so long a request that broke is tried again. Less than ranks wait for each other."""
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 16.0
+"""Mean seconds before the first new try, which double with each, and at most."""
 ENDPOINT = "AWS_ENDPOINT_URL"
 """Names the server of s3:// if it is not Amazon's."""
 SLOWEST = 1000
@@ -120,7 +125,7 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
     """Write a file of the folder at a URL to `path`. With `expected`, check its sha256 and size;
     without, read at most LARGEST_FILE bytes.
 
-    Errors: FetchError after the last try, or at once if another try would not help.
+    Errors: as `retried`.
     """
     files, root = open_address(folder)
     url = below(without_credentials(folder), name)
@@ -152,7 +157,7 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
 def read_range(folder: str, name: str, offset: int, size: int, whole: int) -> bytes:
     """Bytes of a file of `whole` bytes in the folder at a URL; not of a web server.
 
-    Errors: FetchError after the last try, or at once if the file has another size.
+    Errors: as `retried`; FetchError at once if the file has another size.
     """
     files, root = open_address(folder)
     source, url = below(root, name), below(without_credentials(folder), name)
@@ -238,28 +243,17 @@ TIMES = ("LastModified", "updated", "last_modified", "mtime", "last_commit")
 """Names that S3, Google Cloud, Hugging Face and others have for these."""
 
 
-def open_stream(url: str) -> BytesReader:
-    """The bytes of a file at a URL, in order from its beginning.
-
-    Errors: FetchError that names the URL and what happened.
-    """
-    files, path = open_address(url)
-
-    def opened() -> BytesReader:
-        stream: BytesReader = WebStream(files, path) if is_web(url) else files.open(path, "rb")
-        return stream
-
-    # A stream that has begun is not retried: what was read of it would come again.
-    return retried(opened, without_credentials(url), "check the address", Path())
-
-
 def retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Value:
-    """The result of an action that reads from or writes to a server, tried again after each of
-    PAUSES. `url` is for messages, without credentials; `path`: of the file that is written here."""
-    for pause in (*PAUSES, None):
+    """The result of an action that reads from or writes to a server. What broke is tried again.
+
+    `url` is for messages, without credentials; `path`: of the file that is written here. Errors:
+    FetchError for what another try would not mend; Away AWAY_S seconds after it broke first.
+    """
+    end: float | None = None
+    for number in count():
         try:
             return action()
-        except FetchError:
+        except (FetchError, Away):
             raise
         except Exception as error:  # each sort of storage raises its own exceptions
             reason = _final_reason(error, path)
@@ -267,17 +261,22 @@ def retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Val
             # with the login.
             shown = f"{type(error).__name__}({str(error)!r})"
             # Threads that copy in the background may outlive the work that wanted it.
-            if reason is None and pause is not None and not _ending.is_set():
-                _tell_trouble(error, f"{url}: {{}} ({shown}); it is asked again")
-                _ending.wait(pause * uniform(0.5, 1.5))
+            now = time.monotonic()
+            end = now + AWAY_S if end is None else end
+            if reason is None and now < end and not _ending.is_set():
+                _tell_trouble(error, f"{url}: {{}} ({shown}); it is asked again for {AWAY_S:g} s")
+                pause = min(PAUSE_S * 2.0 ** min(number, 9), LONGEST_PAUSE_S) * uniform(0.5, 1.5)
+                _ending.wait(min(pause, end - now))
                 continue
-            is_full = isinstance(error, OSError) and error.errno in FULL
-            tries = len(PAUSES) + 1
-            reason = reason or f"{tries} downloads broke, the last one with {shown}; {cure}"
-            if not is_full and url.startswith("s3") and ENDPOINT in os.environ:
+            kind: type[FetchError | Away] = FetchError
+            if reason is None:
+                kind = Away
+                reason = f"away for {AWAY_S:g} s; request {number + 1} broke with {shown}; {cure}"
+            elif isinstance(error, OSError) and error.errno in FULL:
+                kind = FullDisk
+            if kind is not FullDisk and url.startswith("s3") and ENDPOINT in os.environ:
                 reason += f"; {ENDPOINT} is {os.environ[ENDPOINT]}"
             # Not `from error`: a traceback would show the whole URL.
-            kind = FullDisk if is_full else FetchError
             raise kind(f"{url}: {without_credentials(reason)}") from None
     raise AssertionError
 
@@ -357,7 +356,15 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 # a client does not survive a fork.
 @lru_cache(maxsize=64)
 def _object_store(url: str, process: int) -> tuple[Any, str]:
-    opened: tuple[Any, str] = url_to_fs(url)
+    scheme, options = url.partition("://")[0], {}
+    if is_s3 := scheme in ("s3", "s3a"):
+        # Its client and s3fs each try five times by themselves, so that ours would come 25-fold.
+        # The other stores' tries cannot be turned off, only waited for.
+        given = conf.get(scheme, {}).get("config_kwargs", {})
+        options["config_kwargs"] = {**given, "retries": {"total_max_attempts": 1}}
+    opened: tuple[Any, str] = url_to_fs(url, **options)
+    if is_s3:
+        opened[0].retries = 1
     return opened
 
 
@@ -371,13 +378,57 @@ class BytesReader(Protocol):
         """Close the file or connection."""
 
 
+class Stream:
+    """The bytes of a file at a URL, in order from its beginning. One that breaks is opened again
+    where it was."""
+
+    def __init__(self, url: str) -> None:
+        """Errors: FetchError, Away."""
+        self._files, self._path = open_address(url)
+        self._url, self._at = without_credentials(url), 0
+        self._open: BytesReader | None = None
+        self.read(0)
+
+    def read(self, size: int, /) -> bytes:
+        """Errors: FetchError, Away."""
+        data = retried(lambda: self._read(size), self._url, "check the address", Path())
+        self._at += len(data)
+        return data
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._open is None and is_web(self._path):
+                self._open, left = WebStream(self._files, self._path), self._at
+                while left > 0:  # servers of the web may not send ranges
+                    if not (passed := self._open.read(min(left, SKIPPED))):
+                        raise Cut("the file has become shorter")
+                    left -= len(passed)
+            elif self._open is None:
+                self._open = file = self._files.open(self._path, "rb")
+                file.seek(self._at)
+            return self._open.read(size) if size else b""
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file or connection."""
+        stream, self._open = self._open, None
+        if stream is not None:
+            stream.close()
+
+
+SKIPPED = 1 << 20
+"""Bytes that are read at once to come to a place."""
+
+
 class WebStream:
     """The body of a web server's answer. fsspec's own stream asks for the size first, and has no
     limit for a server that sends a byte now and then."""
 
     def __init__(self, files: Any, url: str) -> None:
         """`files`: fsspec's file system."""
-        self._loop, self._address = files.loop, without_credentials(url)
+        self._loop = files.loop
         self._waited, self._came = 0.0, 0
 
         async def answer() -> Any:
@@ -397,19 +448,15 @@ class WebStream:
         self._response = sync(self._loop, answer)
 
     def read(self, size: int) -> bytes:
-        """Errors: FetchError for a connection that breaks off or almost stops."""
+        """Errors: those of aiohttp for a connection that breaks off; TooSlow."""
         start = time.monotonic()
-        try:
-            data: bytes = sync(self._loop, self._response.content.read, size)
-            # Only the time that is spent here counts: the reader of the stream may be slow itself.
-            self._waited += time.monotonic() - start
-            self._came += len(data)
-            if data and self._waited > PATIENCE_S:
-                _check_rate(self._came, self._waited)
-                self._waited, self._came = 0.0, 0
-        except Exception as error:  # aiohttp's errors, which hold the headers that were sent
-            shown = without_credentials(f"{type(error).__name__}({str(error)!r})")
-            raise FetchError(f"{self._address}: the connection broke off with {shown}") from None
+        data: bytes = sync(self._loop, self._response.content.read, size)
+        # Only the time that is spent here counts: the reader of the stream may be slow itself.
+        self._waited += time.monotonic() - start
+        self._came += len(data)
+        if data and self._waited > PATIENCE_S:
+            _check_rate(self._came, self._waited)
+            self._waited, self._came = 0.0, 0
         return data
 
     def close(self) -> None:

@@ -43,8 +43,7 @@ from vlds.runtime.terminal import without_credentials
 FRESH_S = 60.0
 """A younger copy of dataset.json was made by a process of the same run."""
 FAILED_S = 600.0
-"""A server that is down stalls each try for minutes: for so long, a shard that could not be fetched
-fails at once."""
+"""For so long, a shard that the store does not have, or has with other bytes, fails at once."""
 MOST_RANGED = 1 / 16
 """Share of a shard that a process reads as ranges before it waits for the copy."""
 AT_ONCE = 16

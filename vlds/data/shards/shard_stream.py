@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.download import BytesReader, is_web, open_stream
+from vlds.data.shards.download import BytesReader, Stream, is_web
 from vlds.data.shards.tar import members
 from vlds.runtime.files import open_file
-from vlds.runtime.terminal import without_credentials
+from vlds.runtime.terminal import Away, without_credentials
 
 BLOCK = 1 << 16
 """Most bytes that are skipped at once."""
@@ -99,6 +99,8 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
                 content = {n: memoryview(d) for n, d in sample.items() if not n.startswith("__")}
                 yield sample["__key__"], content
                 num_read += 1
+    except Away:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).removeprefix(f"{shown}: ")
         if isinstance(error, OSError):
@@ -122,7 +124,7 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     if is_local(url):
         stream: BytesReader = open_file(url)
     elif is_web(url) or urlsplit(url).scheme not in gopen_schemes:
-        stream = open_stream(url)
+        stream = Stream(url)
     else:
         stream = gopen(url)  # commands, and clouds that webdataset reads through their own commands
     at, too_short = 0, False

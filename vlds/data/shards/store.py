@@ -44,6 +44,7 @@ from vlds.data.shards.shard_stream import is_pattern
 from vlds.data.shards.tar import read_members
 from vlds.runtime.files import open_descriptor, read_file
 from vlds.runtime.json_files import in_words
+from vlds.runtime.terminal import Away
 from vlds.schema import Sample, SkipSample
 
 
@@ -283,7 +284,7 @@ class Dataset:
         try:
             data = memoryview(self._files.read(shard, begin, end - begin))
             key, content = read_members(data, begin)
-        except FetchError:
+        except (FetchError, Away):
             raise
         except (OSError, ShardError) as error:
             reason = error.strerror if isinstance(error, OSError) else error

@@ -25,6 +25,7 @@ from vlds.data.order.mixed_order import BatchCut, MixedOrder
 from vlds.data.shards.pictures import PictureCache, decode_pictures
 from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, EvalOrder, TaskSource, fixed_example
+from vlds.runtime.terminal import Away
 from vlds.schema import (
     Collator,
     Images,
@@ -269,7 +270,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                         if row is None:
                             return parcel
                         rows[index] = row
-        except ValueError as error:  # ShardError is one
+        except (ValueError, Away) as error:  # ShardError is one
             parcel.error = error
         return parcel
 

@@ -29,6 +29,7 @@ from vlds.data.errors import BadSample
 from vlds.runtime.devices import uses_gpu
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.process import ASKING, KILLED, end_with_parent, how_it_ended
+from vlds.runtime.terminal import Away
 from vlds.schema import Batch
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
@@ -46,7 +47,7 @@ class Parcel:
     batch: Batch | None = None
     """None if no batch could be made: then `bad` or `error` says why."""
     bad: list[BadSample] = field(default_factory=list)
-    error: ValueError | None = None
+    error: ValueError | Away | None = None
     """As a value, because torch would wrap a raised one in the worker's traceback."""
 
     def pin_memory(self) -> Parcel:

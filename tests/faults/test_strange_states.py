@@ -152,6 +152,7 @@ STRANGE: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (of_progress(data={}), r"data\.consumed is None, which no run has saved; move"),
     (of_data(consumed="x"), r"data\.consumed is 'x', which no run has saved; move"),
     (of_data(consumed=-5), r"data\.consumed is -5, "),
+    (of_data(consumed=0), r"data\.consumed is '0 at step 5', which no run has saved; move"),
     (of_data(consumed=10**30), r"data\.consumed is 10{30}, "),
     (of_data(phase={"at": 1, "given": {"vqa": [2]}}), r"data\.phase is \{'at': 1,.*, which no"),
     (of_progress(skipped="9"), r"none of them whole \(.*skipped is '9', .*expected\); move that"),
@@ -212,7 +213,7 @@ def test_strange_content_is_refused_with_its_cure(
         folders.append(tmp_path / str(number))
         shutil.copytree(tmp_path / "run" / "state", folders[-1] / "state")
         state = folders[-1] / "state" / "step-00000005"
-        change(state, how, tensors=number > 6)
+        change(state, how, tensors=number > 7)
     (said,) = ranks1.run(refusals, replace(recipe, output=str(tmp_path / "new")), folders)
     for folder, message, (_, expected) in zip(folders, said, STRANGE, strict=True):
         assert message.startswith(f"--resume: {folder}/state"), message

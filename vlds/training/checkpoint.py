@@ -11,11 +11,12 @@ of bad samples, and of steps in a row that are not finite.
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import partial
 from math import isnan, nan
@@ -27,15 +28,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlds.data.order.epoch_order import differences
-from vlds.data.streams.stream import MixedStream
+from vlds.data.streams.stream import MixedStream, invalid_state
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.result import Evaluation
 from vlds.models.loading.model_files import reading
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, load_recipe
+from vlds.recipe.paths import renamed
 from vlds.runtime.artifact_files import WEIGHTS
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.files import finish_replacing, read_file, remove, sweep, whole_folder
+from vlds.runtime.folders import read_starts
 from vlds.runtime.json_files import damage, parse_record, write_manifest
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
@@ -56,6 +59,11 @@ from vlds.training.states import (
 )
 
 OTHER_OUTPUT = "or name another output"
+AFTER_TRAINING = re.compile(
+    r"(tracking|training\.(evaluate_whole|collective_timeout)|data\.(cache|cache_bytes|num_workers|"
+    r"eval_batch_size)|tasks\..+\.init_args\.(evaluate|test|decoding|headline))\b"
+)
+"""Keys that do not say how the weights came about: they may change where no step is left."""
 
 
 def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
@@ -232,6 +240,17 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
             states.stream.load_state(progress.data, new_phase=new_phase)
         except ValueError as error:
             raise ValueError(f"--resume: {folder}: {error}") from error
+    # Each step reads a global batch, whose size may have changed: with the mixture, or as a start
+    # of the run says.
+    lines = [line for start in read_starts(folder.parents[1]) for line in start.changes]
+    stream, step = states.stream, progress.step
+    size = progress.data["global_batch_size"]
+    expected = step * (size if stream.order.batch_sizes is None else stream.order.stride)
+    resized = stream.order.phase.at > 0 or any("batch_size" in line for line in lines)
+    if stream.consumed < step or not (resized or stream.consumed == expected):
+        raise ValueError(
+            f"--resume: {folder}: {invalid_state('consumed', f'{stream.consumed} at step {step}')}"
+        )
     if ranks.is_first:
         for warning in caught:
             tell(f"resuming: {warning.message}", flush=True)
@@ -294,16 +313,33 @@ def check_same_sources(
             )
 
 
-def recipe_changes(recipe: Recipe) -> list[str]:
+def recipe_changes(recipe: Recipe, *, places: bool = True) -> list[str]:
     """A line for each key whose value differs from that in the run's folder, except `output`: a run
-    may move.
+    may move. `places`: also where files are.
 
     Errors: OSError or ValueError if the saved recipe cannot be read.
     """
     before = load_recipe(Path(recipe.output) / RECIPE)
     trees: list[Mapping[str, object]] = [to_tree(before), to_tree(recipe)]
+    if not places:
+        trees = [renamed(tree, Recipe, lambda *file: None) for tree in trees]
     old, new = ({k: v for k, v in tree.items() if k != "output"} for tree in trees)
     return differences(old, new)
+
+
+def check_ended(recipe: Recipe, ranks: Ranks) -> None:
+    """Errors: ValueError if a recipe says otherwise than the saved one how a run was trained that
+    has no step left: none would be done so. Collective."""
+    changes: list[str] = []
+    if ranks.is_first:
+        with suppress(OSError, ValueError):  # `write_start` says that it cannot be read
+            changes = recipe_changes(recipe, places=False)
+    changes = [line for line in ranks.broadcast(changes) if not AFTER_TRAINING.match(line)]
+    if changes:
+        raise ValueError(
+            f"--resume: {changes[0]}, but all {recipe.training.num_steps:,} steps of the run in "
+            f"{recipe.output} are done; leave that as it was, raise training.steps, {OTHER_OUTPUT}"
+        )
 
 
 def model_changes(recipe: Recipe) -> list[str]:

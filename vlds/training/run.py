@@ -34,6 +34,7 @@ from vlds.training.checkpoint import (
     BestStep,
     RunStates,
     check_best,
+    check_ended,
     find_state,
     recipe_changes,
     restore,
@@ -263,6 +264,8 @@ def build_run(
             f"training.steps: {recipe.training.num_steps:,}, but the run in {recipe.output} has "
             f"taken {engine.steps_done:,}; give at least {engine.steps_done:,}, or another output"
         )
+    if resumed and left == 0:
+        check_ended(recipe, ranks)
     if best is not None:
         states.best = best.known  # a state is older than the evaluation of its step
     tracker = Tracker(recipe, ranks, engine.steps_done)

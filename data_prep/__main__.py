@@ -9,20 +9,21 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     del sys.path[0]  # as in vlds/__main__.py
 
 from vlds.runtime.process import SAFE_PATH, Interrupted, interruptible
-from vlds.runtime.terminal import tell, tell_exception
+from vlds.runtime.terminal import end_output, guard_output, tell, tell_exception
 
 
 def main() -> int:
     """Run the command and return its exit code; Ctrl-C is one line during the imports, too."""
     sys.excepthook = tell_exception
     os.environ[SAFE_PATH] = "1"
+    guard_output()
     try:
         with interruptible():
             from .cli import main as run
     except Interrupted as error:
         tell(f"interrupted by {error.signal_name}", error=True)
         return error.exit_code
-    return run()
+    return end_output(run())
 
 
 if __name__ == "__main__":

@@ -197,34 +197,6 @@ def test_ranks_leave_other_commands_to_the_first() -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
-    """`vlds ... | head -1` closes the pipe early."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "wb") as closed:
-        ended = subprocess.run(
-            [
-                sys.executable,
-                "-u",
-                "-m",
-                "vlds",
-                "describe",
-                "--config",
-                "recipes/easy_vqa.yaml",
-            ],
-            env=os.environ | rank_environment(0, 1, port=1),
-            cwd=root,
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert ended.stderr == (
-        "vlds: rank 0 ends because nobody reads its output any more; write it to a file\n"
-    )
-    assert ended.returncode == 141
-
-
-@pytest.mark.slow
 def test_a_port_that_another_program_uses() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -218,17 +216,6 @@ def test_what_the_bench_replaces_is_refused_too(
     said = capsys.readouterr().err
     assert "nothing trains" in said
     assert "while building the model" in said
-
-
-def test_a_closed_pipe_ends_no_proof(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads, writes = os.pipe()
-    os.close(reads)
-    with os.fdopen(writes, "w") as nobody, monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", nobody)
-        assert run(recipe, tmp_path / "proof", *ONLY) == 0
-    assert (tmp_path / "proof" / "proof.html").is_file()
 
 
 @pytest.mark.parametrize(

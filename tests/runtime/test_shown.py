@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.toys.files import ROOT
+from tests.toys.world import world_recipe
+from vlds.recipe.config import save_recipe
 from vlds.runtime.limited import environment
 from vlds.runtime.terminal import tell, visible
 
@@ -48,6 +53,34 @@ def test_a_traceback_is_text_too() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert "KeyError: 'x'" in done.stderr
     assert "\x1b" not in done.stderr.replace(r"\x1b", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "full", "code"),
+    [
+        ("schema recipe", True, 2),
+        ("schema recipe", False, 141),
+        pytest.param("train run.yaml", True, 0, marks=pytest.mark.slow),
+        pytest.param("train run.yaml", False, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_output_that_nobody_reads_or_that_finds_no_room(
+    words: str, full: bool, code: int, world: Path, tmp_path: Path
+) -> None:
+    """One line, and the work is done; also if stderr goes the same way."""
+    save_recipe(world_recipe(world, tmp_path / "run"), tmp_path / "run.yaml")
+    reader, pipe = os.pipe()
+    os.close(reader)
+    said = {True: "No space left on device", False: "nobody reads it"}[full]
+    with open("/dev/full", "wb") if full else os.fdopen(pipe, "wb") as out:
+        for errors in (subprocess.PIPE, out):
+            command = [sys.executable, "-m", "vlds", *words.split()]
+            done = subprocess.run(command, cwd=tmp_path, stdout=out, stderr=errors, text=True)
+            assert done.returncode == code, done.stderr
+            line = f"vlds: cannot print any more: {said}; the work goes on without\n"
+            assert done.stderr == (None if errors is out else line)
+            assert words == "schema recipe" or (tmp_path / "run/artifact").is_dir()
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
 @pytest.mark.slow

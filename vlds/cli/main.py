@@ -52,14 +52,7 @@ from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible, large_imports
 from vlds.runtime.rank_environment import is_rank
-from vlds.runtime.terminal import (
-    Away,
-    complain,
-    leave_unread,
-    quiet_libraries,
-    tell,
-    tell_exception,
-)
+from vlds.runtime.terminal import Away, complain, quiet_libraries, tell, tell_exception
 from vlds.training.states import Resume
 
 ABOUT = """\
@@ -147,8 +140,6 @@ def run_command(argv: Sequence[str]) -> int:
             return COMMANDS[name](arguments[1:])
     except (ValueError, Away) as error:
         return complain("vlds" if name.startswith("-") else f"vlds {name}", error)
-    except BrokenPipeError:
-        return leave_unread(f"vlds {name}")
 
 
 def root_parser() -> CommandParser:

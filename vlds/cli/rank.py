@@ -107,9 +107,6 @@ def explain_failure(error: BaseException, rank: str) -> int:
     if isinstance(error, KeyboardInterrupt):  # from torchrun, before there is anything to save
         say(f"rank {rank} ends by Ctrl-C")
         return 128 + signal.SIGINT
-    if isinstance(error, BrokenPipeError):  # stdout's: a collective never raises this class
-        say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
-        return 128 + signal.SIGPIPE
     reason = None
     # A loader worker that hangs or was killed. If nothing has imported the loader, it has none.
     if "vlds.data.streams.loader" in sys.modules:

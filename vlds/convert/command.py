@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from vlds.convert.output import check_absent, say, stoppable, tell
+from vlds.convert.output import check_absent, say, stoppable
 from vlds.runtime.command_line import CommandParser, description_of
+from vlds.runtime.terminal import tell
 
 if TYPE_CHECKING:
     from vlds.artifact import LoadedRun
@@ -243,7 +244,7 @@ def convert(arguments: list[str]) -> int:
             # Before the long work: a wrong login should be told at once.
             check_push(options.push, private=options.private)
         options.function(options)
-        tell(f"wrote {options.out}")
+        tell(f"wrote {options.out}", flush=True)
         if options.push is not None:
             say(f"uploading {options.out} to {options.push}")
             tell(f"pushed to {push(options.out, options.push, private=options.private)}")

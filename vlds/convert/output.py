@@ -97,11 +97,3 @@ def save_torch(tensors: Mapping[str, object], file: Path) -> None:
             torch.save(tensors, opened)
     except RuntimeError as error:
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-
-
-def tell(text: str) -> None:
-    """Print a result to stdout. A closed pipe is not an error: the output is written anyway."""
-    try:
-        terminal.tell(text, flush=True)
-    except BrokenPipeError:
-        terminal.discard_output()

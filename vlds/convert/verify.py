@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
-from vlds.convert.output import tell
 from vlds.data.shards.pictures import decode_image
 from vlds.data.streams.assemble import ImageStack
 from vlds.models.methods.host import states_type
 from vlds.models.model import Model
 from vlds.runtime.files import read_file
-from vlds.runtime.terminal import follow
+from vlds.runtime.terminal import follow, tell
 from vlds.schema import Batch, Example, Images, NaturalSize, RefusedRows, Row, SkipSample
 
 TOLERANCES = {torch.bfloat16: 0.05, torch.float32: 1e-5, torch.float64: 1e-9}

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from vlds.artifact import read_recipe
-from vlds.convert.output import tell as tell_result
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, Property
 from vlds.prove.page import Proof, Tried, write_proof
@@ -222,7 +221,7 @@ def prove_recipe(
         )
     check_writable(out, "--out")
     # A closed pipe ends no proof: its page is written anyway.
-    say = partial(tell, error=True, flush=True) if as_json else tell_result
+    say = partial(tell, error=as_json, flush=True)
     begin = time.perf_counter()
     proof = Proof(recipe, device_name(device_of()), rows, steps)
     refused: Refused | None = None
@@ -237,7 +236,7 @@ def prove_recipe(
     proof = replace(proof, seconds=time.perf_counter() - begin)
     page = write_proof(proof, out)
     if as_json:
-        tell_result(json.dumps(proof.as_tree(), indent=1))
+        tell(json.dumps(proof.as_tree(), indent=1))
     if refused is not None:
         raise ValueError(f"{refused} (while {refused.at}; {page})") from refused
     say(f"{proof.verdict}; {duration_text(proof.seconds)}")

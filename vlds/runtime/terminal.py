@@ -12,6 +12,7 @@ uses it in full; recipes, artifacts, logs, errors and names of cached files get 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -22,10 +23,11 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, MutableMapping
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
     from rich.console import Console
 
 
@@ -73,16 +75,43 @@ def complain(who: str, error: ValueError | Away) -> int:
     return 1 if isinstance(error, Away) else 2
 
 
-def leave_unread(who: str) -> int:
-    """Say that nobody reads stdout any more; the exit code."""
-    tell(f"{who} ends because nobody reads its output any more", error=True)
-    discard_output()
-    return 128 + signal.SIGPIPE
+class Output(io.FileIO):
+    """stdout or stderr of a program. Once nobody reads it, or its disk is full, one line on stderr
+    says so and the rest is dropped: no work is lost with its commentary."""
+
+    lost: ClassVar[int] = 0
+    """Exit code of a program that has lost output; 0 if it has not."""
+
+    def write(self, data: Buffer, /) -> int:
+        """As any file, but that it raises no OSError."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            unread = isinstance(error, BrokenPipeError)
+            Output.lost = 128 + signal.SIGPIPE if unread else 2
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            why = "nobody reads it" if unread else error.strerror
+            if self.fileno() == 1:
+                tell(f"vlds: cannot print any more: {why}; the work goes on without", error=True)
+            return len(memoryview(data))
 
 
-def discard_output() -> None:
-    """Write nothing more to a closed stdout: Python would try again when it ends, and fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def guard_output() -> None:
+    """Let this program print through `Output`, whoever prints: libraries do too."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        before = getattr(sys, name)
+        if before is not None:  # None: closed before the start
+            file = io.BufferedWriter(Output(descriptor, "w", closefd=False))
+            lines = before.line_buffering or before.write_through
+            guarded = io.TextIOWrapper(file, before.encoding, before.errors, line_buffering=lines)
+            setattr(sys, name, guarded)
+
+
+def end_output(code: int) -> int:
+    """Write what is still unwritten; the exit code of a program that ends with `code`."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return code or Output.lost
 
 
 def tell_exception(

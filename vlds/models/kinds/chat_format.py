@@ -148,11 +148,14 @@ class ChatFormat:
                     "it has no chat template, which a conversation of several turns needs; add one "
                     "(chat_template.jinja), or choose another model"
                 )
-            whole = "".join(
-                piece if isinstance(piece, str) else self.placeholder
-                for piece in turns[0].as_pictures.content
-            )
-            return Written(whole, [])
+            pieces = [""]
+            for piece in turns[0].as_pictures.content:
+                if isinstance(piece, str):
+                    pieces.append("")
+                else:
+                    pieces[-1] += self.placeholder
+            plain = Form(tuple(pieces), tuple(range(len(texts))), (str,) * len(texts))
+            return plain.around(texts)
         shape = tuple((turn.speaker, tuple(map(type_of, turn.content))) for turn in turns)
         if (form := self.forms.pop(shape, None)) is None:
             form = self.form(shape)
@@ -182,9 +185,10 @@ class ChatFormat:
         pieces, numbers = tuple(split[::2]), tuple(map(int, split[1::2]))
         num_pictures = sum(len(types) - types.count("text") for _, types in shape)
         beside = f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
+        written = set(numbers)
         for number, speaker in enumerate(speakers):
             what = WHAT[speaker]
-            if number not in numbers:
+            if number not in written:
                 raise ValueError(
                     f"its chat template leaves out the {what}{beside} (each prompt would be "
                     f"{found[0][:80]!r}); let its chat_template write the content of each message"
@@ -313,12 +317,11 @@ class ChatFormat:
             ids = self.ids(text)
             return Said(ids, [False] * len(ids), [0] * len(ids))
         ids, stretches = self.stretches(text, [*places, *((place, place) for place in pictures)])
-        learned, before = [False] * len(ids), [0] * len(ids)
+        learned = [False] * len(ids)
         for first, behind in stretches[: len(places)]:
             learned[first:behind] = [True] * (behind - first)
-        for first, _ in stretches[len(places) :]:
-            before[first:] = [count + 1 for count in before[first:]]
-        return Said(ids, learned, before)
+        begins = sorted(first for first, _ in stretches[len(places) :])
+        return Said(ids, learned, [bisect_right(begins, number) for number in range(len(ids))])
 
     def write_learned(
         self, turns: Sequence[Turn], limit: int
@@ -327,8 +330,8 @@ class ChatFormat:
         `limit` tokens; where in it the learned answers stand, with their ends; and where pictures
         do of which the text says nothing, as in templates of tokenizers.
 
-        Control words inside the turns are text. Errors: SkipSample for a conversation that the
-        template refuses.
+        Control words inside the turns are text, also those that the template joins of several
+        pieces. Errors: SkipSample for a conversation that the template refuses.
         """
         *before, last = (
             turn._replace(
@@ -342,12 +345,12 @@ class ChatFormat:
                 f"a conversation whose system message leaves no room for a question in {limit} "
                 "tokens (max_prompt_tokens)"
             )
-        pieces = list(last.content)
+        pieces, is_alone = list(last.content), len(last.texts) == 1
         for place, piece in enumerate(pieces):
             if isinstance(piece, str):
                 pieces[place] = self.cut(piece, max(0, left))
                 # Most questions are one text: to count it again would cost as much as the cut.
-                left -= len(self.ids(piece)) if len(last.texts) > 1 else 0
+                left -= 0 if is_alone else len(self.ids(piece))
         turns = [*before, last._replace(content=tuple(pieces))]
         inside: list[list[int]] = []
         if self.template is self.tokenizer:  # it knows no pictures
@@ -371,15 +374,17 @@ class ChatFormat:
                 if text.startswith(self.tail, end):
                     end += len(self.tail)
                 learned.append((start, end))
-        if not self.has_template:
-            return text, [], [0] * sum(map(len, inside))
         pictures = []
         for number, of_turn in enumerate(inside):
             start, end = first[number]
             # What the template has dropped are blanks before the text, or behind it.
             dropped = turns[number].texts[0].find(text[start:end])
             pictures += [min(max(start, start + place - dropped), end) for place in of_turn]
-        return text, learned, pictures
+        text, blanks = harmless(text, self.control_words, [place[1:] for place in places])
+        if not self.has_template:
+            return text, [], [0] * len(pictures)
+        moved = [(a + bisect_right(blanks, a), b + bisect_right(blanks, b)) for a, b in learned]
+        return text, moved, [place + bisect_right(blanks, place) for place in pictures]
 
     def stretches(
         self, text: str, places: Sequence[tuple[int, int]]
@@ -426,7 +431,7 @@ class ChatFormat:
     def plain(self, text: str) -> str:
         """A question or an answer without control words: neither can begin a turn, end one, or ask
         for a picture."""
-        return harmless(text, self.control_words)
+        return harmless(text, self.control_words, [(0, len(text))])[0]
 
     @cached_property
     def control_words(self) -> tuple[str, ...]:

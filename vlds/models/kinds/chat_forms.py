@@ -3,7 +3,9 @@ without asking the template again."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from vlds.schema import Piece, Speaker, Turn
@@ -89,10 +91,27 @@ def places_inside(turn: Turn) -> list[int]:
     return places
 
 
-def harmless(text: str, control_words: Iterable[str]) -> str:
-    """The text with a blank inside each control word, which tokenizers then read as plain text; or
-    in place of it, if it is a single character."""
+def harmless(
+    text: str, control_words: Iterable[str], said: Sequence[tuple[int, int]]
+) -> tuple[str, list[int]]:
+    """A text with a blank inside each control word of which a part was said, not written by the
+    template: tokenizers then read it as plain text. A blank replaces a control word of a single
+    character. Also the places of the given text that have a blank before them, ascending. `said`:
+    where the text was said, with its ends."""
+    said = sorted(place for place in said if place[0] < place[1])
+    ends = [end for _, end in said]
+    letters, blanks = list(text), set[int]()
     for word in control_words:
-        if word in text:
-            text = text.replace(word, f"{word[0]} {word[1:]}" if word[1:] else " ")
-    return text
+        start = text.find(word)
+        while start >= 0:
+            touched = bisect_right(ends, start)
+            # All others are the template's own.
+            if touched < len(said) and (begin := said[touched][0]) < start + len(word):
+                if len(word) == 1:
+                    letters[start] = " "
+                else:
+                    blanks.add(max(start + 1, begin))
+            start = text.find(word, start + 1)
+    places = sorted(blanks)
+    pieces = ("".join(letters[start:end]) for start, end in pairwise([0, *places, len(text)]))
+    return " ".join(pieces), places

@@ -9,7 +9,6 @@ VLMEvalKit, docs/en/Development.md and vlmeval/dataset/image_base.py)
 from __future__ import annotations
 
 import argparse
-import ast
 import base64
 import binascii
 import csv
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.json_files import parse_literal
 from vlds.runtime.terminal import tell
 
 from ..command import new_command
@@ -153,8 +153,8 @@ def _listed(cell: str) -> list[str]:
         return [cell] if cell else []
     try:
         # VLMEvalKit evaluates the cell as a program; a list of values is all that is wanted.
-        listed: Any = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        listed = parse_literal(cell)
+    except ValueError:
         raise Unusable("a list that cannot be read") from None
     return [str(entry) for entry in listed] if isinstance(listed, list) else [cell]
 

@@ -10,7 +10,6 @@ import math
 import re
 import shutil
 import tempfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -171,7 +170,8 @@ class Album:
                 for member in archive:
                     if member.isfile() or member.islnk():
                         archive.extract(member, folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        # tarfile raises each decompressor's errors, KeyError, OverflowError, ...
+        except Exception as error:
             raise ValueError(
                 f"{self.option} {tar} cannot be read as a tar file: {error}"
             ) from error

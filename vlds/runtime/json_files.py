@@ -4,6 +4,7 @@ writes as JSON (a folder's manifest, a run's metrics).
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import json
@@ -72,10 +73,29 @@ def in_words(error: Exception) -> str:
 def parse_json(data: bytes | str) -> Any:
     """Parse JSON; the caller adds to errors where it comes from.
 
-    Errors: JSONDecodeError; ValueError if it is nested too deep.
+    Errors: JSONDecodeError; ValueError if it is nested too deep, or holds a whole number that does
+    not fit a double.
     """
     check_depth(data)
-    return json.loads(data)
+    return json.loads(data, parse_int=whole)
+
+
+def whole(word: str) -> int:
+    """A whole number. Errors: NotFinite if it does not fit a double: Python reads such ones, and
+    raises OverflowError wherever they meet one."""
+    number = int(word)
+    if len(word) > 308 and not math.isfinite(float(word)):
+        raise NotFinite(f"{word:.20}... has {len(word)} digits; give a number below 1.8e308")
+    return number
+
+
+def parse_literal(text: str) -> Any:
+    """Parse a literal of Python, of a file that anybody may have written. Errors: ValueError."""
+    try:
+        return ast.literal_eval(text)
+    # What its compiler raises, and what it raises for keys that are lists.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(in_words(error)) from None
 
 
 def strict_json(
@@ -97,7 +117,11 @@ def strict_json(
     try:
         # The words for `parse_constant` are NaN, Infinity and -Infinity.
         return json.loads(
-            text, parse_constant=finite, parse_float=finite, object_pairs_hook=object_pairs_hook
+            text,
+            parse_constant=finite,
+            parse_float=finite,
+            parse_int=whole,
+            object_pairs_hook=object_pairs_hook,
         )
     except NotFinite as error:
         line = ""

@@ -85,6 +85,7 @@ def test_answers_may_be_a_list_and_pictures_several(tmp_path: Path) -> None:
         ({"image": "8"}, "chat", "a picture of another row, which has none"),
         ({"image": "not base64 " * 20}, "chat", "a picture in damaged base64"),
         ({"image": "[" + "_" * 90 + "(1)]"}, "chat", "a list that cannot be read"),
+        ({"image_path": "[{[]: 1}]", "image": ""}, "chat", "a list that cannot be read"),
         ({"question": ""}, "chat", "no question"),
         ({"F": "six"}, "multiple_choice", "options A, B, F; A to E are read, in order"),
         ({}, "vqa", "options, which --form vqa does not have"),

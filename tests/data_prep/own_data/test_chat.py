@@ -562,6 +562,21 @@ def test_a_damaged_parquet_file_is_named(folder: Path, capsys: pytest.CaptureFix
     assert "x.parquet cannot be read: " in capsys.readouterr().err
 
 
+def test_a_tar_file_whose_link_leads_nowhere(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.type, member.linkname = tarfile.LNKTYPE, "none.jpg"
+        tar.addfile(member)
+    rows = write(
+        folder / "rows.jsonl", [marked([("user", [None]), ("assistant", ["x"])], ["a.jpg"])]
+    )
+    words = ["--annotations", str(rows), "--images", str(folder / "photos.tar")]
+    assert main(["chat", *words, "--out", str(folder / "out")]) == 2
+    assert "photos.tar cannot be read as a tar file" in capsys.readouterr().err
+
+
 def test_a_tar_file_cannot_write_elsewhere(folder: Path) -> None:
     with tarfile.open(folder / "photos.tar", "w") as tar:
         member = tarfile.TarInfo("../escaped.jpg")

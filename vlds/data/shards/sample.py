@@ -10,14 +10,13 @@ from __future__ import annotations
 import io
 import json
 import re
-from ast import literal_eval
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from vlds.runtime.json_files import parse_member
+from vlds.runtime.json_files import parse_literal, parse_member
 from vlds.schema import Group, Sample, SkipSample
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -212,10 +211,10 @@ def parse_features(data: memoryview) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _shape_and_type(text: bytes) -> tuple[tuple[int, int], np.dtype[Any]]:
     try:
-        fields = literal_eval(text.decode("latin1"))
+        fields = parse_literal(text.decode("latin1"))
         turned, dtype, shape = fields["fortran_order"], np.dtype(fields["descr"]), fields["shape"]
         plain = all(isinstance(size, int) and size >= 0 for size in shape)
-    except (SyntaxError, ValueError, KeyError, TypeError, MemoryError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"the header of the .npy file is damaged ({error!r})") from None
     if turned or dtype.kind != "f":
         raise ValueError("features must be a row-major array of floats")

@@ -13,7 +13,6 @@ Loaded in a fresh process it gives the same logits.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -46,6 +45,7 @@ from vlds.runtime.artifact_files import (
     check_changes,
 )
 from vlds.runtime.files import whole_folder
+from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import DESCRIPTION, parse_record, read_json, write_manifest
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.yaml_file import read_yaml
@@ -184,11 +184,11 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
         tree = read_yaml(folder / RECIPE)
     check_saved(tree, f"artifact {folder}: {RECIPE}")
     # Recipes are parsed from files alone, and this one has other paths than the artifact's.
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+    with scratch_folder() as scratch:
         tree = moved(located(tree, folder / RECIPE, Recipe), {HERE: str(folder)}, Recipe)
-        yaml.safe_dump(tree, file, sort_keys=False)
-        file.flush()
-        return parse_recipe(["--config", file.name, *changes])
+        file = scratch / RECIPE
+        file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        return parse_recipe(["--config", str(file), *changes])
 
 
 def load_run(

@@ -9,7 +9,6 @@ import binascii
 import math
 import re
 import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlds.data.shards.remote_folder import Folder
-from vlds.runtime.files import write_whole
+from vlds.runtime.files import half_made, write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import LONGEST_TEXT, Group
 
@@ -557,15 +556,14 @@ def _run_chat(args: argparse.Namespace) -> None:
 
 @contextmanager
 def scratch_beside(out: Folder) -> Iterator[Path]:
-    """Inside, a new folder for what rows hold: on the disk of the output, which has room for it."""
+    """Inside, a new folder for what rows hold: on the disk of the output, which has room for it. If
+    the process is killed, the next command that writes beside the output removes it."""
     place = out if isinstance(out, Path) else out.workplace
     # The output itself may not exist yet, nor may folders above it.
     beside = next(folder for folder in place.absolute().parents if folder.is_dir())
-    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=beside))
-    try:
+    with half_made(beside / f"scratch-{place.name}") as scratch:
+        scratch.mkdir(0o700)
         yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def with_albums(

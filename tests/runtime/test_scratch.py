@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.own_data.chat import scratch_beside
 from tests.toys.files import ROOT
 from vlds.runtime import folders
 from vlds.runtime.folders import PREFIX, scratch_folder
@@ -75,6 +77,27 @@ def test_a_killed_process_keeps_none(temp: Path) -> None:
         process.stdout.read()  # to the end, which is that of both
     with scratch_folder():
         assert not folder.exists()
+
+
+def test_a_killed_command_keeps_none_beside_its_output(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, pathlib; from data_prep.own_data.chat import scratch_beside\n"
+        "with scratch_beside(pathlib.Path(sys.argv[1])) as f: (f / 'a').touch(); os.kill(0, 9)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "out")]
+    killed = subprocess.run(words, cwd=ROOT, start_new_session=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
+    with scratch_beside(tmp_path / "out") as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_other_code_makes_temporary_files() -> None:
+    """Of those with a name, which would stay if a process is killed."""
+    named = re.compile(r"mkdtemp|mkstemp|TemporaryDirectory|NamedTemporaryFile")
+    files = [file for part in ("vlds", "data_prep") for file in (ROOT / part).rglob("*.py")]
+    assert [f.name for f in files if named.search(f.read_text())] == ["folders.py"]
 
 
 def test_one_that_was_taken_before_it_was_locked_is_not_used(

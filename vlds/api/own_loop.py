@@ -3,7 +3,6 @@ loss, for a loop in torch on one process."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -23,6 +22,7 @@ from vlds.models.build import build_model
 from vlds.models.model import Model, step_draws
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.runtime.devices import device_of
+from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import DESCRIPTION
 from vlds.schema import Batch
 from vlds.training.loss import LossTotals, coefficients, count
@@ -138,8 +138,8 @@ def open_recipe(
     Errors: ValueError for mistakes in the recipe or its data, and for what needs more than a loss:
     meta, alignment, start, methods that act between steps, and the sequential reader.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        read = parse_recipe(recipe_words(recipe, changes, Path(scratch)), "vlds train")
+    with scratch_folder() as scratch:
+        read = parse_recipe(recipe_words(recipe, changes, scratch), "vlds train")
     # One process computes a batch at once, in float32.
     read = replace(
         read,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 from vlds.evaluation.sources import training_sources
 from vlds.recipe.config import Recipe
+from vlds.runtime.folders import scratch_folder
 from vlds.runtime.terminal import duration_text
 
 MEASURE = "measure"
@@ -98,8 +98,8 @@ class Piece:
         """Read it, and count its bytes."""
         if is_web(self.folder):
             files, root = open_address(self.folder)
-            with tempfile.TemporaryDirectory() as scratch:
-                download(files, below(root, self.shard), Path(scratch) / "shard", self.whole)
+            with scratch_folder() as scratch:
+                download(files, below(root, self.shard), scratch / "shard", self.whole)
             return self.whole
         if is_url(self.folder):
             return len(read_range(self.folder, self.shard, self.offset, self.size, self.whole))

@@ -7,7 +7,6 @@ tokens; every pair with a visual token gets zero. All blocks use the first block
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,6 +23,7 @@ from vlds.models.backbones.base import Backbone, LoadedBackbone
 from vlds.models.loading.gate import open_checked
 from vlds.models.loading.model_files import SourceError
 from vlds.runtime.checks import Positive
+from vlds.runtime.folders import scratch_folder
 from vlds.schema import UNDECAYED, OptimizerRules
 
 
@@ -112,9 +112,9 @@ class T5(Backbone):
             raise ValueError(
                 f"{file} ends too early: it has {len(pieces.pieces)} pieces and no end"
             )
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             # transformers recognises the file by this name alone.
-            shutil.copy(file, Path(folder) / "spiece.model")
+            shutil.copy(file, folder / "spiece.model")
             tokenizer = open_checked(T5Tokenizer, folder, "tokenizer", extra_ids=self.extra_tokens)
         if (tokenizer.pad_token_id, tokenizer.eos_token_id) != (0, 1):
             raise SourceError(

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -20,6 +21,7 @@ from vlds.cli.rank import explain_failure, without_local_rank
 from vlds.cli.start import launch_command
 from vlds.cli.supervisor import grace_from_environment
 from vlds.cli.words import Words, split_words
+from vlds.runtime.devices import device_of
 from vlds.runtime.process import ASKING, on_signals, python, signal_name
 
 
@@ -136,6 +138,14 @@ def test_command_without_gpu() -> None:
     assert int(command[5]) > 0
     assert command[6:] == python("-u", "p.py", "a b")
     assert env["DS_ACCELERATOR"] == "cpu"
+    with pytest.raises(ValueError, match=r"^--ranks: 10,000 processes on this machine, which has"):
+        launch_command(["p.py"], 10_000, [], {}, 0)
+    gone = mock.patch("torch.cuda.is_available", return_value=False)
+    with gone, mock.patch.dict(os.environ, DS_ACCELERATOR="gpu"):
+        env = launch_command(["p.py"], 2, [], os.environ, 0)[1]
+        assert env["DS_ACCELERATOR"] == "gpu"
+        with pytest.raises(ValueError, match=r"^DS_ACCELERATOR is 'gpu', but this machine has no"):
+            device_of()
     assert "CUDA_VISIBLE_DEVICES" not in env
     assert int(env["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
     assert launch_command(["p.py"], None, [], {}, 0)[0][4] == "1"

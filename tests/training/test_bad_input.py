@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -128,10 +129,15 @@ def test_a_missing_file_is_named_with_its_key(world: Path, tmp_path: Path) -> No
 
 def test_sizes_that_make_a_run_seem_to_hang_are_told(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
-    data = replace(recipe.data, num_workers=500, global_batch_size=100_000)
+    cores = len(os.sched_getaffinity(0))
+    data = replace(recipe.data, num_workers=8 * cores, global_batch_size=100_000)
+    data = replace(data, micro_batch_size=None)
     said = prepare(replace(recipe, data=data), ranks_of(1), False).notices
-    assert "data.num_workers: 500 loader processes start on this machine, which has" in said[0]
+    assert f"data.num_workers: {8 * cores} loader processes start on this machine" in said[0]
     assert "data.global_batch_size: 100,000 examples a step, and the training data have" in said[1]
+    assert said[1].endswith("set data.micro_batch_size to bound memory")
+    with pytest.raises(ValueError, match=rf"^data.num_workers: {9 * cores} processes on this mach"):
+        prepare(replace(recipe, data=replace(data, num_workers=9 * cores)), ranks_of(1), False)
 
 
 def test_resuming_nothing(world: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ from vlds.runtime.process import (
     signal_name,
     signals_collected,
 )
-from vlds.runtime.rank_environment import check_alone, free_port, without_rank
+from vlds.runtime.rank_environment import check_alone, check_processes, free_port, without_rank
 from vlds.runtime.terminal import has_gpu_driver, set_quiet, tell
 from vlds.training.states import newest, state_folders
 
@@ -193,7 +193,8 @@ def launch_command(
     if num_gpus == 0:
         # DeepSpeed would count ranks by this variable even without a GPU.
         env.pop("CUDA_VISIBLE_DEVICES", None)
-        env["DS_ACCELERATOR"] = "cpu"
+        env["DS_ACCELERATOR"] = env.get("DS_ACCELERATOR") or "cpu"
+        check_processes("--ranks", ranks or 1)
     elif ranks is not None and ranks > num_gpus:
         raise ValueError(
             f"{ranks} ranks asked for, but this machine has {num_gpus} usable GPU(s): "

@@ -24,9 +24,11 @@ from vlds.models.partitioned import layer_by_layer
 from vlds.recipe.config import Recipe
 from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
+from vlds.runtime.devices import hardware
 from vlds.runtime.disk import check_writable
 from vlds.runtime.folders import BLANK, PREDICTIONS
 from vlds.runtime.json_files import recorded_hash
+from vlds.runtime.rank_environment import check_processes
 from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
 from vlds.runtime.reproducible import pin_arithmetic
 from vlds.runtime.terminal import tell
@@ -89,6 +91,9 @@ def answer_sets(
     check_writable(out, "--out")
     # Data and places are checked: the model, which takes long to load, comes last.
     ranks = start_ranks(LONGEST_WAIT)
+    check_processes("data.num_workers", recipe.data.num_workers * len(ranks.on_this_machine))
+    if ranks.is_first:
+        say(f"on {hardware(ranks.world_size)}")
     loaded = load_run(run, changes=changes, ranks=ranks)
     weights = recorded_hash(folder, WEIGHTS)
     if ranks.is_first:
@@ -210,6 +215,8 @@ def predict_one(
     ranks = rank_from_environment()
     if ranks.world_size > 1:
         ranks = start_ranks(LONGEST_WAIT)
+    if ranks.is_first:
+        say(f"on {hardware(ranks.world_size)}")
     loaded = load_run(run, changes=changes, ranks=ranks)
     name = choose_task(loaded.recipe, task_name, question)
     loaded.model.to(ranks.device)

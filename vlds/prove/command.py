@@ -21,7 +21,7 @@ from vlds.prove.page import Proof, Tried, write_proof
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
 from vlds.runtime.artifact_files import artifact_folder, check_changes
-from vlds.runtime.devices import device_name, device_of
+from vlds.runtime.devices import device_name, device_of, hardware
 from vlds.runtime.disk import check_writable
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import lacks_memory
@@ -224,6 +224,7 @@ def prove_recipe(
     say = partial(tell, error=as_json, flush=True)
     begin = time.perf_counter()
     proof = Proof(recipe, device_name(device_of()), rows, steps)
+    say(f"on {hardware(1)}")
     refused: Refused | None = None
     with scratch_folder() as scratch:
         torch.manual_seed(recipe.seed)

@@ -21,13 +21,28 @@ def uses_gpu() -> bool:
 
 
 def device_of(number: int = 0) -> torch.device:
-    """This machine's GPU of a number, or the CPU."""
+    """This machine's GPU of a number, or the CPU.
+
+    Errors: ValueError if DS_ACCELERATOR asks for a GPU that is not there.
+    """
+    asked = os.environ.get("DS_ACCELERATOR") or "cpu"
+    if asked != "cpu" and not torch.cuda.is_available():
+        raise ValueError(
+            f"DS_ACCELERATOR is {asked!r}, but this machine has no usable GPU; unset it to compute "
+            "on the CPU"
+        )
     return torch.device("cuda", number) if uses_gpu() else torch.device("cpu")
 
 
 def device_name(device: torch.device) -> str:
     """The name of a GPU or processor that a user knows."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def hardware(num_ranks: int) -> str:
+    """What a run computes on, for its first line: "8 x NVIDIA H100", "CPU (AMD EPYC, 2 cores)"."""
+    name = device_name(device_of())
+    return f"{num_ranks} x {name}" if uses_gpu() else f"CPU ({name})"
 
 
 def finish_work() -> None:

@@ -8,6 +8,7 @@ WORLD_SIZE, and a login shell may hold an unrelated RANK. A process is a rank on
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 """torchrun's and DeepSpeed's names of the number of ranks on this machine."""
 LAST_PORT = 65_535
+MOST_PER_CORE = 8
+"""Processes; even these get in each other's way."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,19 @@ def check_alone(environment: Mapping[str, str]) -> None:
             f"the environment has {given}, but not {', '.join(missing)}: start the run with "
             "torchrun, which sets all of them; if this is not one process of a distributed job, "
             "unset WORLD_SIZE"
+        )
+
+
+def check_processes(name: str, number: int) -> None:
+    """Refuse far more processes, each of which holds torch, than this machine can use.
+
+    Errors: ValueError that begins with the `name` of what asks for so many.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if number > MOST_PER_CORE * cores:
+        raise ValueError(
+            f"{name}: {number:,} processes on this machine, which has {cores} "
+            f"core{'s' * (cores > 1)}; give at most {MOST_PER_CORE} a core, better one"
         )
 
 

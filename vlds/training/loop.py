@@ -12,6 +12,7 @@ from vlds.evaluation.sources import check_frozen_files, with_lists
 from vlds.models.kinds.base import revision_due
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.devices import hardware
 from vlds.runtime.process import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
 from vlds.runtime.terminal import tell
@@ -46,6 +47,8 @@ def train(
     of memory or disk that a restart would not cure.
     """
     ranks = start_ranks(recipe.training.collective_timeout)
+    if ranks.is_first:
+        tell(f"on {hardware(ranks.world_size)}", flush=True)
     # torchrun passes SIGINT on to its ranks, even where they inherit that it is ignored.
     stopping = {signal.SIGTERM, signal.SIGINT, *heard()}
     with explained(recipe), signals_collected(stopping) as stop:

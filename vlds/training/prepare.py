@@ -27,6 +27,7 @@ from vlds.runtime.deepspeed_start import computes_fp16
 from vlds.runtime.devices import device_name, emulates_bf16
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find
+from vlds.runtime.rank_environment import check_processes
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import task_of
@@ -253,7 +254,8 @@ def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> It
     """Warnings of sizes far beyond the data or this machine, with which a run seems to hang for
     minutes."""
     data, cores = recipe.data, len(os.sched_getaffinity(0))
-    if (processes := data.num_workers * len(ranks.on_this_machine)) > max(cores, FEW_PROCESSES):
+    check_processes("data.num_workers", processes := data.num_workers * len(ranks.on_this_machine))
+    if processes > max(cores, FEW_PROCESSES):
         yield (
             f"data.num_workers: {processes:,} loader processes start on this machine, which has "
             f"{cores} core{'s' * (cores > 1)}; more than one a core only takes time and memory"
@@ -265,6 +267,7 @@ def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> It
             yield (
                 f"{field}: {size:,} examples a step, and the training data have {examples:,}: each "
                 "step computes them several times, and the first line of the log may take long"
+                + ("" if data.micro_batch_size else "; set data.micro_batch_size to bound memory")
             )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any, NoReturn
 
 from vlds.runtime.cluster import Cluster
 from vlds.runtime.command_line import CommandParser
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import shell_command, tell
 
 from .catalogue import PROGRAM
 from .classes import command as classes
@@ -160,7 +159,7 @@ def run_words(words: Sequence[str], cluster: Cluster | None) -> None:
         module.add_command(commands)
     args = parser.parse_args(words)
     args.cluster = cluster
-    tell(f"{PROGRAM} {shlex.join(words)}", flush=True)
+    tell(f"{PROGRAM} {shell_command(*words)}", flush=True)
     args.run(args)
 
 
@@ -338,7 +337,7 @@ class Rows:
                 listed = " and ".join(map(repr, likely[:3]))
                 self.unclear(
                     f"{listed} may all name pictures; say which, as in --image-field "
-                    f"{shlex.quote((usual or likely)[0])}"
+                    f"{shell_command((usual or likely)[0])}"
                 )
             likely = usual
         return likely[0]
@@ -400,7 +399,7 @@ class Rows:
                 behind = [*others[left.index(question) :], *others][0] if others else "NAME"
                 self.unclear(
                     f"{question!r} holds questions; name the answers, as in --answer-field "
-                    f"{shlex.quote(behind)}"
+                    f"{shell_command(behind)}"
                 )
             words = ["--question-field", question, "--answer-field", answer]
             what = f"questions in {question!r}, answers in {answer!r}"
@@ -424,7 +423,7 @@ class Rows:
         if caption is None:
             # A patient recurs too, but is no class.
             recurring = sorted(filter(self.recurs, left), key=self.group_columns().__contains__)
-            classes = f" {shlex.quote(recurring[0])}, whose cells recur" if recurring else ""
+            classes = f" {shell_command(recurring[0])}, whose cells recur" if recurring else ""
             self.unclear(
                 "say what to learn: --question-field and --answer-field, --caption-field, or "
                 f"--label-field{classes}"
@@ -454,7 +453,7 @@ class Rows:
         if group is None:
             notes += [
                 f"{column!r} recurs: if its rows belong together, --group-field "
-                f"{shlex.quote(column)} keeps them in one split; else scores are too good"
+                f"{shell_command(column)} keeps them in one split; else scores are too good"
                 for column in self.group_columns()
             ]
         divided = group or (

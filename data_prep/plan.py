@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from vlds.data.shards.info import DATASET_FILE
 from vlds.runtime.process import python
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import shell_command, tell
 
 from .catalogue import PROGRAM
 from .classes.few_shot import FEW_SHOT_SETS
@@ -70,7 +69,7 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
             if not is_ready(needed, data):
                 waiting += 1
                 continue
-            tell(shlex.join([*PROGRAM.split(), *words]))
+            tell(shell_command(*PROGRAM.split(), *words))
             # A process for each: memory and open files of a large data set end with it.
             if code := subprocess.run(python("-m", "vlds", "data", *words)).returncode:
                 return code
@@ -128,7 +127,7 @@ def add_command(commands: Any) -> None:
                 tell(f"#   {state} {args.data / entry.gives} ({about}) {entry.address}")
             for split, needed in published.needs.items():
                 words = words_of(published, split, args.data, args.out)
-                line = shlex.join([*PROGRAM.split(), *words])
+                line = shell_command(*PROGRAM.split(), *words)
                 tell(line if is_ready(needed, args.data) else f"# {line}")
         return 0
 

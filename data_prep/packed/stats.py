@@ -25,7 +25,7 @@ from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import open_dataset
 from vlds.runtime.cluster import Cluster
 from vlds.runtime.json_files import in_words
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import shell_command, tell
 from vlds.runtime.workers import ordered_map
 from vlds.schema import Sample, SkipSample
 
@@ -51,7 +51,7 @@ def read_part(part: Part) -> Iterator[Sample]:
 
     Errors: ValueError that names the first unreadable or unusable one.
     """
-    cure = f"`vlds data verify {part.folder}` says more"
+    cure = f"`{shell_command('vlds', 'data', 'verify', part.folder)}` says more"
     with open_part(part) as dataset:
         for number in range(dataset.num_samples):
             try:

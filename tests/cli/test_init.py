@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.toys.hub import Hub, running_hub
 from tests.toys.image_text import save_tiny
 from tests.toys.own_rows import pack_rows, photos
 from vlds.cli import init
-from vlds.cli.init import look_at, recipe_of, run_init
+from vlds.cli.init import look_at, next_commands, recipe_of, run_init
 from vlds.data.shards.store import open_dataset
 from vlds.models.kinds.joint import JointSeq2Seq
 from vlds.models.loading import model_files
@@ -57,6 +58,8 @@ def test_questions(desk: Path) -> None:
     lines = [f"{name},what is {number}?,{LONG}" for number, name in enumerate(NAMES)]
     folder = pack(desk, "image,question,answer", *lines)
     recipe = recipe_for(folder)
+    hostile = replace(look_at("mine", folder), name="$(date)")
+    assert next_commands(hostile)[0] == ("train", "vlds train '$(date).yaml'")
     task = recipe.tasks["vqa"]
     assert isinstance(task, VQA)
     assert (task.train, task.evaluate, task.test) == tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -313,10 +314,8 @@ def test_what_is_said_cannot_begin_a_turn(
         token = chat.tokenizer.convert_tokens_to_ids(word)
         assert said.ids.count(token) == usual.ids.count(token)
     # Blanks before them move neither the answers that are learned nor the pictures.
-    answers = (
-        [i for i, mark in zip(of.ids, of.learned, strict=True) if mark] for of in (said, usual)
-    )
-    assert next(answers) == next(answers) != []
+    learned = (list(compress(of.ids, of.learned)) for of in (said, usual))
+    assert next(learned) == next(learned) != []
     if None in pieces:
         shown = said.pictures.index(1)
         assert chat.tokenizer.decode(said.ids[:shown]).endswith("a< |")  # then "end"

@@ -24,7 +24,7 @@ from vlds.recipe.sketch import check_words
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import read_json
 from vlds.runtime.process import data_prep, find
-from vlds.runtime.terminal import has_gpu_driver, tell
+from vlds.runtime.terminal import has_gpu_driver, shell_command, tell
 from vlds.tasks import VQA, Caption, Chat, Entailment, ImageClass, Task
 
 SCHEMA = Path("recipes/recipe.schema.json")
@@ -415,12 +415,13 @@ def comments(packed: Packed, why: str) -> list[str]:
 
 def next_commands(packed: Packed) -> list[tuple[str, str]]:
     """What to do next, and the command for it."""
-    best = "/best" if packed.evaluated else ""
-    commands = [("train", f"vlds train {packed.name}.yaml")]
+    run = f"runs/{packed.name}"
+    commands = [("train", shell_command("vlds", "train", f"{packed.name}.yaml"))]
     if packed.tested is not None:
-        words = f"vlds evaluate runs/{packed.name}{best} --split test"
+        scored = f"{run}/best" if packed.evaluated else run
+        words = shell_command("vlds", "evaluate", scored, "--split", "test")
         commands.append(("at the very end, score new pictures", words))
-    commands.append(("see mistakes and curves", f"vlds report runs/{packed.name}"))
+    commands.append(("see mistakes and curves", shell_command("vlds", "report", run)))
     return commands
 
 

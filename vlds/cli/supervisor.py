@@ -17,7 +17,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import shlex
 import signal
 import subprocess
 import time
@@ -32,7 +31,7 @@ from vlds.cli.local import SAVED, exit_code
 from vlds.runtime.folders import remove_abandoned
 from vlds.runtime.process import Interrupted, python, signals_collected
 from vlds.runtime.rank_environment import is_rank, without_rank
-from vlds.runtime.terminal import open_console, tell, visible
+from vlds.runtime.terminal import open_console, shell_command, tell, visible
 
 SUPERVISOR = "VLDS_SUPERVISOR"
 """Environment variable that tells the ranks the supervisor's process id."""
@@ -270,5 +269,5 @@ def as_typed(command: Sequence[str]) -> str:
     """A command line as the user would type it."""
     for typed, begin in (("vlds", vlds()), ("python", python()), ("python", python()[:1])):
         if list(command[: len(begin)]) == begin:
-            return shlex.join([typed, *command[len(begin) :]])
-    return shlex.join(command)
+            return shell_command(typed, *command[len(begin) :])
+    return shell_command(*command)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ from vlds.report.tables import Cell, Table, TableRow, terminal_table
 from vlds.runtime.disk import check_writable
 from vlds.runtime.json_files import read_metric_lines
 from vlds.runtime.process import Interrupted, python, signals_collected
-from vlds.runtime.terminal import complain, duration_text, open_console, tell
+from vlds.runtime.terminal import complain, duration_text, open_console, shell_command, tell
 from vlds.training.prepare import number_of_steps
 
 MODULE = "vlds.cli.sweep"
@@ -82,7 +81,7 @@ def sweep(
     missing = work.missing
     done = sum(part not in missing and part.name not in work.failed for part in work.runs)
     tell(f"{done} of {len(work.runs)} runs are done; to see the table:")
-    tell(shlex.join(["vlds", "compare", *words]))
+    tell(shell_command("vlds", "compare", *words))
     if left := [part.name for part in work.parts if part in missing]:
         tell(f"left, or another process does them: {'; '.join(left)}")
     for name, reason in work.failed.items():

@@ -7,7 +7,6 @@ is taken over when it has given no sign of life for a while.
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from vlds.runtime.disk import CannotWrite, writable
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.folders import FolderInUse, folder_lock
 from vlds.runtime.process import python
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import shell_command, tell
 
 CLAIMS, FAILED, MADE = "claims", "failed", "made"
 """Folders of a sweep: who does what, what has failed, and the commands that have prepared."""
@@ -94,7 +93,7 @@ class PreparePart:
 
     @property
     def command(self) -> str:
-        return shlex.join(self.words)
+        return shell_command(*self.words)
 
     @property
     def is_done(self) -> bool:

@@ -19,7 +19,6 @@ the next run's frozen one.
 from __future__ import annotations
 
 import gc
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +48,7 @@ from vlds.models.methods.host import is_own
 from vlds.models.model import Sources
 from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes
 from vlds.runtime.json_files import write_manifest
+from vlds.runtime.terminal import shell_command
 
 Result = TypeVar("Result")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -185,7 +185,7 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
 
     Errors: ValueError that says how to try again.
     """
-    again = shlex.join(["hf", "upload", repo, str(folder), ".", *["--private"] * private])
+    again = shell_command("hf", "upload", repo, str(folder), ".", *["--private"] * private)
 
     def upload() -> str:
         api = HfApi()

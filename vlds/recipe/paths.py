@@ -33,6 +33,7 @@ from vlds.recipe.choices import (
 )
 from vlds.runtime.checks import Choice, PathMark, guess
 from vlds.runtime.process import find, shipped
+from vlds.runtime.terminal import shell_command
 from vlds.runtime.yaml_file import read_yaml
 
 BASE, TASKS = "base", "tasks"
@@ -410,7 +411,7 @@ def left_behind(tree: dict[str, Any], saved: Path, options: type) -> str | None:
         if is_relative(name) and not Path(name).exists() and (start / name).exists():
             return (
                 f"no {name} here; the run was started in {start}: resume it there, or with its "
-                f"saved recipe: vlds train {saved} --resume"
+                f"saved recipe: {shell_command('vlds', 'train', saved, '--resume')}"
             )
     return None
 

@@ -16,6 +16,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -51,6 +52,11 @@ def visible(text: object) -> str:
         lambda character: character[0].encode("unicode_escape").decode("ascii"),
         without_credentials(str(text)),
     )
+
+
+def shell_command(*words: object) -> str:
+    """A command for the user to run: names in it, which others may have chosen, run nothing."""
+    return shlex.join(map(str, words))
 
 
 def tell(text: object, *, end: str = "\n", error: bool = False, flush: bool = False) -> None:

@@ -13,6 +13,7 @@ from vlds.runtime.devices import uses_gpu
 from vlds.runtime.disk import ROOM, CannotWrite, system_error
 from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.ranks import Ranks
+from vlds.runtime.terminal import shell_command
 from vlds.schema import Batch
 from vlds.training.sinks import StepReport
 from vlds.training.states import state_folders
@@ -78,7 +79,7 @@ def out_of_memory(recipe: Recipe) -> str:
     if not cures:
         cures.append("take a machine with more memory, or a smaller model")
     saved = Path(recipe.output) / "recipe.yaml"
-    config = f"--config {saved}" if saved.is_file() else "RECIPE"
+    config = shell_command("--config", saved) if saved.is_file() else "RECIPE"
     return (
         f"out of memory; in this order: {'; '.join(cures)}. `vlds plan {config} --ranks N` says "
         f"what a rank holds then.{how_to_resume(Path(recipe.output))}"

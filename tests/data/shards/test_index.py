@@ -113,6 +113,7 @@ def test_index_of_another_shard_is_refused(folder: Path) -> None:
             "schema 1, this program reads 2; index it again: `vlds data index FOLDER "
             "--name small --kind vqa --split train`",
         ),
+        ({"schema": 1, "name": "$(date)"}, r"FOLDER --name '\$\(date\)' --kind"),
         ({"smaples": 1}, "unknown field smaples; known are"),
         ({"samples": "7"}, "samples is '7', a valid integer expected"),
         ({"samples": 8}, "samples is 8, but its shards hold 7"),

@@ -562,30 +562,20 @@ def test_a_damaged_parquet_file_is_named(folder: Path, capsys: pytest.CaptureFix
     assert "x.parquet cannot be read: " in capsys.readouterr().err
 
 
-def test_a_tar_file_whose_link_leads_nowhere(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "link"), [("../escaped.jpg", ""), ("a.jpg", "none.jpg")])
+def test_a_tar_file_writes_nowhere_else(
+    name: str, link: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tarfile.open(folder / "photos.tar", "w") as tar:
-        member = tarfile.TarInfo("a.jpg")
-        member.type, member.linkname = tarfile.LNKTYPE, "none.jpg"
-        tar.addfile(member)
-    rows = write(
-        folder / "rows.jsonl", [marked([("user", [None]), ("assistant", ["x"])], ["a.jpg"])]
-    )
-    words = ["--annotations", str(rows), "--images", str(folder / "photos.tar")]
-    assert main(["chat", *words, "--out", str(folder / "out")]) == 2
-    assert "photos.tar cannot be read as a tar file" in capsys.readouterr().err
-
-
-def test_a_tar_file_cannot_write_elsewhere(folder: Path) -> None:
-    with tarfile.open(folder / "photos.tar", "w") as tar:
-        member = tarfile.TarInfo("../escaped.jpg")
-        member.size = 3
+        member = tarfile.TarInfo(name)
+        member.size, member.linkname = 0 if link else 3, link
+        member.type = tarfile.LNKTYPE if link else tarfile.REGTYPE
         tar.addfile(member, io.BytesIO(b"abc"))
-    rows = [marked([("user", [None]), BOT], ["../escaped.jpg"])]
+    rows = [marked([("user", [None]), BOT], [name])]
     with TemporaryDirectory(dir=folder) as inner:
         words = ["--annotations", str(write(folder / "r.json", rows)), "--out", f"{inner}/out"]
         assert main(["chat", *words, "--images", str(folder / "photos.tar")]) == 2
+        assert "photos.tar cannot be read as a tar file" in capsys.readouterr().err
         assert not [path for path in folder.rglob("escaped.jpg")]
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vlds.data.shards.tar import read_members
 from vlds.runtime.files import open_file, read_file, write_whole
 from vlds.runtime.json_files import in_words, parse_json, parse_member, parse_record
+from vlds.runtime.terminal import shell_command
 
 SCHEMA = 2
 LEARNED = ("train", "training")
@@ -282,8 +283,8 @@ class DatasetInfo:
         if isinstance(content, dict) and (schema := content.get("schema")) != SCHEMA:
             cure = "prepare the data set again, or use the program's version that wrote it"
             if isinstance(schema, int) and schema <= SCHEMA:
-                words = " ".join(f"--{key} {content.get(key)}" for key in ("name", "kind", "split"))
-                cure = f"index it again: `vlds data index FOLDER {words}`"
+                words = [w for k in ("name", "kind", "split") for w in (f"--{k}", content.get(k))]
+                cure = f"index it again: `vlds data index FOLDER {shell_command(*words)}`"
             raise ValueError(f"{path}: schema {schema!r}, this program reads {SCHEMA}; {cure}")
         try:
             lists = (parse_record(list[ShardInfo], f"[{text[piece]}]") for piece in pieces)

@@ -148,14 +148,11 @@ class ChatFormat:
                     "it has no chat template, which a conversation of several turns needs; add one "
                     "(chat_template.jinja), or choose another model"
                 )
-            pieces = [""]
-            for piece in turns[0].as_pictures.content:
-                if isinstance(piece, str):
-                    pieces.append("")
-                else:
-                    pieces[-1] += self.placeholder
-            plain = Form(tuple(pieces), tuple(range(len(texts))), (str,) * len(texts))
-            return plain.around(texts)
+            content = turns[0].as_pictures.content
+            # Each text becomes a mark, between which the pictures' places stand.
+            marked = "".join(self.placeholder if p is None else "\0" for p in content)
+            num = len(texts)
+            return Form(tuple(marked.split("\0")), tuple(range(num)), (str,) * num).around(texts)
         shape = tuple((turn.speaker, tuple(map(type_of, turn.content))) for turn in turns)
         if (form := self.forms.pop(shape, None)) is None:
             form = self.form(shape)

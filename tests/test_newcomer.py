@@ -17,7 +17,8 @@ from data_prep.cli import build_parser
 from tests.toys.recipes import RECIPE, recipe_complaint
 from tests.toys.world import write_tokenizer
 from vlds.cli.check_recipe import check_recipe
-from vlds.cli.main import COMMANDS, run_command
+from vlds.cli.main import COMMANDS, check_before_ranks, run_command
+from vlds.cli.words import split_words
 from vlds.models.backbones import T5, Bart
 from vlds.recipe.config import parse_recipe, save_recipe
 from vlds.runtime.process import find
@@ -100,10 +101,65 @@ def test_names_near_a_missing_file(name: str, message: str, file: Path) -> None:
     assert len(str(error.value)) < 800
 
 
-def test_a_recipe_behind_options(file: Path) -> None:
-    file.write_text(RECIPE)
-    said = recipe_complaint("--training.steps", "3", str(file))
-    assert f"'{file}' is unexpected; a recipe comes first" in said
+MERGE = "convert merge --run a --out b"
+MISTAKES = [
+    ("trian", "trian: no such command; did you mean 'train'? commands: ", ""),
+    ("finetune r.yaml", "did you mean `vlds train`?", "features'?"),
+    ("test", "did you mean `vlds evaluate`?", ""),
+    ("serve", "did you mean `vlds predict --serve`?", ""),
+    ("train", "name a recipe first, your own file or a recipe of vlds", ""),
+    ("train --seed 3 r.yaml", "name a recipe first, ", ""),
+    ("train --model_name_or_path x", "name a recipe first, ", "Bart"),
+    ("train r.yaml --device cuda", "unknown key 'device'; every GPU that is visible is used", ""),
+    (
+        "train r.yaml --methods.lora.rank 8",
+        "has adapter; for another one, write class_path: LoRA",
+        "APoLLo",
+    ),
+    ("train r.yaml --tasks.caption.train x", "the recipe has vqa; for another one, ", "SpanPred"),
+    ("sweep r.yaml", "r.yaml is a recipe, for `vlds train`; a sweep has `recipes`", "seeds"),
+    ("compare r.yaml", "r.yaml is a recipe, for `vlds train`", "seeds"),
+    ("train sweeps/demo.yaml", "demo.yaml is a sweep, for `vlds sweep`; a recipe has", ""),
+    ("--verison", "vlds: --verison: no such option; did you mean '--version'? `vlds --help`", ""),
+    ("evaluate --rnu a", "vlds evaluate: --rnu: no such option; did you mean '--run'? `vlds", ""),
+    ("evaluate --rnu=a --seed 3", "--rnu: no such option; did you mean '--run'?", ""),
+    ("evaluate --seed 3", "one of the arguments RUN --predictions is required; `vlds eval", ""),
+    ("predict --rnu a --tasks.vqa.weight 2", "--rnu: no such option; did you mean '--run'?", ""),
+    ("predict --image a", "arguments are required: RUN; `vlds predict --help` says more", ""),
+    ("evaluate gone --data.eval_batch_size 16", "gone: no such folder in ", ""),
+    ("evaluate --data.eval_batch_size 16 gone", "gone: no such folder in ", ""),
+    ("evaluate --out x gone", "gone: no such folder in ", ""),
+    ("evaluate gone too", "'too': unexpected word; `vlds evaluate` takes one run, and an", ""),
+    ("evaluate --run gone too", "'too': unexpected word; `vlds evaluate` takes one run, and", ""),
+    ("predict gone --split test", "gone: no such folder in ", ""),
+    ("predict gone --serve", "gone: no such folder in ", ""),
+    ("features --cofnig a", "--cofnig: no such option; did you mean '--config'?", ""),
+    ("report", "arguments are required: RUN; `vlds report --help` says more", ""),
+    ("report a --fromat md", "--fromat: no such option; did you mean '--format'?", ""),
+    ("convert hff", "'hff': no such layout; did you mean 'hf'? choose from hf, merge, zero", ""),
+    ("convert peft --rnu a --out b", "--rnu: no such option; did you mean '--run'? `vlds con", ""),
+    (f"{MERGE} --wieght 1", "did you mean '--weights'? `vlds convert merge --help` says more", ""),
+    ("plan --ranks", "vlds plan: --ranks: expected at least one argument; `vlds plan --help`", ""),
+]
+
+
+@pytest.mark.parametrize(("command", "has", "lacks"), MISTAKES)
+def test_a_mistake_names_its_cure(
+    command: str,
+    has: str,
+    lacks: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(file.parent)
+    file.with_name("r.yaml").write_text(RECIPE)
+    words = split_words(command.split())
+    code = check_before_ranks(words) if words.starts_ranks else run_command(words.rest)
+    error = capsys.readouterr().err
+    assert (code, has in error, error.count("\n")) == (2, True, 1), error
+    assert error.startswith("vlds")
+    assert not lacks or lacks not in error
 
 
 def test_more_ranks_than_examples(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,13 +117,15 @@ def run_command(argv: Sequence[str]) -> int:
     """Run one command in this process; the exit code. A user's mistake is one line on stderr and
     exit code 2."""
     arguments = list(argv) or ["--help"]
+    if arguments[0] == "help":
+        arguments = [*arguments[1:2], "--help"]
     name = arguments[0]
     try:
         if name.startswith("-"):
             root_parser().parse_args(arguments)
         if name not in COMMANDS:
-            server = "the server is `vlds predict --serve`; "
-            hint = server if name == "serve" else guess(name, COMMANDS)
+            meant = next((ours for ours, names in HABITS.items() if name in names.split()), None)
+            hint = f"did you mean `vlds {meant}`? " if meant else guess(name, COMMANDS)
             raise ValueError(f"no such command; {hint}commands: {', '.join(COMMANDS)}")
         asks_help = not HELP_WORDS.isdisjoint(arguments)
         if asks_help and name in RECIPE_PARSERS:
@@ -146,7 +148,7 @@ def root_parser() -> CommandParser:
     """The parser of `vlds --help` and `vlds --version`."""
     parser = CommandParser(prog="vlds", description=ABOUT, epilog=ENVIRONMENT)
     parser.add_argument(
-        "--version", action="version", version=f"vlds {version('vlds')}",
+        "-v", "-V", "--version", action="version", version=f"vlds {version('vlds')}",
         help="show the version of vlds and exit",
     )  # fmt: skip
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -588,6 +590,15 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""
+HABITS = {
+    "train": "finetune fine-tune fine_tune fit tune run",
+    "evaluate": "test score validate",
+    "predict": "infer inference generate ask",
+    "predict --serve": "serve server",
+    "convert": "export merge",
+    "--version": "version",
+}
+"""Command -> what other programs call it."""
 CHECKS: dict[str, Callable[[list[str], Resume], object]] = {
     TRAIN: check_train,
     "evaluate": lambda words, _: evaluate_words(words),

@@ -35,7 +35,7 @@ from vlds.recipe.choices import (
     takes_null,
 )
 from vlds.recipe.paths import undotted
-from vlds.runtime.checks import check_leaves, guess, limits_of, not_finite, number_faults
+from vlds.runtime.checks import check_leaves, closest, guess, limits_of, not_finite, number_faults
 from vlds.runtime.terminal import without_credentials
 from vlds.runtime.yaml_file import parse_yaml
 
@@ -153,6 +153,9 @@ class Builder:
             got = f"{CLASS} is missing" if is_nothing else f"got {shown(value)}"
             near = guess(last(key), sorted(others))
             choice = ", or ".join(filter(None, [names[0], ", ".join(names[1:])]))
+            if others:
+                near += f"the recipe has {', '.join(sorted(others))}; for another one, "
+                choice = closest(last(key), names) or choice
             self.fail(key, f"{got}; {near}write {CLASS}: {choice}")
         path = str(value[CLASS])
         if misplaced := sorted(map(str, value.keys() - {CLASS, ARGUMENTS})):

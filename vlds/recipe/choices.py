@@ -16,7 +16,7 @@ from inspect import isabstract
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from vlds.runtime.checks import Choice, closest
+from vlds.runtime.checks import MEANT, Choice, closest, note_on
 
 CLASS, ARGUMENTS = "class_path", "init_args"
 """Keys of a chosen class in a recipe's file."""
@@ -111,48 +111,6 @@ def branches_of(hint: Any) -> list[Any]:
     return [part.__origin__ if hasattr(part, "__metadata__") else part for part in parts]
 
 
-HABITS: dict[str, tuple[str, ...]] = {
-    # Names of Hugging Face's Trainer and PEFT, of Lightning, DeepSpeed and common scripts.
-    "lr": ("learning_rate",),
-    "batch_size batch train_batch_size": ("global_batch_size", "micro_batch_size"),
-    "per_device_train_batch_size micro_batch train_micro_batch_size_per_gpu": ("micro_batch_size",),
-    "gradient_accumulation_steps accumulate_grad_batches": ("micro_batch_size",),
-    "per_device_eval_batch_size": ("eval_batch_size",),
-    "num_train_epochs num_epochs max_epochs n_epochs": ("epochs",),
-    "max_steps num_steps max_iters iterations": ("steps",),
-    "output_dir out out_dir save_dir run": ("output",),
-    "model_name_or_path model_name pretrained_model_name_or_path model": ("path",),
-    "lora_r r": ("methods.rank",),
-    "lora_alpha": ("methods.alpha",),
-    "lora_dropout": ("methods.dropout",),
-    "target_modules": ("methods.roles",),
-    "warmup warmup_steps": ("warmup_ratio",),
-    "schedule scheduler lr_scheduler lr_scheduler_type": ("decay",),
-    "max_grad_norm gradient_clip_val grad_clip": ("clip_norm",),
-    "adam_epsilon": ("eps",),
-    "adam_beta1 adam_beta2": ("betas",),
-    "bf16 fp16 dtype torch_dtype mixed_precision": ("precision",),
-    "gradient_checkpointing": ("activation_checkpointing",),
-    "logging_steps": ("log_every",),
-    "save_steps": ("save_every",),
-    "save_total_limit": ("keep_states",),
-    "eval_steps eval_every eval_strategy": ("evaluate_every",),
-    "metric_for_best_model load_best_model_at_end": ("best",),
-    "dataloader_num_workers workers": ("num_workers",),
-    "random_seed": ("seed",),
-    "train_file train_data train_dir dataset dataset_name data_path": ("train",),
-    "validation_file validation val valid eval_data": ("evaluate",),
-    "report_to": ("wandb_project", "tensorboard", "mlflow_experiment"),
-    "max_length max_seq_length": ("max_prompt_tokens", "max_target_tokens"),
-    "beam beams beam_size": ("num_beams",),
-    "img_size resolution": ("image_size",),
-    "gpus devices num_gpus nproc_per_node num_processes": ("--ranks",),
-    "resume_from_checkpoint": ("--resume",),
-    "base": ("--config",),
-}
-"""Names, separated by blanks -> what does the same here: the last part of a key, perhaps with its
-section, or an option."""
-MEANT = {habit: keys for habits, keys in HABITS.items() for habit in habits.split()}
 MOST_MEANT = 3
 
 
@@ -166,6 +124,8 @@ def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) ->
     ]
     # Other trainers' options have dashes: --batch-size.
     plain = name.lower().replace("-", "_")
+    if note := note_on(name):
+        return note
     wanted = MEANT.get(plain, (plain,))
     found = [word for word in wanted if word.startswith("--")]
     for word in wanted:

@@ -48,6 +48,11 @@ from vlds.runtime.terminal import tell
 
 Options = TypeVar("Options")
 CONFIG, HELP, PRINT = "--config", "--help", "--print_config"
+FORMS = {
+    "tasks": "is a recipe, for `vlds train`; a sweep has `recipes`, a list, like sweeps/demo.yaml",
+    "recipes": "is a sweep, for `vlds sweep`; a recipe has a model, methods and tasks",
+}
+"""Key that files of one form have -> what to say where another form is wanted."""
 
 
 def parse(
@@ -72,14 +77,17 @@ def parse(
 def named_first(words: Sequence[str], prog: str) -> list[str]:
     """A command line that names its recipe first, with `--config` before it.
 
-    Errors: ValueError if it is empty.
+    Errors: ValueError if it names none.
     """
-    if not words:
-        raise ValueError(
-            f"name a recipe: your own file, or a recipe of vlds: {prog} recipes/demo.yaml"
-        )
     # The usual way: vlds train recipes/demo.yaml --training.steps 10.
-    return [*words] if words[0].startswith("-") else [CONFIG, *words]
+    if words and not words[0].startswith("-"):
+        return [CONFIG, *words]
+    if {CONFIG, HELP}.isdisjoint(word.partition("=")[0] for word in words):
+        raise ValueError(
+            "name a recipe first, your own file or a recipe of vlds, then keys: "
+            f"{prog} recipes/demo.yaml --KEY VALUE"
+        )
+    return [*words]
 
 
 def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
@@ -109,6 +117,9 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
         if option == CONFIG:
             file = find(value)  # or a shipped recipe of this name
             tree, recipe = unset(tree, read_merged(file, options), options)
+            for key, form in FORMS.items():
+                if key in recipe and key not in known:
+                    raise ValueError(f"{file} {form}")
             try:
                 check_part(recipe, options)
             except ValueError as error:

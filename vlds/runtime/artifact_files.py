@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlds.runtime.checks import note_on
 from vlds.runtime.json_files import DESCRIPTION, damage
 
 CHANGEABLE = ("--tasks.", "--data.", "--model.bits", "--training.evaluate_whole")
@@ -48,7 +49,8 @@ def check_changes(changes: Sequence[str]) -> None:
     """Errors: ValueError for a key whose change would need another model than the run's."""
     for word in changes:
         if word.startswith("--") and not word.startswith(CHANGEABLE):
+            name = word.partition("=")[0]
             raise ValueError(
-                f"{word.partition('=')[0]}: not an option of this command; of a trained run's "
+                f"{name}: not an option of this command; {note_on(name)}of a trained run's "
                 f"recipe, only keys that begin with {' or '.join(CHANGEABLE)} may change"
             )

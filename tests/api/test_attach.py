@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-)
 
 import vlds
-from tests.toys.users_models import MODELS, WORDS, built, inputs, output
+from tests.toys.users_models import MODELS, built, inputs, output
 from vlds.models.methods import IA3, Adapter, BitFit, Full, LoRA, Method
 
 METHODS: dict[str, Method] = {
@@ -145,21 +144,75 @@ def test_twice_and_no_model() -> None:
         vlds.attach(nn.Linear(2, 3), LoRA())
 
 
-def test_damaged_and_foreign_folders(tmp_path: Path) -> None:
+def first(value: Any) -> Any:
+    """Changes the first tensor of a folder's weights."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "weights.safetensors")
+        name = min(tensors)
+        tensors[name] = tensors[name].to(value) if isinstance(value, torch.dtype) else value
+        save_file(tensors, folder / "weights.safetensors")
+
+    return change
+
+
+def setting(name: str = "method", class_path: str = "LoRA", **init_args: Any) -> Any:
+    """Writes another method into a folder."""
+    method = {"class_path": class_path, "init_args": {"rank": 2, **init_args}}
+    text = json.dumps({"methods": {name: method}})
+    return lambda folder: (folder / "methods.json").write_text(text)
+
+
+def pipe(name: str) -> Any:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "nan": (first(torch.full((1, 2, 16), math.nan)), "a holds numbers that are NaN or infinite"),
+    "inf": (first(torch.full((1, 2, 16), math.inf)), "a holds numbers that are NaN or infinite"),
+    "whole": (first(torch.int64), "a is int64, and weights are floats of 16 to 64 bits"),
+    "complex": (first(torch.complex64), "a is complex64, and weights are floats"),
+    "float8": (first(torch.float8_e4m3fn), "a is float8_e4m3fn, and weights are floats"),
+    "sizes": (first(torch.zeros(1, 2, 32)), r"a is 1 x 2 x 32 there and 1 x 2 x 16 in the model"),
+    "damaged": (
+        lambda f: (f / "weights.safetensors").write_bytes(b"x"),
+        r"weights\.safetensors is",
+    ),
+    "pipe": (pipe("weights.safetensors"), "weights.safetensors is a named pipe, not a regular"),
+    "pipe of methods": (pipe("methods.json"), r"methods\.json: a named pipe, not a regular file"),
+    # Were they drawn before sizes are compared, these would ask for 64 and 640 GB.
+    "rank": (setting(rank=10**9), "there and 1 x 1000000000 x 16 in the model"),
+    "length": (
+        lambda f: (f / "methods.json").write_text(
+            '{"methods": {"method": {"class_path": "PrefixTuning", "init_args": {"length": 10000000'
+            "000}}}}"
+        ),
+        "is absent there and .* in the model",
+    ),
+    "roles": (setting(roles=["attn_q"] * 100_000), "methods.json: 1,000,[0-9]* bytes; at most 65,"),
+    "name": (
+        setting("__class__"),
+        r"methods\.json: methods: '__class__' cannot be a method's name",
+    ),
+    "class": (setting(class_path="os.system"), "a saved recipe may name only classes of vlds"),
+    "list": (lambda f: (f / "methods.json").write_text("[]"), r"methods\.json: names no methods"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_stranger_s_folder_is_refused_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    change, message = HOSTILE[case]
     folder = vlds.attach(built("Llama"), LoRA(rank=2)).save(tmp_path / "saved")
-    wide = LlamaForCausalLM(LlamaConfig(**{**WORDS, "hidden_size": 32}))
-    with pytest.raises(ValueError, match=r"saved: .* is 1 x 2 x 16 there and 1 x 2 x 32 in the"):
-        vlds.attach(wide, folder)
-    vlds.attach(wide, LoRA(rank=2))  # the refusal has left nothing
-    (folder / "weights.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"weights\.safetensors: "):
-        vlds.attach(built("Llama"), folder)
-    file = folder / "methods.json"
-    tree = json.loads(file.read_text())
-    tree["methods"]["method"]["class_path"] = "os.system"
-    file.write_text(json.dumps(tree))
-    with pytest.raises(ValueError, match="a saved recipe may name only classes of vlds"):
-        vlds.attach(built("Llama"), folder)
-    file.write_text("[]")
-    with pytest.raises(ValueError, match=r"methods\.json: names no methods"):
-        vlds.attach(built("Llama"), folder)
+    change(folder)
+    model = built("Llama")
+    with pytest.raises(ValueError, match=message) as error:
+        vlds.attach(model, folder)
+    assert "\n" not in str(error.value)
+    attached = vlds.attach(model, LoRA(rank=2))  # the refusal has left nothing
+    if case in ("nan", "sizes", "pipe"):
+        with pytest.raises(ValueError, match=message):
+            attached.load(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import TypeAlias
 from weakref import WeakSet
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vlds.artifact import check_weights
 from vlds.evaluation.sources import path_of
 from vlds.models.backbones.bart import Bart
 from vlds.models.backbones.base import Backbone
 from vlds.models.backbones.t5 import T5
+from vlds.models.loading.gate import bounded
+from vlds.models.loading.model_files import SourceError, open_tensors
 from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.host import (
@@ -43,6 +45,8 @@ from vlds.schema import TargetModules
 Chosen: TypeAlias = Method | str | Mapping[str, object]
 """A method, the name of its class, or {"class_path": ..., "init_args": ...} as in a recipe."""
 WEIGHTS, METHODS = "weights.safetensors", "methods.json"
+LARGEST_METHODS = 1 << 16
+"""Bytes of METHODS: one of thousands of methods or roles takes minutes to check."""
 NAME = "method"
 """What a method is called that is given without a name."""
 FAMILIES: tuple[type[Backbone], ...] = (T5, Bart)
@@ -98,9 +102,7 @@ class Attached:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that the methods have added or train, by the names of the model's `state_dict`."""
-        added = {tensor.name for name in self.methods for tensor in added_tensors(self.model, name)}
-        whole = self.model.state_dict()
-        return {name: whole[name] for name in whole if name in added or name in self._trained}
+        return own_state(self.model, self.methods, self._trained)
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write the methods and their weights, but none of the model's frozen ones; the folder.
@@ -123,17 +125,11 @@ class Attached:
 
         Errors: ValueError if the folder is not one of `save`, or is of other methods or sizes.
         """
-        place = path_of("folder", folder)
-        stored, own = read_weights(place), self.state_dict()
-        for name in sorted(stored.keys() | own.keys()):
-            there, here = (shape_of(each, name) for each in (stored, own))
-            if there != here:
-                raise ValueError(
-                    f"{place}: {name} is {there} there and {here} in the model; attach the methods "
-                    "that were saved, to a model of the same sizes: vlds.attach(model, folder)"
-                )
+        self._fill(read_weights(path_of("folder", folder), self.model, self.state_dict()))
+
+    def _fill(self, stored: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in self.state_dict().items():
                 tensor.copy_(stored[name])
 
     def detach(self) -> nn.Module:
@@ -182,17 +178,18 @@ def attach(
         )
     folder = saved_folder(methods)
     chosen = read_methods(folder) if folder is not None else chosen_methods(methods)
-    # On a copy without weights first, so that a refusal leaves the model as it was.
-    with torch.device("meta"):
+    # On a copy without weights first: a refusal leaves the model as it was, and a stranger's
+    # settings ask for no memory before their sizes are compared with the folder's weights.
+    with torch.device("meta"), bounded():
         trial = without_weights(model)
         Passes(trial, put_in(trial, chosen))
+    stored: dict[str, Tensor] = {}
+    if folder is not None:
+        trained = [name for name, p in trial.named_parameters() if p.requires_grad]
+        stored = read_weights(folder, trial, own_state(trial, chosen, trained))
     attached = Attached(model, chosen, seed)
     if folder is not None:
-        try:
-            attached.load(folder)
-        except ValueError:
-            attached.detach()
-            raise
+        attached._fill(stored)
     return attached
 
 
@@ -236,6 +233,14 @@ def put_in(model: nn.Module, methods: Mapping[str, Method]) -> BatchContext:
     return context
 
 
+def own_state(
+    model: nn.Module, methods: Iterable[str], trained: Collection[str]
+) -> dict[str, Tensor]:
+    """What methods have added to a model, and what trains in it, by the names of its state."""
+    own = {tensor.name for name in methods for tensor in added_tensors(model, name)}.union(trained)
+    return {name: tensor for name, tensor in model.state_dict().items() if name in own}
+
+
 def without_weights(model: nn.Module) -> nn.Module:
     """A copy of a model with the shapes of its weights; packed ones are the model's own."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -267,10 +272,15 @@ def chosen_methods(given: object) -> dict[str, Method]:
     ready = {name: method for name, method in named.items() if isinstance(method, Method)}
     # Through a recipe's parser: names of classes, keys and values have its messages.
     parsed = build(Methods, {"methods": {n: m for n, m in named.items() if n not in ready}}).methods
-    for name in named:
+    check_names(named)
+    return {name: ready.get(name) or parsed[name] for name in named}
+
+
+def check_names(methods: Iterable[object]) -> None:
+    """Errors: ValueError for a method's name that cannot be a module's."""
+    for name in methods:
         if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
             raise ValueError(f"methods: {name!r:.100} cannot be a method's name; use a plain word")
-    return {name: ready.get(name) or parsed[name] for name in named}
 
 
 def saved_folder(methods: object) -> Path | None:
@@ -288,9 +298,9 @@ def read_methods(folder: Path) -> dict[str, Method]:
     """
     file = folder / METHODS
     try:
-        tree = parse_json(read_file(file).decode())
+        tree = parse_json(read_file(file, LARGEST_METHODS).decode())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"{file}: ")
         raise ValueError(
             f"{file}: {reason}; name a folder that `vlds.attach(...).save` wrote"
         ) from None
@@ -300,28 +310,36 @@ def read_methods(folder: Path) -> dict[str, Method]:
     check_classes(known, str(file))
     try:
         check_part(known, Methods, saved=True)
-        return build(Methods, known).methods
+        methods = build(Methods, known).methods
+        check_names(methods)
+        return methods
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder that `save` wrote.
+def read_weights(folder: Path, model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a folder that `save` wrote. `own`: those that the methods have in the model,
+    which may be on the meta device.
 
-    Errors: ValueError that names the file.
+    Errors: ValueError that names the file, or a tensor that is not like the model's or holds other
+    than finite floats.
     """
-    file = folder / WEIGHTS
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"{file}: {reason}; name a folder that `vlds.attach(...).save` wrote"
-        ) from None
-
-
-def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
-    """A tensor's shape for a message."""
-    if name not in tensors:
-        return "absent"
-    return " x ".join(map(str, tensors[name].shape)) or "one number"
+    with open_tensors("methods", folder / WEIGHTS) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        wanted = {name: list(tensor.shape) for name, tensor in own.items()}
+        for name in sorted(shapes.keys() | wanted.keys()):
+            there, here = (
+                (" x ".join(map(str, each[name])) or "one number") if name in each else "absent"
+                for each in (shapes, wanted)
+            )
+            if there != here:
+                raise SourceError(
+                    f"{folder}: {name:.200} is {there} there and {here} in the model; attach the "
+                    "methods that were saved, to a model of the same sizes: "
+                    "vlds.attach(model, folder)"
+                )
+        stored = {name: file.get_tensor(name) for name in shapes}
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in stored.items():
+        check_weights(folder, name, tensor, name in parameters)
+    return stored

@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import vlds.data.shards.cache
 import vlds.data.shards.download
 from data_prep.packing.writer import write_dataset
 from tests.toys.processes import until
@@ -35,6 +35,7 @@ from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.remote import Copier
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
@@ -179,29 +180,6 @@ def test_a_replaced_object_is_named(line: Line, cache: ShardCache) -> None:
         dataset.read(20)
 
 
-def test_a_copy_that_made_room_is_told(
-    line: Line, folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    sizes = [shard.bytes for shard in open_dataset(folders["big"]).info.shards]
-    cache = ShardCache(tmp_path / "cache", limit=max(sizes))
-    dataset = open_dataset(BIG, cache)
-    local = open_dataset(folders["big"])
-    for sample in (0, 10, 0):
-        assert dataset.read(sample) == local.read(sample)  # as a range
-        shard = dataset.info.shards[sample // 10]
-        copy = cache.path(f"{BIG}/{shard.name}", shard.sha256)
-        until = time.monotonic() + 30
-        while not copy.exists():
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        assert dataset.read(sample) == local.read(sample)  # from the copy
-        assert cached_shards(cache) == [copy]
-    lines = [text for text in capfd.readouterr().err.splitlines() if "made room" in text]
-    assert len(lines) == 1
-    assert "big-train-00000.tar: its copy has made room before all of it was read" in lines[0]
-    assert "raise data.cache_bytes" in lines[0]
-
-
 def test_a_full_disk_only_costs_speed(
     line: Line, folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,8 +215,11 @@ def test_what_is_not_there_is_named(
         open_dataset(BIG, ShardCache(cache.folder / "new"))
 
 
-def test_shards_to_come_are_fetched_ahead(line: Line, tmp_path: Path, cache: ShardCache) -> None:
-    """When a window begins, its shards are there."""
+def test_shards_to_come_are_fetched_ahead(
+    line: Line, tmp_path: Path, cache: ShardCache, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """When a window begins, its shards are there; in each epoch, with room for two windows too."""
     write_dataset(
         tmp_path / "long",
         name="long",
@@ -263,6 +244,19 @@ def test_shards_to_come_are_fetched_ahead(line: Line, tmp_path: Path, cache: Sha
         next(batches)
     assert sum(line.ranges.values()) == before
     assert len(cached_shards(cache)) == 9
+    sizes = sorted(shard.bytes for shard in source.datasets[0].info.shards)
+    monkeypatch.setattr(Copier, "PAUSE_S", 0.0)  # an epoch takes less than a second here
+    monkeypatch.setattr(vlds.data.shards.cache, "TOUCH_S", 0.0)
+    bounded = ShardCache(tmp_path / "bounded", sum(sizes[-8:]))
+    source = red_source(f"s3://{BUCKET}/long", bounded)
+    copier = source.datasets[0]._files._copier  # type: ignore[attr-defined]
+    ranges = []
+    for number, _ in enumerate(islice(train_stream([source], window=4), 90)):
+        until(lambda: not copier._names, 20)
+        if number % 30 == 29:
+            ranges.append(sum(line.ranges.values()) - before)
+    assert ranges == ranges[:1] * 3, "none in the second and third epoch"
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow

@@ -96,7 +96,8 @@ class ShardCache:
             os.replace(partial, path)
 
     def read(self, path: Path, offset: int, size: int, whole: int) -> bytes | None:
-        """Read bytes of a copy and mark it as used; None if there is none of `whole` bytes."""
+        """Read bytes of a copy and mark it as used; None if there is none of `whole` bytes. No
+        bytes: as a copy that will be read soon, so that it does not make room before."""
         try:
             with open(path, "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())

@@ -144,11 +144,18 @@ class RemoteFiles:
         for _ in range(3):
             data = self.cache.read(path, offset, size, shard.bytes)
             if data is not None:
+                # Its next copy, perhaps an epoch later, is begun with ranges as this one was.
+                self._ranged.pop(shard.name, None)
                 self._copied.add(shard.name)
                 return data
-            if shard.name in self._copied:
+            # With a limit it was the longest unused: an epoch has passed, or others share the room.
+            if limit is None and shard.name in self._copied:
                 self._copied.discard(shard.name)
-                self._tell_removed(shard)
+                tell_rarely(
+                    "removed",
+                    f"{self.location(shard)}: somebody has removed or cut its copy in "
+                    f"{self.cache.folder}; it is fetched again: keep others off that folder",
+                )
             if limit is not None and shard.bytes > limit:
                 raise FetchError(
                     f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
@@ -194,9 +201,9 @@ class RemoteFiles:
         self._want([shard for shard, _, _ in missing], first=True)
 
     def expect(self, shards: Sequence[ShardInfo]) -> None:
-        """Copy shards that will be read soon, in the background."""
+        """Copy shards that will be read soon, in the background; keep the copies that are there."""
         if self.has_ranges:
-            self._want([shard for shard in shards if shard.name not in self._copied], first=False)
+            self._want(shards, first=False)
 
     def _may_range(self, shard: ShardInfo) -> bool:
         """Whether to read from the store what is wanted of a shard without a copy."""
@@ -214,7 +221,8 @@ class RemoteFiles:
             return
         for shard in dict.fromkeys(shards):
             path = self._copy(shard.name, shard.sha256)
-            if shard.name not in self._failed and not path.exists():
+            is_there = self.cache.read(path, 0, 0, shard.bytes) is not None
+            if shard.name not in self._failed and not is_there:
                 self._copier.want(shard, first=first)
 
     def _read_range(self, shard: ShardInfo, offset: int, size: int) -> bytes:
@@ -290,15 +298,6 @@ class RemoteFiles:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._copier = self._start_copier()
-
-    def _tell_removed(self, shard: ShardInfo) -> None:
-        why, cure = "somebody has removed or cut its copy", "keep others off that folder"
-        if self.cache.limit is not None:
-            why, cure = "its copy has made room before all of it was read", "raise data.cache_bytes"
-        tell_rarely(
-            "removed",
-            f"{self.location(shard)}: {why} in {self.cache.folder}; it is fetched again: {cure}",
-        )
 
     def _index(self, shard: ShardInfo) -> ShardIndex:
         sizes, files = index_sizes(shard.samples), {}

@@ -15,8 +15,8 @@ from tests.toys.files import ROOT
 from tests.toys.many_hosts import many_hosts
 from tests.toys.recipes import train_words
 from tests.toys.world import world_recipe
-from vlds.runtime.rank_environment import RankPlace
-from vlds.runtime.roll_call import Hosts, expand_nodes
+from vlds.runtime.rank_environment import RankPlace, expand_nodes
+from vlds.runtime.roll_call import Hosts
 
 PLACE = RankPlace(0, 32, 0, 8)
 

@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.toys.world import world_recipe
 from vlds.cli.main import main
 from vlds.cli.start import launch_command
+from vlds.recipe.config import save_recipe
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.rank_environment import (
+    OF_CLUSTERS,
     RankPlace,
     check_alone,
     is_rank,
     local_rank,
+    rank_of_cluster,
     read_place,
     without_rank,
 )
@@ -48,6 +52,61 @@ def test_a_rank_knows_the_ranks_of_its_machine(size: str, environment: pytest.Mo
     for name, value in (WHOLE | {size: "8", "DS_ACCELERATOR": "cpu"}).items():
         environment.setenv(name, value)
     assert rank_from_environment().on_this_machine == range(8, 16)
+
+
+def of_srun(
+    rank: int, local: int, node: int, sizes: str, nodes: str = "gpu[1-2]"
+) -> dict[str, str]:
+    """What SLURM 24.11 sets in a task of a step."""
+    texts = {"PROCID": rank, "LOCALID": local, "NODEID": node, "JOB_ID": 7, "STEP_ID": 0}
+    texts |= {"STEP_NUM_TASKS": 2 if sizes == "2" else 3, "STEP_TASKS_PER_NODE": sizes}
+    return {f"SLURM_{n}": str(v) for n, v in texts.items()} | {"SLURM_STEP_NODELIST": nodes}
+
+
+OF_MPI = dict(zip(OF_CLUSTERS[0], "1212", strict=True))
+"""What Open MPI sets in the second of two ranks."""
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "address"),
+    [
+        (of_srun(1, 1, 0, "2,1"), RankPlace(1, 3, 1, 2), "gpu1"),
+        (of_srun(2, 0, 1, "2,1"), RankPlace(2, 3, 0, 1), "gpu1"),
+        (of_srun(0, 0, 0, "1(x3)") | {"MASTER_ADDR": "n"}, RankPlace(0, 3, 0, 1), "n"),
+        (
+            OF_MPI | of_srun(0, 0, 0, "1(x3)") | {"PMIX_NAMESPACE": "a@1"},
+            RankPlace(1, 2, 1, 2),
+            "127.",
+        ),
+        (of_srun(0, 0, 0, "1") | {"SLURM_STEP_NUM_TASKS": "1"}, None, ""),  # a shell of salloc
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}, None, ""),  # sbatch
+    ],
+)
+def test_srun_and_mpirun_start_ranks(
+    given: dict[str, str], place: RankPlace | None, address: str
+) -> None:
+    own = rank_of_cluster(given)
+    assert (read_place(own) if own else None) == place
+    assert own.get("MASTER_ADDR", "").startswith(address)
+    assert rank_of_cluster(without_rank(given)) == {}, "children of a command are no ranks"
+    with pytest.raises(ValueError, match=r"RANK is 1 of 2, .* set MASTER_ADDR to its machine and"):
+        rank_of_cluster(OF_MPI)
+
+
+@pytest.mark.launcher
+@pytest.mark.slow
+def test_tasks_of_srun_train_together(world: Path, tmp_path: Path) -> None:
+    save_recipe(world_recipe(world, tmp_path / "run"), tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "vlds", "train", "--config", str(tmp_path / "recipe.yaml")]
+    own = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    own |= {"SLURM_JOB_ID": str(os.getpid())}
+    tasks = [
+        subprocess.Popen(command, env=of_srun(n, n, 0, "2", "gpu1") | own, stdout=subprocess.PIPE)
+        for n in range(2)
+    ]
+    said = [task.communicate(timeout=120)[0].decode() for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "on 2 ranks" in said[0]
 
 
 def test_mistakes_in_a_ranks_environment_are_named() -> None:

@@ -51,7 +51,7 @@ from vlds.runtime.cluster import LOCAL, executor_name, open_cluster
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible, large_imports
-from vlds.runtime.rank_environment import is_rank
+from vlds.runtime.rank_environment import is_rank, rank_of_cluster
 from vlds.runtime.terminal import Away, complain, quiet_libraries, tell, tell_exception
 from vlds.training.states import Resume
 
@@ -68,8 +68,8 @@ on a machine without a GPU. For another number, give --ranks N or set the enviro
 VLDS_RANKS. VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile, --no_ssh,
 --node_rank, --master_addr, --master_port, ...).
 
-On SIGTERM, SIGINT (Ctrl-C) and SIGHUP, `vlds train` saves and ends. Ranks that are still running
-after VLDS_GRACE_S seconds (default: 120) are killed.
+On SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1, `vlds train` saves and ends. Ranks that are still
+running after VLDS_GRACE_S seconds (default: 120) are killed.
 """
 KEYS_TOO = "Further options are keys of the recipe, as in `vlds train`."
 
@@ -86,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = split_words(arguments)
         if words.starts_ranks:
+            # With arguments for a launcher, each machine's task starts that.
+            if not os.environ.get("VLDS_LAUNCHER_ARGS") and (own := rank_of_cluster(os.environ)):
+                os.environ.update(own)
+                run_rank(arguments, run_command)
             return start(words, check_before_ranks)
     except ValueError as error:
         return complain("vlds", error)
@@ -188,9 +192,9 @@ def train(arguments: list[str]) -> int:
 def train_page() -> CommandParser:
     """What the help of `vlds train` shows; `split_words` parses these options."""
     ends = """\
-On Ctrl-C, SIGTERM and SIGHUP the run saves a state and ends. Ranks that are still running after
-VLDS_GRACE_S seconds (default: 120) are killed. VLDS_LAUNCHER_ARGS holds options for the deepspeed
-launcher (--hostfile, --master_port, ...)."""
+On Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 the run saves a state and ends. Ranks that are still running
+after VLDS_GRACE_S seconds (default: 120) are killed. VLDS_LAUNCHER_ARGS holds options for the
+deepspeed launcher (--hostfile, --master_port, ...)."""
     parser = command_parser(train, epilog=ends, add_help=False)
     parser.add_argument(
         RESUME, nargs="?", metavar="auto",

@@ -2,9 +2,9 @@
 
 The process that the user starts supervises the run. Who ends whom:
 
-- The user asks the supervisor (Ctrl-C, SIGTERM, SIGHUP). It passes the signal to the ranks alone,
-  which save and end with 128 + n; the launcher then ends. After VLDS_GRACE_S seconds, or at a
-  second Ctrl-C, it kills every process of the session.
+- The user asks the supervisor (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1). It passes the signal to the ranks
+  alone, which save and end with 128 + n; the launcher then ends. After VLDS_GRACE_S seconds, or at
+  a second Ctrl-C, it kills every process of the session.
 - A rank fails: the launcher (local.py) sends SIGTERM to the others and ends with that rank's code.
   The supervisor gives them the same grace time, since DeepSpeed's launcher leaves ranks behind.
 - The launcher or the supervisor dies: the ranks notice (`rank.watch_launcher`), save and end.

@@ -29,7 +29,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from vlds.runtime.disk import finish, make_folder, sync, writable
-from vlds.runtime.process import on_signals
+from vlds.runtime.process import ASKING, on_signals
 
 LARGEST_FILE = 1 << 30
 """Bytes; the default limit of a file that is read as a whole."""
@@ -169,12 +169,11 @@ def half_made(target: Path) -> Iterator[Path]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    # SIGTERM and SIGHUP would end the process without its `finally`, unless they have a handler;
-    # only the main thread can give them one.
+    # Other signals than Ctrl-C would end the process without its `finally`, unless they have a
+    # handler; only the main thread can give them one.
     numbers: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
-        wanted = (signal.SIGTERM, signal.SIGHUP)
-        numbers = [n for n in wanted if signal.getsignal(n) is signal.SIG_DFL]
+        numbers = [n for n in ASKING if signal.getsignal(n) is signal.SIG_DFL]
     with on_signals(end, numbers):
         _open[partial] = os.getpid()
         try:

@@ -25,6 +25,7 @@ from typing import NoReturn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vlds.runtime.process import ASKING
 from vlds.runtime.terminal import visible
 
 SECONDS = 2
@@ -85,7 +86,7 @@ def _answer(make: Callable[[], str], writer: int, seconds: int, memory: int) -> 
     # The copy must neither run what its parent would at a signal or its end, nor outlive a limit.
     try:
         gc.disable()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ASKING:
             signal.signal(number, signal.SIG_DFL)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads, and a warning that it forked
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

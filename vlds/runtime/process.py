@@ -21,8 +21,9 @@ from types import FrameType, ModuleType
 
 from vlds.runtime.checks import closest
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that ask a process to end: from a job script, Ctrl-C, or a closed terminal."""
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that ask a process to end: from a job script, Ctrl-C, a closed terminal, or before a
+job's time is over (submitit, PyTorch Lightning)."""
 KILLED = "killed (SIGKILL: by a user, or by the system when memory ran out)"
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""

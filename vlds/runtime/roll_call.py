@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import sys
 import threading
 import time
@@ -29,7 +28,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from vlds.runtime.cluster import software
-from vlds.runtime.rank_environment import RankPlace
+from vlds.runtime.rank_environment import RankPlace, expand_nodes
 from vlds.runtime.terminal import tell
 
 MISSED_S = 30.0
@@ -46,8 +45,6 @@ HEAR_S = 5.0
 """Seconds in which ranks hear that the run does not start, once all should be here."""
 MISTAKE, MISSING = 2, 1
 """Exit codes of a run that does not start."""
-NODES = re.compile(r"([^,\[]+)(?:\[([^\]]+)\])?,?")
-"""A part of SLURM's list: gpu[01-03,7] or login1."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +91,6 @@ def _of_deepspeed() -> dict[str, int] | None:
                 slots = json.loads(base64.urlsafe_b64decode(value))
                 return {name: len(numbers) for name, numbers in slots.items()}
     return None
-
-
-def expand_nodes(text: str) -> list[str]:
-    """The hosts of SLURM's list: gpu[01-03,7] -> gpu01 gpu02 gpu03 gpu7."""
-    names = []
-    for stem, numbers in NODES.findall(text):
-        for part in numbers.split(",") if numbers else [""]:
-            first, _, last = part.partition("-")
-            for number in range(int(first), int(last or first) + 1) if part else [None]:
-                names.append(stem if number is None else f"{stem}{number:0{len(first)}d}")
-    return names
 
 
 def call_roll(place: RankPlace, timeout_s: float) -> tuple[int, ...]:

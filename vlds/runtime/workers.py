@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlds.runtime.cluster import Cluster, LostWorker
-from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
+from vlds.runtime.process import ASKING, KILLED, end_with_parent, how_it_ended
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,7 +89,7 @@ def ordered_map(
 def _signals_kept_here() -> Iterator[None]:
     """Let processes that start inside ignore Ctrl-C and a closed terminal: this process handles
     both and ends them in order. They keep SIGTERM, by which the pool ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*ASKING} - {signal.SIGTERM})
     try:
         yield
     finally:

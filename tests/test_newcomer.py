@@ -103,6 +103,9 @@ def test_names_near_a_missing_file(name: str, message: str, file: Path) -> None:
 
 MERGE = "convert merge --run a --out b"
 MISTAKES = [
+    ("init --data https://x.org/rows.csv", "https://x.org/rows.csv is an address; download", "y:/"),
+    ("convert hf gone out", "--run: no such folder: gone", "required"),
+    ("train latin.yaml", "latin.yaml: not UTF-8 (byte 0xe4); save it as UTF-8", "codec"),
     ("trian", "trian: no such command; did you mean 'train'? commands: ", ""),
     ("finetune r.yaml", "did you mean `vlds train`?", "features'?"),
     ("test", "did you mean `vlds evaluate`?", ""),
@@ -154,6 +157,7 @@ def test_a_mistake_names_its_cure(
 ) -> None:
     monkeypatch.chdir(file.parent)
     file.with_name("r.yaml").write_text(RECIPE)
+    file.with_name("latin.yaml").write_bytes("output: ä".encode("latin-1"))
     words = split_words(command.split())
     code = check_before_ranks(words) if words.starts_ranks else run_command(words.rest)
     error = capsys.readouterr().err

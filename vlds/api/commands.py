@@ -111,7 +111,11 @@ def train(
             listener = None if on_metrics is None else Listener(scratch / name, on_metrics)
             return Program("vlds", words, listener).run()
 
-        if start([*words, *(["--resume", "auto"] if resume else [])], "metrics.jsonl"):
+        try:
+            is_stopped = start([*words, *["--resume", "auto"] * resume], "metrics.jsonl")
+        except ValueError as error:  # in the words of the command line
+            raise ValueError(str(error).replace("add --resume", "give resume=True")) from None
+        if is_stopped:
             state, _ = newest(run.folder / "state")
             if state is not None:  # none is saved while a run evaluates before its first step
                 # A run at its last step has only to evaluate and to write its artifact.

@@ -254,8 +254,13 @@ def convert(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> Options:
     """The options of a sub-command; `keys`: those that are keys of a recipe. Without a recipe, only
     the one that opens a run on unquantised weights is."""
+    words, rest = arguments[:1], arguments[1:]
+    # As `vlds convert hf RUN OUT`, too.
+    for option in ("--from" if words in (["clip"], ["zero"]) else "--run", "--out"):
+        if words and rest and not rest[0].startswith("-"):
+            words += [option, rest.pop(0)]
     parser = build_parser()
-    options, keys = parser.parse_known_args(arguments)
+    options, keys = parser.parse_known_args([*words, *rest])
     folds = options.layout == "hf" or getattr(options, "how", None) == "fold"
     taken = getattr(options, "config", None) or (folds and keys and keys[0].startswith(PACKING))
     if keys and not taken:

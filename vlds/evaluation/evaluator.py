@@ -261,6 +261,8 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     is_blank = not any(character.isprintable() and character != " " for character in question)
     if recipe.tasks[chosen].input_field is not None and is_blank:
         raise ValueError(f"question: the task {chosen} needs one")
+    if recipe.tasks[chosen].input_field is None and not is_blank:
+        raise ValueError(f"question: the task {chosen} asks none; leave it out")
     return chosen
 
 

@@ -12,9 +12,11 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from inspect import getdoc
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vlds.runtime.checks import closest, guess
+from vlds.runtime.terminal import without_credentials
 
 WIDTH = 80
 DESCRIBE = "--describe-this-parser"
@@ -47,6 +49,15 @@ class HelpPage(argparse.HelpFormatter):
         return "\n\n".join(paragraphs)
 
 
+def local_path(text: str) -> Path:
+    """The type of options that name files and folders of this machine."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{without_credentials(text)} is an address; download it, and name the file or folder"
+        )
+    return Path(text)
+
+
 class Described(Exception):
     """The parser that was given DESCRIBE."""
 
@@ -64,6 +75,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *, accepts_keys: bool = False, **options: Any) -> None:
         super().__init__(**{"formatter_class": HelpPage} | options)
+        # Path makes https:/x of an address, which is then said to be missing.
+        self.register("type", Path, local_path)
         self.accepts_keys = accepts_keys
         self.words: Sequence[str] = ()
         self.needed: Sequence[str] = ()

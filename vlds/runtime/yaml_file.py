@@ -55,7 +55,9 @@ def read_yaml(file: Path) -> Any:
     except OSError as error:
         raise ValueError(f"{file}: cannot read this recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: a recipe is UTF-8 text, and this is not: {error}") from None
+        raise ValueError(
+            f"{file}: not UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
+        ) from None
     return parse_yaml(text, str(file))
 
 

@@ -32,6 +32,7 @@ from PIL import (  # noqa: F401 (each makes its format known)
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -244,6 +245,8 @@ def decode_image(data: Encoded, spec: PictureSpec, name: str = "") -> Picture:
         raise SkipSample(f"picture {name}: {error}") from None
     except Exception as error:  # decoders raise anything on damaged bytes
         reason = "truncated or damaged" if data else "empty"
+        if data and isinstance(error, UnidentifiedImageError):
+            reason += ", or not a picture"
         raise SkipSample(f"picture {name}: {reason} ({error})") from None
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 

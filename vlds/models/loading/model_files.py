@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
@@ -70,6 +71,9 @@ def check_source(source: str, field: str, local: str = LOCAL) -> None:
     Errors: SourceError that begins with `field`.
     """
     if not Path(source).exists():
+        # Names of the hub are NAME or OWNER/NAME.
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise SourceError(f"{field}: no such file or folder: {source}; check the path")
         _check_name(source, field, local)
 
 
@@ -79,7 +83,7 @@ def _check_name(name: str, field: str, local: str) -> None:
     try:
         cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
         if not constants.is_offline_mode():
-            HfApi().model_info(name, timeout=TIMEOUT_S)
+            _ask(name)
         elif not cached:
             raise SourceError(
                 f"{field}: {name} is not in Hugging Face's cache, and HF_HUB_OFFLINE forbids a "
@@ -103,6 +107,25 @@ def _check_name(name: str, field: str, local: str) -> None:
                 f"{local}, or download it on a machine with a network and set HF_HUB_OFFLINE=1"
             ) from None
         constants.HF_HUB_OFFLINE = True  # else the libraries would ask again for each file
+
+
+def _ask(name: str) -> None:
+    """Ask the hub for a model, for TIMEOUT_S in all. Errors: whatever its library raises."""
+    # The library's own limit is that of each address of the hub, and of each read.
+    answers: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, timeout=TIMEOUT_S)
+            answers.append(None)
+        except Exception as error:
+            answers.append(error)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    if (error := answers[0] if answers else TimeoutError("no answer")) is not None:
+        raise error
 
 
 def fetch(name: str, field: str, local: str, patterns: tuple[str, ...] = CONFIGS) -> Path:

@@ -201,7 +201,7 @@ HABITS: dict[str, tuple[str, ...]] = {
     "gpus devices num_gpus nproc_per_node num_processes": ("--ranks",),
     "resume_from_checkpoint": ("--resume",),
     "base": ("--config",),
-    "device accelerator cuda gpu use_gpu": (
+    "device accelerator gpu use_gpu": (
         "every GPU that is visible is used; to choose, set CUDA_VISIBLE_DEVICES",
     ),
 }

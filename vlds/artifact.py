@@ -35,7 +35,7 @@ from vlds.models.model import Model
 from vlds.models.partitioned import fits_whole, gathered, partitioned_reading
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, check_saved, parse_recipe
-from vlds.recipe.paths import located, moved, places_of, with_start
+from vlds.recipe.paths import located, moved, only_read, places_of, with_start
 from vlds.runtime.artifact_files import (
     AGAIN,
     PROCESSOR,
@@ -186,6 +186,7 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
     # Recipes are parsed from files alone, and this one has other paths than the artifact's.
     with scratch_folder() as scratch:
         tree = moved(located(tree, folder / RECIPE, Recipe), {HERE: str(folder)}, Recipe)
+        tree = only_read(tree, Recipe)
         file = scratch / RECIPE
         file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         return parse_recipe(["--config", str(file), *changes])

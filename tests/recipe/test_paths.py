@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
 import pytest
+import yaml
 
 from tests.toys.recipes import with_model
 from tests.toys.world import SIZES, world_recipe, write_tokenizer
@@ -20,6 +21,7 @@ from vlds.models.backbones import T5
 from vlds.recipe.choices import concrete_classes, field_types, is_choice
 from vlds.recipe.config import Recipe, load_recipe, save_recipe
 from vlds.recipe.paths import check_files, file_names, located
+from vlds.report import collect
 from vlds.runtime.artifact_files import artifact_folder
 from vlds.runtime.checks import PathMark
 
@@ -61,7 +63,18 @@ def check_found(recipe: Recipe, place: Path) -> None:
 
 def test_where_the_run_was_started(home: Path) -> None:
     check_found(load_recipe(home / "runs/mine/recipe.yaml"), home)
-    check_found(read_recipe(artifact_folder(home / "runs/mine")), home)
+    artifact = artifact_folder(home / "runs/mine")
+    check_found(read_recipe(artifact), home)
+    # Where files are written, the recipe of an artifact does not say.
+    for file in (artifact / "recipe.yaml", home / "runs/mine/recipe.yaml"):
+        tree = yaml.safe_load(file.read_text())
+        tree["data"]["cache"] = "~/backups"
+        file.write_text(yaml.safe_dump(tree))
+    assert read_recipe(artifact).data.cache is None
+    assert read_recipe(artifact, ["--data.cache", "mine"]).data.cache == "mine"
+    collected = collect.read_recipe(home / "runs/mine", [])
+    assert collected is not None
+    assert collected.data.cache is None
 
 
 def test_beside_a_run_that_was_moved_with_its_data(home: Path, tmp_path: Path) -> None:
@@ -202,7 +215,7 @@ PATHS = {
     "GQA": {**TASK, "choices": "any"},
     "AlignmentConfig": {"data": "data"},
     "Recipe": {"start": "any"},
-    "DataConfig": {"cache": "any"},
+    "DataConfig": {"cache": "written"},
     "TrainingConfig": {"deepspeed": "file"},
 }  # fmt: skip
 """Class -> its fields that name files and folders, and of what kind. A new field has the type

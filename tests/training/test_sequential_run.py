@@ -18,10 +18,10 @@ from vlds.recipe.config import Recipe, load_recipe, parse_recipe
 
 
 def streamed(recipe: Recipe, world: Path) -> Recipe:
-    """The same tasks from one shard of captions and three of questions, one of them by a command;
+    """The same tasks from one shard of captions and three of questions, one of them at a URL;
     two processes for each rank."""
     caption, vqa = recipe.tasks["caption"], recipe.tasks["vqa"]
-    shards = [f"{world}/vqa/vqa-train-0000{{0,1}}.tar", f"pipe:cat {world}/vqa/vqa-train-00002.tar"]
+    shards = [f"{world}/vqa/vqa-train-0000{{0,1}}.tar", f"file://{world}/vqa/vqa-train-00002.tar"]
     tasks = {
         "vqa": replace(vqa, train=shards),
         "caption": replace(caption, train=[f"{world}/caption/caption-train-00000.tar"]),

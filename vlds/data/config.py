@@ -9,7 +9,7 @@ from typing import Literal
 
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.cache import ShardCache
-from vlds.runtime.checks import Count, Natural, Positive, SourcePath
+from vlds.runtime.checks import Count, Natural, Positive, WrittenPath
 
 Unit = Literal["example", "global_batch"]
 """What holds the examples of one task only."""
@@ -58,9 +58,9 @@ class DataConfig:
     evaluation too."""
     blank_images: bool = False
     """Replace every picture by plain grey, in evaluation too: the control that sees nothing."""
-    cache: SourcePath | None = None
-    """Folder for copies of data sets named by URL, which all processes of a machine share; default:
-    vlds in $XDG_CACHE_HOME or ~/.cache."""
+    cache: WrittenPath | None = None
+    """Folder whose folder `vlds` holds copies of data sets named by URL, for all processes of a
+    machine; default: $XDG_CACHE_HOME or ~/.cache. The recipe of an artifact has no say in it."""
     cache_bytes: Count | None = None
     """Bytes of shards that the cache keeps at most: the longest unused go; default: no limit."""
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
@@ -89,4 +89,4 @@ class DataConfig:
         """Where copies of data sets named by URL are kept."""
         if self.cache is None:
             return ShardCache(limit=self.cache_bytes)
-        return ShardCache(Path(self.cache).expanduser(), self.cache_bytes)
+        return ShardCache(Path(self.cache).expanduser() / "vlds", self.cache_bytes)

@@ -248,7 +248,12 @@ def file_names(tree: Any, options: type) -> list[NamedFile]:
 
 def inputs_of(tree: Any, options: type) -> list[str]:
     """What a recipe reads: files, folders, hub names and URLs."""
-    return [file.name for file in file_names(tree, options)]
+    return [file.name for file in file_names(tree, options) if file.mark.kind != "written"]
+
+
+def only_read(tree: Any, options: type) -> Any:
+    """The tree of a recipe that may be a stranger's: where files are written is left open."""
+    return renamed(tree, options, lambda _, name, mark: None if mark.kind == "written" else name)
 
 
 def check_files(tree: Any, options: type) -> None:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from vlds.recipe.build import build, to_tree
 from vlds.recipe.config import Recipe, load_recipe
+from vlds.recipe.paths import only_read
 from vlds.report.baselines import Baselines, baselines_of, frequent_answers
 from vlds.report.examples import collect_gallery
 from vlds.report.predictions import (
@@ -133,7 +135,8 @@ def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:
     if not file.is_file():
         return None
     try:
-        return load_recipe(file)
+        # The run may be a stranger's.
+        return build(Recipe, only_read(to_tree(load_recipe(file)), Recipe))
     except ValueError as error:
         notes.append(f"No intervals and no new samples: {error}")
         return None

@@ -59,14 +59,16 @@ class PathMark:
     """Marks texts of a recipe that name files or folders. The mark stands in the field's type, so
     that everything that moves, checks or compares the paths of recipes finds a new field too."""
 
-    kind: Literal["any", "file", "data"]
+    kind: Literal["any", "file", "data", "written"]
     """any: a file, a folder, or perhaps a name on the hub. file: a file of this machine or of vlds.
-    data: a data set's folder, URL or pattern of shards."""
+    data: a data set's folder, URL or pattern of shards. written: a folder in which vlds writes and
+    removes, so that the recipe of an artifact has no say in it."""
 
 
 SourcePath: TypeAlias = Annotated[str, PathMark("any")]
 SourceFile: TypeAlias = Annotated[str, PathMark("file")]
 DataPath: TypeAlias = Annotated[str, PathMark("data")]
+WrittenPath: TypeAlias = Annotated[str, PathMark("written")]
 
 
 class Choice:

@@ -42,9 +42,25 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 0.5)
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("reference://::file://evil.json", "a chain of addresses"),
+        ("simplecache::s3://bucket/x", "a chain of addresses"),
+        ("dask://127.0.0.1:1/x", "and not dask; to allow it, set VLDS_SCHEMES=dask"),
+        ("memory://x", "and not memory"),
+        ("FILE://x", "and not FILE"),
+    ],
+)
+def test_addresses_are_of_known_schemes(cache: ShardCache, url: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_dataset(url, cache)
+
+
 def test_samples_are_those_of_the_folder(
-    web: Web, folders: dict[str, Path], cache: ShardCache
+    web: Web, folders: dict[str, Path], cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("VLDS_SCHEMES", "memory")
     memory = fsspec.filesystem("memory")
     memory.put(str(folders["big"]), "/shards/big", recursive=True)
     local = open_dataset(folders["big"])
@@ -182,7 +198,10 @@ def test_refusals_come_before_the_run(
     assert open_dataset(web.url("big"), cache).num_samples == 60
 
 
-def test_an_address_of_no_known_sort_is_named(cache: ShardCache) -> None:
+def test_an_address_of_no_known_sort_is_named(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLDS_SCHEMES", "nowhere")
     with pytest.raises(ValueError, match=r"data set nowhere://x: Protocol not known.*; give an"):
         open_dataset("nowhere://x", cache)
     if find_spec("s3fs") is None:

@@ -167,7 +167,12 @@ def test_a_state_of_other_shards_or_of_the_other_reader_is_refused(
         indexed.load_state(state)
 
 
-def test_commands_servers_and_other_storage(bare: Path, web: Web) -> None:
+def test_commands_servers_and_other_storage(
+    bare: Path, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="and not pipe; to allow it, set VLDS_SCHEMES=pipe"):
+        source("pipe:touch pwned")
+    monkeypatch.setenv("VLDS_SCHEMES", "memory pipe")
     first = bare / "big-train-00000.tar"
     fsspec.filesystem("memory").pipe("/red-0.tar", first.read_bytes())
     expected = ids(stream([source(first)]), 8)
@@ -248,6 +253,7 @@ def test_a_whole_archive_that_lacks_samples_is_counted_against_dataset_json(
 
 
 def test_commands_that_fail(bare: Path, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLDS_SCHEMES", "pipe")
     with pytest.raises(ShardError, match="pipe:exit 3, after 0 samples: its command ended with ex"):
         stream([source("pipe:exit 3")])
     gone = f"{web.url('big')}/gone.tar"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +20,8 @@ from vlds.runtime.files import half_made
 
 SHARD_SUFFIX = ".tar"
 """The limit counts these copies; the files beside shards are small and stay."""
+OURS = re.compile(rf"[0-9a-f]{{64}}{re.escape(SHARD_SUFFIX)}")
+"""Names that `_name` gives; nothing else is removed, whoever put it into the folder."""
 GONE = (errno.ENOENT, errno.ESTALE)
 SLOTS = 16
 TOUCH_S = 0.5
@@ -139,7 +142,9 @@ class ShardCache:
     def _copies(self) -> list[tuple[int, int, Path]]:
         """(time, size, path) of all copies of shards, the least recently used first."""
         copies = []
-        for path in self.folder.glob(f"*{SHARD_SUFFIX}"):
+        for path in self.folder.iterdir():
+            if not OURS.fullmatch(path.name):
+                continue
             with suppress(FileNotFoundError):
                 status = path.stat()
                 copies.append((status.st_mtime_ns, status.st_size, path))

@@ -88,6 +88,10 @@ def check_whole(url: str) -> None:
         )
 
 
+SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "hf", "http", "https", "file"})
+"""Of addresses of data. fsspec knows others that run a command or unpickle an answer."""
+ADDED_SCHEMES = "VLDS_SCHEMES"
+"""Environment variable with more schemes, such as "sftp pipe"; a recipe cannot add any."""
 AWAY_S = 300.0
 """For so long a request that broke is tried again. Less than ranks wait for each other."""
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 16.0
@@ -313,8 +317,25 @@ def tell_rarely(sort: str, line: str) -> None:
         tell(f"{line}{times}", error=True, flush=True)
 
 
+def check_scheme(url: str) -> None:
+    """Errors: FetchError for an address of a scheme that is not known, or for a chain of them."""
+    scheme = url.partition(":")[0]
+    shown = without_credentials(url)
+    if scheme != "pipe" and "::" in url:
+        raise FetchError(f"{shown}: a chain of addresses (::) is not read; name the last one alone")
+    if scheme not in SCHEMES and scheme not in os.environ.get(ADDED_SCHEMES, "").split():
+        raise FetchError(
+            f"{shown}: vlds reads {', '.join(sorted(SCHEMES))}, and not {scheme}; to allow it, set "
+            f"{ADDED_SCHEMES}={scheme}"
+        )
+
+
 def open_address(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL of a folder or file, and the path in it."""
+    """fsspec's file system of a URL of a folder or file, and the path in it.
+
+    Errors: FetchError if there is none.
+    """
+    check_scheme(url)
     try:
         if is_web(url):
             from aiohttp import ClientTimeout  # only for web servers: importing it takes long

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.download import BytesReader, Stream, is_web
+from vlds.data.shards.download import BytesReader, Stream, check_scheme
 from vlds.data.shards.tar import members
 from vlds.runtime.files import open_file
 from vlds.runtime.terminal import Away, without_credentials
@@ -61,6 +60,9 @@ def shard_urls(location: str) -> list[str]:
         raise ValueError(
             f"{location}: {error}; give a pattern of shards such as shards/x-{{000..009}}.tar"
         ) from None
+    for url in urls:
+        if not is_local(url):
+            check_scheme(url)
     # Before the run: a missing last shard would otherwise stop it after hours.
     urls = [str(Path(url).expanduser()) if is_local(url) else url for url in urls]
     missing = [url for url in urls if is_local(url) and not Path(url).is_file()]
@@ -119,14 +121,15 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
 @contextmanager
 def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     """A function that reads bytes of a stream by offset; offsets may only grow."""
-    from webdataset.gopen import gopen, gopen_schemes
-
     if is_local(url):
         stream: BytesReader = open_file(url)
-    elif is_web(url) or urlsplit(url).scheme not in gopen_schemes:
-        stream = Stream(url)
+    elif url.startswith(PIPE):
+        from webdataset.gopen import gopen
+
+        check_scheme(url)
+        stream = gopen(url)
     else:
-        stream = gopen(url)  # commands, and clouds that webdataset reads through their own commands
+        stream = Stream(url)
     at, too_short = 0, False
 
     def exactly(size: int) -> bytes:

@@ -135,6 +135,8 @@ class Reader:
         """Check one command."""
         words = [word for n, word in enumerate(words) if not self.assigns(words, n)]
         program, rest = words[0], list(words[1:])
+        if program in ("srun", "mpirun") and "vlds" in rest:
+            program, rest = "vlds", rest[rest.index("vlds") + 1 :]
         if program == "deepspeed":
             place = rest.index("launch.sh")
             assert set(rest[:place:2]) <= {"--num_gpus"}

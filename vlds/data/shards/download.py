@@ -280,8 +280,11 @@ def retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Val
                 kind = FullDisk
             if kind is not FullDisk and url.startswith("s3") and ENDPOINT in os.environ:
                 reason += f"; {ENDPOINT} is {os.environ[ENDPOINT]}"
-            # Not `from error`: a traceback would show the whole URL.
-            raise kind(f"{url}: {without_credentials(reason)}") from None
+            failure = kind(f"{url}: {without_credentials(reason)}")
+        # Behind the `except`: the library's error must not be its context. A traceback would show
+        # the whole URL, and where Dask is loaded pickle takes contexts along, of which those with
+        # aiohttp's headers cannot be pickled: a loader's process would answer nothing.
+        raise failure
     raise AssertionError
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from torch import nn
 
+import vlds.prove.started
 from tests.toys.faults.planted_runs import (
     Plant,
     averaged_gradients,
@@ -181,3 +182,10 @@ def test_real_processes_are_killed_and_none_is_left(world: Path, tmp_path: Path)
     assert left == run.state_folder(HALF)
     words = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
     assert [each for each in words if str(tmp_path) in each and sys.executable in each] == []
+
+
+def test_a_run_that_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlds.prove.started, "SILENT_S", 0.02)
+    log = tmp_path / "log"
+    assert launch(["--help"], log, lambda: False) != 0
+    assert log.read_text().endswith("ended: it has said nothing for 0 s\n")

@@ -22,7 +22,9 @@ from threading import Thread
 
 import pytest
 
+import vlds.evaluation.serve
 from tests.toys.http_requests import FORM, ask, form_of
+from tests.toys.processes import until
 from tests.toys.world import picture, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.main import main, run_command
@@ -172,6 +174,21 @@ def test_bodies_are_bounded_and_whole(server: Server) -> None:
         plain.shutdown(socket.SHUT_WR)
         assert b"the request is cut" in plain.makefile("rb").read()
     assert ask(server, form_of(*ASKED)).status == 200
+
+
+def test_bodies_wait_for_their_place(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty senders of large pictures must not take the machine's memory."""
+    body = form_of(*ASKED)
+    monkeypatch.setattr(vlds.evaluation.serve, "MAX_BODIES", len(body) + 9)
+    monkeypatch.setattr(vlds.evaluation.serve, "PATIENCE", 0.5)
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as plain:
+        plain.sendall(b"POST /answer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n")
+        until(lambda: server._bodies == 10, 20)
+        refused = ask(server, body)
+        assert refused.status == 503
+        assert "too many requests wait" in refused.json["error"]
+    until(lambda: server._bodies == 0, 20)
+    assert ask(server, body).status == 200
 
 
 @pytest.mark.parametrize(

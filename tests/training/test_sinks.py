@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vlds.training.sinks
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
@@ -141,6 +143,12 @@ def test_a_tracker_that_cannot_start(
     told = capsys.readouterr().out
     assert told.startswith("tracking.mlflow_experiment: cannot start (")
     assert "hunter2" not in told
+    # One that takes connections, and answers nothing.
+    monkeypatch.setattr(vlds.training.sinks, "TRACKER_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert [type(sink) for sink in open_sinks(recipe, 1)] == [MetricsFile, Tensorboard]
+    assert "its server has not answered for 1 s" in capsys.readouterr().out
 
 
 @pytest.mark.slow

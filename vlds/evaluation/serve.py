@@ -12,11 +12,13 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
+from typing import Any
 from urllib.parse import urlsplit
 
 from vlds.artifact import LoadedRun, load_run, read_recipe
@@ -41,6 +43,8 @@ ANSWER = "/answer"
 USAGE = "send a form to /answer: curl -F image=@FILE -F question=... -F task=..."
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of a request: pictures and texts together."""
+MAX_BODIES = 4 * MAX_BODY
+"""Bytes of all requests that are read or answered at a time; others wait for their turn."""
 MAX_DRAINED = 4 * MAX_BODY
 """Bytes read of a refused request, so that its sender gets to read why."""
 DIGITS = len(str(MAX_DRAINED)) + 1
@@ -48,7 +52,9 @@ DIGITS = len(str(MAX_DRAINED)) + 1
 LONGEST_REASON = 200
 """Characters of the library's reasons, which quote the request."""
 PATIENCE = 30.0
-"""Seconds without a byte until a connection is closed."""
+"""Seconds without a byte until a connection is closed, and that a request waits for its turn."""
+BODY_S = 4 * PATIENCE
+"""Seconds that a request's body may take: others wait for its place."""
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'"
@@ -92,6 +98,30 @@ class Server(ThreadingHTTPServer):
     opened: OpenRun
     name: str
     """The run's name."""
+
+    def __init__(self, *options: Any) -> None:
+        super().__init__(*options)
+        self._bodies, self._changed = 0, Condition()
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[None]:
+        """Inside, a request's body of `size` bytes has its place.
+
+        Errors: Refused if there is none in PATIENCE.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._bodies + size <= MAX_BODIES, PATIENCE):
+                raise Refused(
+                    HTTPStatus.SERVICE_UNAVAILABLE,
+                    "too many requests wait; send it again later",
+                )
+            self._bodies += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._bodies -= size
+                self._changed.notify_all()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Report the server's own faults, but not a sender that has gone."""
@@ -188,15 +218,18 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.FORBIDDEN, "Origin: only this server's own page may ask")
         if path != ANSWER:
             raise Refused(HTTPStatus.NOT_FOUND, USAGE)
-        form = parse_form(self.headers.get("Content-Type", ""), self._body(), ("image",))
-        pictures = form.files.get("image", [])
-        if not pictures:
-            raise ValueError(f"image: is missing; {USAGE}")
-        texts = form.texts
-        answer = self.server.opened.answer(
-            pictures, texts.get("question", ""), texts.get("task") or None
-        )
-        return "application/json", json.dumps(vars(answer)) + "\n"
+        length = self._checked_length()
+        with self.server.room_for(length):
+            body = self._body(length)
+            form = parse_form(self.headers.get("Content-Type", ""), body, ("image",))
+            pictures = form.files.get("image", [])
+            if not pictures:
+                raise ValueError(f"image: is missing; {USAGE}")
+            texts = form.texts
+            answer = self.server.opened.answer(
+                pictures, texts.get("question", ""), texts.get("task") or None
+            )
+            return "application/json", json.dumps(vars(answer)) + "\n"
 
     def _length(self) -> int | None:
         """Bytes of the request's body, as its head says; None if it does not say."""
@@ -206,11 +239,8 @@ class Handler(BaseHTTPRequestHandler):
         # Python refuses to convert thousands of digits.
         return int(digits.lstrip("0")[:DIGITS] or "0")
 
-    def _body(self) -> bytes:
-        """The request's body.
-
-        Errors: Refused if it has no length, is too large or is cut.
-        """
+    def _checked_length(self) -> int:
+        """Bytes of the request's body. Errors: Refused if it says none, or is too large."""
         # With both headers, this server and a proxy could see different ends of the request.
         length = self._length()
         if length is None or "Transfer-Encoding" in self.headers:
@@ -221,11 +251,20 @@ class Handler(BaseHTTPRequestHandler):
                 f"the request is too large: at most {MAX_BODY:,} bytes are taken; send a smaller "
                 "picture",
             )
-        body = self.rfile.read(length)
+        return length
+
+    def _body(self, length: int) -> bytes:
+        """The request's body. Errors: Refused if it is cut."""
+        body, end = bytearray(), time.monotonic() + BODY_S
+        while len(body) < length and (data := self.rfile.read1(length - len(body))):
+            body += data
+            if time.monotonic() > end:
+                self.close_connection = True
+                raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"its body took over {BODY_S:.0f} s")
         self.num_unread = 0
         if len(body) < length:
             raise Refused(HTTPStatus.BAD_REQUEST, "the request is cut; send it again")
-        return body
+        return bytes(body)
 
     def _respond(self) -> None:
         """Send what is asked for, or why nothing is given."""

@@ -37,6 +37,8 @@ STEPS, HALF, FEW = 10, 5, 3
 MOST_RANKS, MOST_ROWS, MOST_LOADERS = 4, 8, 2
 """Ranks, rows of a batch, and loader processes of all ranks: more show no more, and take longer."""
 POLL_S, ENDS_S, LAST_LINES = 0.01, 10.0, 3
+SILENT_S = 1800.0
+"""Seconds without a word after which a run is ended. It logs each step."""
 
 Launch = Callable[[Sequence[str], Path, Callable[[], bool]], int]
 """Runs a command line of `vlds` to its end, or kills all of its processes once the function is
@@ -52,8 +54,15 @@ def launch(words: Sequence[str], log: Path, stop: Callable[[], bool]) -> int:
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
+        size, since = 0, time.monotonic()
         while process.poll() is None and not stop():
             time.sleep(POLL_S)
+            if (now := log.stat().st_size) != size:
+                size, since = now, time.monotonic()
+            elif time.monotonic() - since > SILENT_S:
+                with log.open("ab") as output:
+                    output.write(f"\nended: it has said nothing for {SILENT_S:.0f} s\n".encode())
+                break
     finally:
         # The ranks have a session of their own; left alone, they would save and end.
         with suppress(psutil.NoSuchProcess):

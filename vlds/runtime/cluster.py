@@ -24,12 +24,12 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any, TypeVar
 
 from vlds.runtime.checks import guess
 from vlds.runtime.json_files import read_json
-from vlds.runtime.process import PACKAGE
+from vlds.runtime.process import PACKAGE, LostContact, answered
 from vlds.runtime.terminal import tell
 
 Item = TypeVar("Item")
@@ -59,10 +59,6 @@ class LostWorker(ValueError):
 
 class UnfitWorker(ValueError):
     """A worker has other software than the command, or does not see its files."""
-
-
-class LostContact(Exception):
-    """The scheduler does not answer any more."""
 
 
 @cache
@@ -269,27 +265,6 @@ def _is_whole(future: Future[bytes]) -> bool:
 
 def _tasks(number: int) -> str:
     return f"{number} task{' is' if number == 1 else 's are'}"
-
-
-def answered(call: Callable[[], Result], seconds: float, who: str) -> Result:
-    """What a call returns. A process that is frozen, or something else that listens at an address,
-    would keep Dask waiting for ever.
-
-    Errors: LostContact after so many seconds; those of the call.
-    """
-    future: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # whatever it is, the caller gets it
-            future.set_exception(error)
-
-    # A daemon, which does not keep the command from its end.
-    Thread(target=work, daemon=True).start()
-    if not wait([future], seconds).done:
-        raise LostContact(f"{who} has not answered for {seconds:.0f} s")
-    return future.result()
 
 
 class DaskExecutor(Executor):

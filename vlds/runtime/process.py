@@ -12,14 +12,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from types import FrameType, ModuleType
+from typing import TypeVar
 
 from vlds.runtime.checks import closest
+
+Result = TypeVar("Result")
 
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that ask a process to end: from a job script, Ctrl-C, a closed terminal, or before a
@@ -141,6 +145,31 @@ def how_it_ended(exit_code: int) -> str:
     if exit_code < 0:
         return f"was ended by {signal_name(-exit_code)}"
     return f"ended with exit code {exit_code}"
+
+
+class LostContact(Exception):
+    """Another process or a server does not answer any more."""
+
+
+def answered(call: Callable[[], Result], seconds: float, who: str) -> Result:
+    """What a call returns that waits for another process or a server, which may be frozen or may
+    never answer.
+
+    Errors: LostContact after so many seconds; those of the call.
+    """
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # whatever it is, the caller gets it
+            future.set_exception(error)
+
+    # A daemon, which does not keep the command from its end.
+    Thread(target=work, daemon=True).start()
+    if not wait([future], seconds).done:
+        raise LostContact(f"{who} has not answered for {seconds:.0f} s")
+    return future.result()
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

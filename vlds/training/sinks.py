@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ from vlds.runtime.checks import leaves
 from vlds.runtime.disk import append
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import read_metric_lines
+from vlds.runtime.process import answered
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.roll_call import Pace
 from vlds.runtime.terminal import (
@@ -49,6 +51,9 @@ from vlds.runtime.terminal import (
 LISTENER = "VLDS_METRICS_LISTENER"
 """Environment variable that names a second file for the metrics of this start alone, which a
 program follows while the run trains."""
+TRACKER_S = 60.0
+"""Seconds that a call of a tracker may take, whose server may answer nothing at all: all ranks wait
+for it, and hear no signal meanwhile."""
 PROGRESS = re.compile(r"step (\d+)/(\d+)  (.*)")
 """A plain line about steps: how many are done, of how many, and the rest."""
 
@@ -187,11 +192,12 @@ class Tracker:
         """Give something to every sink. A tracker that fails is left out from then on: its server
         may be down, and the run has its own file."""
         for sink in list(self.sinks):
-            try:
+            if isinstance(sink, MetricsFile):
                 give(sink)
+                continue
+            try:
+                answered(partial(give, sink), TRACKER_S, "its server")
             except Exception as error:
-                if isinstance(sink, MetricsFile):
-                    raise
                 self.sinks.remove(sink)
                 reason = without_credentials(str(error))
                 self.say(f"{type(sink).__name__} gets nothing more: {reason:.300}")
@@ -305,7 +311,7 @@ def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
         trackers["mlflow_experiment"] = lambda: MLflow(recipe, experiment, first_step)
     for key, start in trackers.items():
         try:
-            sinks.append(start())
+            sinks.append(answered(start, TRACKER_S, "its server"))
         except Exception as error:  # whatever its library raises
             reason = f"tracking.{key}: cannot start ({without_credentials(str(error)):.300})"
             # One that is resumed, perhaps at night, must not end because a server is down.
@@ -463,7 +469,7 @@ class MLflow:
     or in which folder."""
 
     def __init__(self, recipe: Recipe, experiment: str, first_step: int) -> None:
-        # Its own seven tries let all ranks wait for four minutes if a server is down.
+        # Its own seven tries take four minutes if a server is down.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from unittest import mock
+from zlib import crc32
 
 import pytest
 
@@ -16,9 +17,23 @@ from tests.toys.files import ROOT
 from tests.toys.rank_pool import RankPool
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", default="1/1", metavar="K/N", help="run the K-th of N parts alone")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the cases of a test marked `sampled(n)`, all but each n-th become slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of `--part`. Of those marked `sampled(n)`, all but each n-th become slow."""
+    part, parts = map(int, config.getoption("--part").split("/"))
+    if not 1 <= part <= parts:
+        raise pytest.UsageError(f"--part {part}/{parts}: the first number is from 1 to the second")
+    kept: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        (kept if crc32(test.encode()) % parts == part - 1 else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = kept
     seen: Counter[str] = Counter()
     for item in items:
         marker = item.get_closest_marker("sampled")

@@ -155,7 +155,7 @@ def add_workers(group: Any, work: str) -> None:
         type=where,
         default=LOCAL,
         metavar="WHERE",
-        help="where they run: local (default), dask=ADDRESS of a scheduler or its file, or mpi; "
+        help="where they run: local (default), dask=ADDRESS of a scheduler or its file; "
         "docs/cluster.md has commands",
     )
 

@@ -105,6 +105,9 @@ class Twice(Cluster):
     def size(self) -> int:
         return 2
 
+    def look(self, at_once: bool = False) -> None:
+        """All workers are there."""
+
 
 def compute_twice(recipe: Recipe, folder: str, out: Path) -> int:
     """On a rank: what a command does whose scheduler runs all tasks twice."""

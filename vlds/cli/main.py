@@ -450,7 +450,7 @@ def features_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument(
         EXECUTOR, default=LOCAL, metavar="WHERE",
         help="what computes: the ranks (local, the default), or workers, each on its GPU or CPU: "
-        "dask=ADDRESS of a scheduler or its file, or mpi; docs/cluster.md has commands",
+        "dask=ADDRESS of a scheduler or its file; docs/cluster.md has commands",
     )  # fmt: skip
     options, keys = parser.parse_known_args(arguments)
     executor_name(options.executor)

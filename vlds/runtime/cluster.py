@@ -1,4 +1,4 @@
-"""Work on several machines, through any `concurrent.futures.Executor`: Dask's and MPI's here.
+"""Work on several machines, through Dask.
 
 Schedulers start a task again when its worker is gone, and may run it twice. So a task is a function
 whose result alone counts, and `Cluster.map` takes one result for each, in order: nothing is lost,
@@ -13,7 +13,6 @@ import os
 import pickle
 import socket
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError, wait
@@ -34,7 +33,7 @@ from vlds.runtime.terminal import tell
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-LOCAL, DASK, MPI = "local", "dask", "mpi"
+LOCAL, DASK = "local", "dask"
 AHEAD = 3
 """Tasks per worker that may wait for the reader: they bound the memory."""
 LOOK_S = 1.0
@@ -169,96 +168,6 @@ class Task:
     future: Future[bytes]
 
 
-class Cluster(ABC):
-    """Processes on any number of machines."""
-
-    name: str
-    """As the command line names it."""
-    executor: Executor
-
-    @abstractmethod
-    def size(self) -> int:
-        """The number of workers; at least 1."""
-
-    def look(self, at_once: bool = False) -> None:
-        """Say which workers have gone. Errors: LostContact, LostWorker."""
-        return
-
-    def reconnect(self) -> None:
-        """Look for a lost scheduler. Errors: LostWorker if it does not come back."""
-        raise LostWorker(f"{self.name}: the workers do not answer any more; start again")
-
-    def explain(self, error: Exception) -> Exception:
-        """The error to raise for one of a task."""
-        return error
-
-    def close(self) -> None:
-        self.executor.shutdown(wait=False, cancel_futures=True)
-
-    def map(
-        self,
-        function: Callable[[Item], Result],
-        chunks: Iterable[Sequence[Item]],
-        files: Iterable[Path] = (),
-    ) -> Iterator[Result]:
-        """`function` of all items, in order. A chunk goes to a worker at once; the function must be
-        picklable. `files` exist, and workers must see the same ones.
-
-        Errors: UnfitWorker; LostWorker; those of the function.
-        """
-        seen = tuple(Seen.of(path.absolute()) for path in files)
-        needs = Needs(software(), os.getcwd(), seen)
-        waiting: deque[Task] = deque()
-
-        def submit(work: bytes) -> Task:
-            try:
-                return Task(work, self.executor.submit(perform, needs, work))
-            except Exception:  # the scheduler is gone, as whoever waits for the task finds out
-                never: Future[bytes] = Future()
-                never.cancel()
-                never.set_running_or_notify_cancel()  # else `wait` waits for it
-                return Task(work, never)
-
-        def first() -> Iterator[Result]:
-            """The results of the oldest chunk, even if later ones are done."""
-            while True:
-                try:
-                    self.look()
-                    begin, told = time.monotonic(), False
-                    while not wait([waiting[0].future], LOOK_S).done:
-                        self.look()
-                        if not told and time.monotonic() > begin + QUIET_S:
-                            told = True
-                            text = f"a task has no result after {QUIET_S:.0f} s; still waiting"
-                            tell(f"{self.name}: {text}", error=True, flush=True)
-                    results: list[Result] = pickle.loads(waiting[0].future.result())
-                    break
-                except (CancelledError, LostContact):
-                    # The scheduler has forgotten all that it had not handed over.
-                    self.reconnect()
-                    again = [n for n, task in enumerate(waiting) if not _is_whole(task.future)]
-                    tell(f"{self.name}: {_tasks(len(again))} done again", error=True, flush=True)
-                    for number in again:
-                        waiting[number] = submit(waiting[number].work)
-                except Exception as error:
-                    raise self.explain(error) from None
-            waiting.popleft()
-            yield from results
-
-        try:
-            for chunk in chunks:
-                waiting.append(submit(pickle.dumps((function, chunk), pickle.HIGHEST_PROTOCOL)))
-                if len(waiting) >= self.size() * AHEAD:
-                    yield from first()
-            while waiting:
-                yield from first()
-            with suppress(LostContact, LostWorker):  # all results are here
-                self.look(at_once=True)
-        finally:
-            for task in waiting:
-                task.future.cancel()
-
-
 def _is_whole(future: Future[bytes]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
@@ -295,8 +204,12 @@ class DaskExecutor(Executor):
         return ours
 
 
-class DaskCluster(Cluster):
+class Cluster:
     """The workers of a Dask scheduler."""
+
+    executor: Executor
+    name: str
+    """As the command line names it."""
 
     def __init__(self, address: str) -> None:
         self.name, self.address = f"{DASK}={address}", address
@@ -452,6 +365,69 @@ class DaskCluster(Cluster):
             tell(f"{self.name}: the scheduler is back, with {_count(self)}", error=True, flush=True)
             return
 
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        chunks: Iterable[Sequence[Item]],
+        files: Iterable[Path] = (),
+    ) -> Iterator[Result]:
+        """`function` of all items, in order. A chunk goes to a worker at once; the function must be
+        picklable. `files` exist, and workers must see the same ones.
+
+        Errors: UnfitWorker; LostWorker; those of the function.
+        """
+        seen = tuple(Seen.of(path.absolute()) for path in files)
+        needs = Needs(software(), os.getcwd(), seen)
+        waiting: deque[Task] = deque()
+
+        def submit(work: bytes) -> Task:
+            try:
+                return Task(work, self.executor.submit(perform, needs, work))
+            except Exception:  # the scheduler is gone, as whoever waits for the task finds out
+                never: Future[bytes] = Future()
+                never.cancel()
+                never.set_running_or_notify_cancel()  # else `wait` waits for it
+                return Task(work, never)
+
+        def first() -> Iterator[Result]:
+            """The results of the oldest chunk, even if later ones are done."""
+            while True:
+                try:
+                    self.look()
+                    begin, told = time.monotonic(), False
+                    while not wait([waiting[0].future], LOOK_S).done:
+                        self.look()
+                        if not told and time.monotonic() > begin + QUIET_S:
+                            told = True
+                            text = f"a task has no result after {QUIET_S:.0f} s; still waiting"
+                            tell(f"{self.name}: {text}", error=True, flush=True)
+                    results: list[Result] = pickle.loads(waiting[0].future.result())
+                    break
+                except (CancelledError, LostContact):
+                    # The scheduler has forgotten all that it had not handed over.
+                    self.reconnect()
+                    again = [n for n, task in enumerate(waiting) if not _is_whole(task.future)]
+                    tell(f"{self.name}: {_tasks(len(again))} done again", error=True, flush=True)
+                    for number in again:
+                        waiting[number] = submit(waiting[number].work)
+                except Exception as error:
+                    raise self.explain(error) from None
+            waiting.popleft()
+            yield from results
+
+        try:
+            for chunk in chunks:
+                waiting.append(submit(pickle.dumps((function, chunk), pickle.HIGHEST_PROTOCOL)))
+                if len(waiting) >= self.size() * AHEAD:
+                    yield from first()
+            while waiting:
+                yield from first()
+            with suppress(LostContact, LostWorker):  # all results are here
+                self.look(at_once=True)
+        finally:
+            for task in waiting:
+                task.future.cancel()
+
     def explain(self, error: Exception) -> Exception:
         if isinstance(error, self._library.KilledWorker):
             return LostWorker(
@@ -466,34 +442,6 @@ class DaskCluster(Cluster):
             answered(partial(self._client.close, timeout=CLOSE_S), 2 * CLOSE_S, "the scheduler")
 
 
-class MPICluster(Cluster):
-    """The ranks of `mpiexec -n N python -m mpi4py.futures ...` but the first, which works here."""
-
-    def __init__(self) -> None:
-        self.name = MPI
-        cure = "start it as `mpiexec -n N python -m mpi4py.futures -m vlds ...`"
-        try:
-            from mpi4py import MPI as library
-            from mpi4py.futures import MPIPoolExecutor, _core
-        except (ImportError, RuntimeError) as error:
-            raise ValueError(
-                f"--executor mpi needs the package mpi4py and an MPI library ({error}): pip "
-                "install 'vlds[mpi]'"
-            ) from None
-        # Otherwise mpi4py would start workers one by one, or each rank would run the whole command.
-        if _core.SharedPool is None or library.COMM_WORLD.size < 2:
-            raise ValueError(f"--executor mpi: MPI's pool is not there; {cure}, N at least 2")
-        pool: Any = MPIPoolExecutor(main=False)
-        self.executor, self._size = pool, pool.num_workers
-        needs = Needs(software(), os.getcwd())
-        for fault in self.executor.map(Needs.unmet, [needs] * self._size * 2):
-            if fault:
-                raise ValueError(f"--executor mpi: a worker {fault}")
-
-    def size(self) -> int:
-        return int(self._size)
-
-
 def _count(cluster: Cluster) -> str:
     return f"{cluster.size()} worker{'s' * (cluster.size() > 1)}"
 
@@ -501,12 +449,12 @@ def _count(cluster: Cluster) -> str:
 def executor_name(text: str) -> str:
     """Check the value of --executor. Errors: ValueError that begins with it."""
     kind, equals, address = text.partition("=")
-    if (kind == DASK and address) or (kind in (LOCAL, MPI) and not equals):
+    if (kind == DASK and address) or (kind == LOCAL and not equals):
         return text
     if kind == DASK:
         raise ValueError(f"{text!r}: give dask=ADDRESS, such as dask=tcp://10.0.0.1:8786")
-    hint = guess(kind, (LOCAL, DASK, MPI))
-    raise ValueError(f"{text!r}: no such executor; {hint}give local, dask=ADDRESS or mpi")
+    hint = guess(kind, (LOCAL, DASK))
+    raise ValueError(f"{text!r}: no such executor; {hint}give local or dask=ADDRESS")
 
 
 @contextmanager
@@ -519,7 +467,7 @@ def open_cluster(name: str) -> Iterator[Cluster | None]:
     if kind == LOCAL:
         yield None
         return
-    cluster = DaskCluster(address) if kind == DASK else MPICluster()
+    cluster = Cluster(address)
     try:
         tell(f"--executor {name}: {_count(cluster)}", error=True, flush=True)
         yield cluster

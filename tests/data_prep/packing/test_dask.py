@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -408,56 +405,3 @@ def test_a_scheduler_that_ends_while_it_hands_results_over(
         dask.stop()
     assert lengths == list(range(40))
     assert capsys.readouterr().err.count("the scheduler is back, with ") == 1
-
-
-def test_mpi_gives_the_same_bytes(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And a rank that dies ends the job; --resume goes on from the finished shards."""
-    pytest.importorskip("mpi4py", reason="mpi4py is missing: pip install 'vlds[mpi]'")
-    mpiexec = Path(sys.executable).parent / "mpiexec"
-    if not mpiexec.exists():
-        pytest.skip("no mpiexec beside this Python: pip install mpich")
-    photos(tmp_path / "photos", *(f"{n}.jpg" for n in range(200)))
-    write(tmp_path / "rows.csv", questions(*(f"{n}.jpg" for n in range(200))))
-    words = ["jsonl", "--task", "vqa", "--annotations", "rows.csv", "--images", "photos",
-             "--shard-samples", "10", "--out", "out"]  # fmt: skip
-    started = [
-        str(mpiexec),
-        "-n",
-        "3",
-        sys.executable,
-        "-m",
-        "mpi4py.futures",
-        "-m",
-        "vlds",
-        "data",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*started, *words, "--executor", "mpi", "--resume"],
-            cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    first = start()
-    journal = tmp_path / "out" / "rows-train.progress"
-    end = time.monotonic() + 100
-    while not journal.exists() and first.poll() is None and time.monotonic() < end:
-        time.sleep(0.002)
-    ranks = [
-        process
-        for process in psutil.Process(first.pid).children(recursive=True)
-        if "mpi4py.futures" in process.cmdline()
-    ]
-    if ranks:
-        max(ranks, key=lambda process: process.pid).send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
-    second = start()
-    _, said = second.communicate(timeout=100)
-    assert (second.returncode, "2 workers" in said) == (0, True), said
-    (tmp_path / "out").rename(tmp_path / "there")
-    monkeypatch.chdir(tmp_path)
-    assert main([*words, "--workers", "1", "--resume"]) == 0
-    assert files(tmp_path / "out") == files(tmp_path / "there")

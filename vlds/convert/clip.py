@@ -1,46 +1,48 @@
-"""Makes a CLIP that `DualEncoder` opens from the files of OpenAI and of open_clip, which name the
-weights alike:
+"""Makes a CLIP that `DualEncoder` opens from a folder of the hub in the form of open_clip:
 
-    OpenAI      NAME.pt, a TorchScript archive: a ViT or a ResNet
-    open_clip   a folder of the hub (open_clip_config.json and weights), or a checkpoint
-
-The sizes are those of the weights. What weights cannot tell comes from open_clip_config.json, from
-what OpenAI's models have in common (heads of 64 channels, and QuickGELU), or from the user.
+    open_clip_config.json          sizes, and what weights cannot tell: heads, the activation
+    open_clip_model.safetensors    OpenAI's weights (timm/resnet50_clip.openai, ...), or others
+    tokenizer files
 
 A ViT becomes a folder that Hugging Face's CLIPModel opens, a ResNet one that vlds opens.
 """
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from vlds.convert.output import first_names, new_output, say
-from vlds.convert.target import read_safetensors, read_settings, read_torch, state_dict_of
-from vlds.convert.torchscript import is_torchscript, read_torchscript
+from vlds.convert.target import read_safetensors, read_settings
 from vlds.models.kinds.dual_encoder import DualEncoder
 from vlds.models.kinds.resnet_clip import HEAD_WIDTH, STRIDE, ResNetClip, ResNetClipConfig
-from vlds.models.loading.gate import TOKENIZER_FILES, check_tokenizer, open_checked, quiet
+from vlds.models.loading.gate import (
+    TOKENIZER_FILES,
+    bounded,
+    check_finite,
+    check_tokenizer,
+    open_checked,
+    quiet,
+)
 from vlds.models.loading.model_files import SourceError, reading
 from vlds.models.vision.clip import MEAN, STD
 
-Activation = Literal["gelu", "quick_gelu"]
-"""Of the transformers' feed-forward layers: exact GELU, or x sigmoid(1.702 x)."""
-SETTINGS = "open_clip_config.json"
-WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+SETTINGS, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+HUB = {
+    "RN50": "resnet50_clip", "RN101": "resnet101_clip", "RN50x4": "resnet50x4_clip",
+    "RN50x16": "resnet50x16_clip", "RN50x64": "resnet50x64_clip",
+    "ViT-B-32": "vit_base_patch32_clip_224", "ViT-B-16": "vit_base_patch16_clip_224",
+    "ViT-L-14": "vit_large_patch14_clip_224", "ViT-L-14-336px": "vit_large_patch14_clip_336",
+}  # fmt: skip
+"""OpenAI's file -> the folder with the same weights, timm/NAME.openai on the hub."""
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 """Last parts of the names of some files' other entries."""
-NUM_MERGES = 49_152 - 256 - 2
-"""Of the longer list in bpe_simple_vocab_16e6.txt.gz, CLIP takes the first."""
-SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 TEXT = "text."
 """Before the names of the text tower in newer models of open_clip."""
 LAYER = {
@@ -82,53 +84,31 @@ KNOWN = {
 """Part of `model_cfg` in open_clip_config.json -> its fields that this file knows."""
 
 
-class ClipFile(NamedTuple):
-    """What was read."""
-
-    weights: dict[str, Tensor]
-    settings: Mapping[str, Any]
-    """`model_cfg` of open_clip; empty where there is none."""
-    activation: Activation | None
-    """None: the file does not say."""
-    head_width: int | None
-    """Channels of a head of the vision tower; None: the file does not say."""
-
-
-def convert_clip(
-    source: Path,
-    tokenizer: str | None,
-    activation: Activation | None,
-    head_width: int | None,
-    out: Path,
-) -> None:
-    """Write a folder that `DualEncoder` opens. `activation`, `head_width`: where the file does not
-    say, or in place of what it says.
+def convert_clip(source: Path, tokenizer: str | None, out: Path) -> None:
+    """Write a folder that `DualEncoder` opens.
 
     Errors: ValueError if the files are not of such a model, or the tokenizer is another one's.
     """
-    if tokenizer is None and not source.is_dir():
+    if not source.is_dir():
+        hub = HUB.get(source.stem, HUB["RN50"])
         raise ValueError(
-            "--tokenizer: the file holds none; name a folder or hub name with CLIP's, such as "
-            "openai/clip-vit-base-patch32, or OpenAI's bpe_simple_vocab_16e6.txt.gz"
+            f"--from: {source} is a file, and vlds reads folders with {WEIGHTS}; for OpenAI's: "
+            f"`hf download timm/{hub}.openai --local-dir FOLDER`"
         )
     words = tokenizer or str(source)
     with reading(f"--tokenizer: cannot read a tokenizer from {words}"):
-        if words.endswith(".gz"):
-            processor = openai_tokenizer(Path(words))
-        else:
-            check_tokenizer(words, "--tokenizer", TOKENIZER_FILES)
-            processor = open_checked(AutoTokenizer, words, "--tokenizer")
+        check_tokenizer(words, "--tokenizer", TOKENIZER_FILES)
+        processor = open_checked(AutoTokenizer, words, "--tokenizer")
     say(f"reading {source}")
-    read = read_clip(source)
-    read = read._replace(
-        activation=activation or read.activation,
-        head_width=read.head_width if head_width is None else head_width,
-    )
-    with reading(f"--from: {source} holds sizes of no CLIP", "name another file"), quiet():
-        config = config_of(read)
+    settings = read_clip_settings(source / SETTINGS)
+    weights = read_clip(source / WEIGHTS)
+    with reading(f"--from: {source} holds sizes of no CLIP", "name another folder"), quiet():
+        config = config_of(weights, settings)
         model_class = ResNetClip if isinstance(config, ResNetClipConfig) else CLIPModel
-        model = model_class(config)
-    fill(model, named_weights(read.weights), source)
+        # Sizes that the weights do not have, such as a layer's square, ask for no memory.
+        with bounded(), torch.device("meta"):
+            model = model_class(config)
+    fill(model, named_weights(weights), source)
     with new_output(out, "folder") as partial, quiet():
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
@@ -139,78 +119,21 @@ def convert_clip(
         kind.build(torch.float32, kind.load_processor())
 
 
-def openai_tokenizer(file: Path) -> Any:
-    """Hugging Face's tokenizer of CLIP from OpenAI's list of merges.
-
-    Errors: OSError if it cannot be read.
-    """
-    with gzip.open(file, "rt", encoding="utf-8") as opened:
-        lines = opened.read().split("\n")[1 : 1 + NUM_MERGES]  # the first line is a comment
-    merges = [tuple(line.split()) for line in lines]
-    # Bytes, the same at the end of a word, what each merge makes, and the two special tokens.
-    bytes_ = list(bytes_to_unicode().values())
-    tokens = [*bytes_, *(byte + "</w>" for byte in bytes_), *map("".join, merges), *SPECIAL]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges)
-
-
-def read_clip(source: Path) -> ClipFile:
-    """The weights in a file or folder, and what stands beside them.
-
-    Errors: ValueError if it has none.
-    """
-    settings: Mapping[str, Any] = {}
-    activation: Activation | None = None
-    head_width: int | None = None
-    file = source
-    if source.is_dir():
-        described = read_settings(source / SETTINGS)
-        settings = check_settings(described.get("model_cfg"), source / SETTINGS)
-        pictures = described.get("preprocess_cfg") or {}
-        for name, ours in (("mean", MEAN), ("std", STD)):
-            if (theirs := pictures.get(name, list(ours))) != list(ours):
-                raise ValueError(
-                    f"--from: {source / SETTINGS}: preprocess_cfg.{name} is {theirs}, and "
-                    f"DualEncoder's pictures have CLIP's, {list(ours)}; name a CLIP with these"
-                )
-        activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
-        head_width = settings["vision_cfg"].get("head_width", HEAD_WIDTH)
-        file = next((source / name for name in WEIGHT_FILES if (source / name).is_file()), source)
-        if file == source:
-            raise ValueError(f"--from: {source} has none of {', '.join(WEIGHT_FILES)}")
-    if file.suffix == ".safetensors":
-        weights = read_safetensors(file)
-    elif is_torchscript(file):
-        weights = read_torchscript(file)
-        # OpenAI alone publishes such archives of CLIP.
-        activation, head_width = activation or "quick_gelu", head_width or HEAD_WIDTH
-    else:
-        content = read_torch(file)
-        # open_clip's checkpoints hold the state of training too.
-        inside = content.get("state_dict") if isinstance(content, dict) else None
-        weights = state_dict_of(content if inside is None else inside, file)
-    if odd := sorted(name for name in weights if name.startswith("visual.trunk.")):
-        raise ValueError(
-            f"--from: {file} holds {odd[0]}, of a vision tower of timm's; OpenAI's ViT and ResNet "
-            "can be read"
-        )
-    # Newer models of open_clip name the text tower.
-    bare = {
-        name.removeprefix(TEXT): tensor
-        for name, tensor in weights.items()
-        if name.rpartition(".")[2] not in NOT_WEIGHTS
-    }
-    wanted = ("token_embedding.weight", "positional_embedding", "text_projection", "logit_scale")
-    if missing := [name for name in (*wanted, "visual.conv1.weight") if name not in bare]:
-        raise ValueError(f"--from: {file} is not a CLIP of OpenAI or open_clip: no {missing[0]}")
-    return ClipFile(bare, settings, activation, head_width)
-
-
-def check_settings(settings: object, file: Path) -> Mapping[str, Any]:
+def read_clip_settings(file: Path) -> Mapping[str, Any]:
     """`model_cfg` of open_clip.
 
-    Errors: ValueError for a field that changes what a model computes in a way not known here.
+    Errors: ValueError for pictures that are prepared otherwise than DualEncoder's, and for a field
+    that changes what a model computes in a way not known here.
     """
+    described = read_settings(file)
+    pictures = described.get("preprocess_cfg") or {}
+    for name, ours in (("mean", MEAN), ("std", STD)):
+        if (theirs := pictures.get(name, list(ours))) != list(ours):
+            raise ValueError(
+                f"--from: {file}: preprocess_cfg.{name} is {theirs}, and DualEncoder's pictures "
+                f"have CLIP's, {list(ours)}; name a CLIP with these"
+            )
+    settings = described.get("model_cfg")
     for part, known in KNOWN.items():
         fields = settings.get(part) if part and isinstance(settings, Mapping) else settings
         if not isinstance(fields, Mapping):
@@ -225,27 +148,44 @@ def check_settings(settings: object, file: Path) -> Mapping[str, Any]:
     return settings
 
 
-def config_of(read: ClipFile) -> Any:
+def read_clip(file: Path) -> dict[str, Tensor]:
+    """The weights, by the names that OpenAI gave them.
+
+    Errors: ValueError if they are another model's.
+    """
+    weights = read_safetensors(file)
+    if odd := sorted(name for name in weights if name.startswith("visual.trunk.")):
+        raise ValueError(
+            f"--from: {file} holds {odd[0]}, of a vision tower of timm's; OpenAI's ViT and ResNet "
+            "can be read"
+        )
+    # Newer models of open_clip name the text tower.
+    bare = {
+        name.removeprefix(TEXT): tensor
+        for name, tensor in weights.items()
+        if name.rpartition(".")[2] not in NOT_WEIGHTS
+    }
+    wanted = ("token_embedding.weight", "positional_embedding", "text_projection", "logit_scale")
+    if missing := [name for name in (*wanted, "visual.conv1.weight") if name not in bare]:
+        raise ValueError(f"--from: {file} is not a CLIP of OpenAI or open_clip: no {missing[0]}")
+    return bare
+
+
+def config_of(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Any:
     """The config of a model with the sizes of the weights.
 
-    Errors: SourceError if nothing says which activation it has or how wide the heads of a ViT are,
-    or the heads have a width that cannot be; whatever sizes of no such model raise.
+    Errors: SourceError if the heads have a width that cannot be; whatever sizes of no such model
+    raise.
     """
-    weights, settings, activation, head_width = read
-    if activation is None:
-        raise SourceError(
-            "--activation: the file does not say which its model has; give quick_gelu (OpenAI's "
-            "models, and open_clip's called -quickgelu) or gelu (open_clip's others)"
-        )
+    activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
+    head_width = settings["vision_cfg"].get("head_width", HEAD_WIDTH)
     words, width = weights["token_embedding.weight"].shape
-    # 8 is open_clip's default.
-    heads = settings["text_cfg"].get("heads", 8) if settings else width // HEAD_WIDTH
     text = {
         "vocab_size": words,
         "hidden_size": width,
         "intermediate_size": len(first(weights, "transformer.resblocks.0.mlp.c_fc.bias")),
         "num_hidden_layers": num_blocks(weights, "transformer.resblocks."),
-        "num_attention_heads": heads,
+        "num_attention_heads": settings["text_cfg"].get("heads", 8),  # open_clip's default
         "max_position_embeddings": len(weights["positional_embedding"]),
         "hidden_act": activation,
         # As in CLIP's own vocabulary, the last two tokens begin and end texts.
@@ -255,16 +195,10 @@ def config_of(read: ClipFile) -> Any:
     common = {"projection_dim": projection, "text_config": text | {"projection_dim": projection}}
     conv = weights["visual.conv1.weight"]
     if "visual.layer1.0.conv1.weight" not in weights:
-        if head_width is None:
-            raise SourceError(
-                f"--head-width: the file does not say how wide the heads of its vision tower, of "
-                f"width {len(conv)}, are; give {HEAD_WIDTH} (ViT-B and ViT-L), 80 (ViT-H), 88 "
-                "(ViT-g), 104 (ViT-bigG), or vision_cfg.head_width of open_clip's config"
-            )
         if head_width < 1 or len(conv) % head_width:
             raise SourceError(
-                f"--head-width: got {head_width}, which does not divide the vision tower's width, "
-                f"{len(conv)}"
+                f"--from: vision_cfg.head_width is {head_width}, which does not divide the vision "
+                f"tower's width, {len(conv)}"
             )
         grid = round((len(first(weights, "visual.positional_embedding")) - 1) ** 0.5)
         vision = {
@@ -280,8 +214,10 @@ def config_of(read: ClipFile) -> Any:
             "projection_dim": projection,
         }
         return CLIPConfig.from_dict(common | {"vision_config": vision})
-    if head_width not in (None, HEAD_WIDTH):
-        raise SourceError(f"--head-width: got {head_width}; a ResNet's is {HEAD_WIDTH}")
+    if head_width != HEAD_WIDTH:
+        raise SourceError(
+            f"--from: vision_cfg.head_width is {head_width}; a ResNet's is {HEAD_WIDTH}"
+        )
     stages: dict[str, set[str]] = {}
     for stage, number in (m.groups() for m in map(STAGE.match, weights) if m is not None):
         stages.setdefault(stage, set()).add(number)
@@ -365,24 +301,26 @@ def resnet_name(name: str) -> str:
 
 
 def fill(model: Any, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Give a model its weights.
+    """Give a model on the meta device its weights.
 
-    Errors: ValueError for a weight that is missing, has another shape or has no place.
+    Errors: ValueError for a weight that is missing, has another shape or type, has no place, or is
+    not finite.
     """
     state = model.state_dict()
     # Old files lack the number of batches that batch norms have seen, which nothing reads.
-    counters = {name: t for name, t in state.items() if name.endswith("num_batches_tracked")}
-    weights = counters | dict(weights)
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    weights = {name: torch.tensor(0) for name in counters} | dict(weights)
     for name, tensor in state.items():
         if name not in weights:
             raise ValueError(f"--from: {source} has no {name}, by the name of vlds")
-        if weights[name].shape != tensor.shape:
+        if (found := weights[name]).shape != tensor.shape or found.dtype != tensor.dtype:
             raise ValueError(
-                f"--from: {name} is {tuple(weights[name].shape)} in {source}, and "
-                f"{tuple(tensor.shape)} by its other weights"
+                f"--from: {name} is {found.dtype} {tuple(found.shape)} in {source}, and "
+                f"{tensor.dtype} {tuple(tensor.shape)} by its other weights"
             )
     if left := sorted(weights.keys() - state.keys()):
         raise ValueError(
             f"--from: {source} holds {first_names(left, 1)} that CLIP has no place for"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
+    check_finite(model, f"--from: {source}")

@@ -29,7 +29,7 @@ Export a run to another layout, or import weights from one.
 
   vlds convert hf --run runs/vqa --out models/vqa
   vlds convert reference --from LAST.pth --config recipe.yaml --out models/old
-  vlds convert clip --from RN50.pt --tokenizer FOLDER --out models/rn50
+  vlds convert clip --from OPEN_CLIP_FOLDER --out models/clip
   vlds convert LAYOUT --help                                 a layout's options
 """
 EPILOG = """\
@@ -308,22 +308,12 @@ def build_parser() -> CommandParser:
     in_clip = add_layout(layouts, "clip", clip, compares=False)
     in_clip.add_argument(
         "--from", dest="source", type=Path, required=True,
-        help="OpenAI's NAME.pt; a checkpoint of open_clip (.pt, .bin, .safetensors); or a folder "
-        "with open_clip_config.json",
+        help="folder with open_clip_config.json and open_clip_model.safetensors, as the hub's "
+        "timm/resnet50_clip.openai has them",
     )  # fmt: skip
     in_clip.add_argument(
         "--tokenizer", metavar="FOLDER",
-        help="folder or hub name with CLIP's tokenizer, or OpenAI's bpe_simple_vocab_16e6.txt.gz; "
-        "default: --from, if it is a folder",
-    )  # fmt: skip
-    in_clip.add_argument(
-        "--activation", choices=("quick_gelu", "gelu"),
-        help="of the transformers, for a checkpoint that does not say; OpenAI's have quick_gelu",
-    )  # fmt: skip
-    in_clip.add_argument(
-        "--head-width", type=int, metavar="CHANNELS",
-        help="of each head of a ViT for pictures, for a checkpoint that does not say: 64 in ViT-B "
-        "and ViT-L, 80 in ViT-H, 88 in ViT-g, 104 in ViT-bigG",
+        help="folder or hub name with CLIP's tokenizer; default: --from",
     )  # fmt: skip
     return parser
 
@@ -445,16 +435,14 @@ def adapters(options: Options) -> None:
 
 
 def clip(options: Options) -> None:
-    """From OpenAI's and open_clip's files of CLIP to a folder that DualEncoder opens.
+    """From a folder of the hub that open_clip reads to one that DualEncoder opens.
 
-    vlds convert clip --from RN50.pt --tokenizer FOLDER --out models/rn50
-    vlds convert clip --from OPEN_CLIP_FOLDER --out models/clip
+    hf download timm/resnet50_clip.openai --local-dir OPEN_CLIP_FOLDER
+    vlds convert clip --from OPEN_CLIP_FOLDER --out models/clip-rn50
     """
     from vlds.convert.clip import convert_clip
 
-    convert_clip(
-        options.source, options.tokenizer, options.activation, options.head_width, options.out
-    )
+    convert_clip(options.source, options.tokenizer, options.out)
 
 
 def convert_files(

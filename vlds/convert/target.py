@@ -28,6 +28,7 @@ from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.model import Counts, Model
 from vlds.recipe.config import Recipe
+from vlds.runtime import files
 from vlds.runtime.artifact_files import artifact_folder
 from vlds.runtime.checks import not_finite
 from vlds.runtime.json_files import read_record
@@ -146,11 +147,11 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def check_file(file: Path) -> None:
-    """Errors: ValueError if there is no such file."""
-    if file.is_dir():
-        raise ValueError(f"--from: {file} is a folder; name a file in it")
-    if not file.is_file():
-        raise ValueError(f"--from: no such file: {file}")
+    """Errors: ValueError if there is no such file, or it is a folder, pipe or device."""
+    try:
+        files.check_file(file)
+    except FileNotFoundError:
+        raise ValueError(f"--from: no such file: {file}") from None
 
 
 def check_layout(run: LoadedRun, layout: str) -> None:

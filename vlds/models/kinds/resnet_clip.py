@@ -2,7 +2,7 @@
 of Hugging Face: the text tower is that of its CLIPModel, the vision tower is timm's.
 
 Hugging Face has no class for it, so its config.json has a `model_type` of ours, and vlds alone
-opens such a folder. `vlds convert clip` writes one from the files of OpenAI and open_clip.
+opens such a folder. `vlds convert clip` writes one from a folder in open_clip's form.
 
 Shapes: u pictures, h x w pixels, d width of the embeddings.
 """

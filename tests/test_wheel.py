@@ -41,7 +41,6 @@ vlds train recipes/easy_vqa.yaml --output runs/other --model.backbone.tokenizer 
     --data.num_workers 0 --training.steps 2
 vlds predict runs/mine --image PHOTOS/0/017.jpg --question "How many dogs?"
 vlds convert hf --run runs/mine --out models/mine
-vlds report runs/mine
 """
 """Commands of README behind those on its own rows, and a recipe of vlds with the data they made."""
 
@@ -117,7 +116,8 @@ def test_a_wheel_holds_everything_and_one_name(archives: tuple[Path, Path]) -> N
 
 def test_readme_runs_outside_of_a_checkout(programs: Path, tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    (recipe,) = re.findall(r"```yaml\n(# vqa\.yaml\n.*?)```", readme, re.DOTALL)
+    page = (ROOT / "docs" / "recipe.md").read_text("utf-8")
+    (recipe,) = re.findall(r"```yaml\n(# vqa\.yaml\n.*?)```", page, re.DOTALL)
     (rows,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
     (tmp_path / "vqa.yaml").write_text(recipe)
     text = "".join(rows.replace("beach/", f"{place}/") for place in range(10))
@@ -129,7 +129,7 @@ def test_readme_runs_outside_of_a_checkout(programs: Path, tmp_path: Path) -> No
     # A user's own folder of this name does not stand in the way.
     (tmp_path / "data_prep").mkdir()
     (tmp_path / "data_prep" / "__init__.py").write_text("raise SystemExit('not vlds')")
-    (own,) = re.findall(r"```sh\n(vlds init .*?)```", readme, re.DOTALL)
+    (own,) = re.findall(r"```sh\n(vlds init [^`]* --name mine\n.*?)```", readme, re.DOTALL)
     own = own.replace("mine.yaml\n", "mine.yaml --training.epochs 0.2\n")  # three steps
     printed = ""
     for line in (own + RUNS).replace("\\\n", "").splitlines():

@@ -55,12 +55,6 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = {
         "imagefolder": "pictures in folders of classes; CIFAR; lists of DTD and CoOp",
         "csv-classes": "pictures of classes in a table: CSV, TSV or JSON lines",
     },
-    "harness.vlmevalkit": {
-        "vlmevalkit": "a benchmark of VLMEvalKit: its TSV with pictures, questions and options"
-    },
-    "harness.lmms_eval": {
-        "lmms-eval": "a task of lmms-eval: its questions, pictures and right answers"
-    },
     "demo.command": {"demo": "drawn pictures of colored shapes in official layouts"},
     "plan": {"plan": "official files: which are there, where the others are, how to pack them"},
     "packed.index_command": {"index": "make existing tars a data set"},

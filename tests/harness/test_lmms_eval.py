@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.toys.benchmarks import COLOUR, ENDING, NUM_ROWS
+from tests.toys.benchmarks import COLOUR, ENDING, NUM_ROWS, pack
 from tests.toys.files import ROOT, read_lines
 from tests.toys.world import COLOURS
 from vlds.cli.main import run_command
@@ -68,9 +68,7 @@ def test_answers_and_scores_are_those_of_vlds(made: Path, benchmarks: Path) -> N
     results, rows = by_lmms_eval(benchmarks, f"run={made}", tasks)
     given = set[str]()
     for task, score in zip(tasks, ("exact_match", "choice"), strict=True):
-        shards, out = benchmarks / "packed" / task, benchmarks / "scored" / task
-        words = ["--task", task, "--include-path", str(benchmarks / "lmms_eval")]
-        run(["data_prep", "lmms-eval", *words, "--out", str(shards)], benchmarks)
+        shards, out = pack(benchmarks, task), benchmarks / "scored" / task
         assert run_command(["evaluate", str(made), "--data", str(shards), "--out", str(out)]) == 0
         ours = {row["id"]: row["prediction"] for row in read_lines(out / "chat.jsonl")}
         theirs = {str(row["doc_id"]): row["filtered_resps"] for row in rows[task]}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys.benchmarks import NUM_ROWS, TABLES, pack_table
+from tests.toys.benchmarks import NUM_ROWS, TABLES, pack
 from tests.toys.files import ROOT, read_lines, write
 from vlds.cli.main import run_command
 
@@ -63,8 +63,8 @@ def test_answers_and_scores_are_those_of_vlds(made: Path, benchmarks: Path) -> N
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     given = set[str]()
-    for name in TABLES:
-        shards, scored = pack_table(benchmarks, name), benchmarks / "by_vlds" / name
+    for name, rows in TABLES.items():
+        shards, scored = pack(benchmarks, rows), benchmarks / "by_vlds" / name
         words = ["--data", str(shards), "--out", str(scored)]
         assert run_command(["evaluate", str(made), *words]) == 0
         ours = {row["id"]: row["prediction"] for row in read_lines(scored / "chat.jsonl")}

@@ -4,7 +4,6 @@ test_rehearsal.py with what steps take."""
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +13,11 @@ import torch
 
 from tests.toys.files import write
 from tests.toys.trained_runs import write_run
-from tests.toys.web import Web
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
-from vlds.data.shards.info import DatasetInfo
 from vlds.models.build import build_model, describe
 from vlds.models.methods import Adapter, Mixture, SimAdapter
-from vlds.plan import Machine, Store, page, plan_recipe, reading
+from vlds.plan import Machine, page, plan_recipe
 from vlds.plan.forecast import (
     Answering,
     Forecast,
@@ -30,7 +27,6 @@ from vlds.plan.forecast import (
     megabytes,
 )
 from vlds.plan.needs import Held, Needs, Plan
-from vlds.plan.reading import reading_of
 from vlds.plan.rehearsal import Work
 from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.runtime.process import find
@@ -322,62 +318,3 @@ def test_a_card_by_its_name() -> None:
     )
     given = Machine.given("20", None, None, "12", "a100-40g", torch.float32)
     assert given == Machine(20 * 10**9, 19.5e12, 1555e9, 12e9)
-
-
-TASKS = {"vqa": 2 / 3, "caption": 1 / 3}
-"""Of world_recipe, with their shares."""
-
-
-def test_reading_against_a_store(world: Path, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path)
-    fast, slow = (reading_of(recipe, 4, Store(rate, step_s=0.5)) for rate in (1e9, 1e3))
-    sizes = {name: [f.stat().st_size for f in (world / name).glob("*.tar")] for name in TASKS}
-    assert fast.epoch_bytes == sum(map(sum, sizes.values()))
-    infos = {name: DatasetInfo.load(world / name) for name in TASKS}
-    # vqa has twice the weight of caption.
-    mean = sum(share * sum(sizes[n]) / infos[n].samples for n, share in TASKS.items())
-    assert fast.bytes_an_example == pytest.approx(mean)
-    assert fast.bytes_a_second == pytest.approx(recipe.data.global_batch_size * mean / 0.5)
-    assert "until all is in caches" not in fast.text()
-    wanted = recipe.data.global_batch_size * mean / 1e3
-    assert f"a step takes {wanted:.3g} s at least" in " ".join(slow.text().split())
-    with pytest.raises(ValueError, match="give --step-seconds"):
-        reading_of(recipe, 4, Store(1e9))
-
-
-def test_a_measured_store(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All pieces of all shards come, here and from a web server, and their bytes are counted."""
-    recipe = world_recipe(world, tmp_path)
-    monkeypatch.setattr(reading, "PIECE", 1000)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    whole = sum(f.stat().st_size for name in TASKS for f in (world / name).glob("*.tar"))
-    with Web(world) as web:
-        away = replace(recipe, tasks={
-            name: replace(task, train=[web.url(name)]) for name, task in recipe.tasks.items()
-        })  # fmt: skip
-        for each in (recipe, away):
-            pieces = [p for task in each.tasks.values() for p in reading.pieces_of(task.train)]
-            assert sum(piece.get() for piece in pieces) == sum(p.size for p in pieces) == whole
-            given = Store.given("measure", "0.5")
-            assert given is not None
-            store = given.measured(each)
-            assert store.is_measured
-            assert store.rate is not None
-            assert store.rate > whole / 60
-        web.shutdown()
-    text = " ".join(reading_of(recipe, 4, store).text().split())
-    assert "The store gives this machine, as measured now, " in text
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("0", None), "--store is '0'; give a number above 0, or measure"),
-        (("nan", None), "--store is 'nan'"),
-        (("5", "soon"), "--step-seconds is 'soon'"),
-        ((None, "1"), "--step-seconds without --store"),
-    ],
-)
-def test_what_is_no_store(words: tuple[str | None, str | None], said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
-        Store.given(*words)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -47,13 +46,13 @@ metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true{opti
 WRITES = f"generation_kwargs: {{max_new_tokens: {MOST_TOKENS}, do_sample: false}}"
 ENDING = "Answer the question using a single word or phrase."
 """VLMEvalKit's, of the data set whose score is equality; in lmms-eval it is made to be the same."""
-COLOUR_TEXT = rf"{{{{question}}}}\n{ENDING}"
+COLOUR_TEXT = "{question}\n" + ENDING
 CHOICE_TEXT = (
-    r"Question: {{question}}\nOptions:\nA. {{A}}\nB. {{B}}\nC. {{C}}\n"
-    r"Please select the correct answer from the options above. \n"
+    "Question: {question}\nOptions:\nA. {A}\nB. {B}\nC. {C}\n"
+    "Please select the correct answer from the options above. \n"
 )
-TABLES: Mapping[str, tuple[str, ...]] = {"GQA_made": ("--ending", ENDING), "made_choice": ()}
-"""Table of VLMEvalKit -> options of the command that packs it."""
+TABLES = {"GQA_made": "made_colour", "made_choice": "made_choice"}
+"""Table of VLMEvalKit -> the same rows as a task of lmms-eval, and as conversations."""
 TASKS: dict[str, dict[str, str]] = {
     "made_colour": {
         "kind": "generate_until", "text": COLOUR_TEXT, "target": "answer", "more": WRITES,
@@ -93,7 +92,10 @@ def write_benchmarks(folder: Path) -> None:
     for name, fields in TASKS.items():
         rows = chosen if name == "made_choice" else named
         file = write(tasks / f"{name}.jsonl", "\n".join(map(json.dumps, rows)))
-        write(tasks / f"{name}.yaml", TASK.format(task=name, rows=file, **fields))
+        text = fields["text"].replace("{", "{{").replace("}", "}}").replace("\n", r"\n")
+        write(tasks / f"{name}.yaml", TASK.format(task=name, rows=file, **{**fields, "text": text}))
+    _write_chat(folder / "chat" / "made_colour.jsonl", named, COLOUR_TEXT)
+    _write_chat(folder / "chat" / "made_choice.jsonl", chosen, CHOICE_TEXT)
     # By their names VLMEvalKit chooses the score: of "GQA", equality that ignores case.
     _write_tsv(folder / "LMUData" / "GQA_made.tsv", named)
     _write_tsv(folder / "LMUData" / "made_choice.tsv", chosen)
@@ -110,12 +112,26 @@ def made_run(folder: Path, world: Path) -> Path:
     return write_run(recipe, seed=6)
 
 
-def pack_table(folder: Path, name: str) -> Path:
-    """FOLDER/shards/NAME, the table FOLDER/LMUData/NAME.tsv as a data set."""
+def pack(folder: Path, name: str) -> Path:
+    """FOLDER/shards/NAME, the rows of FOLDER/chat/NAME.jsonl as a data set."""
     out = folder / "shards" / name
-    words = ["--tsv", str(folder / "LMUData" / f"{name}.tsv"), "--out", str(out), *TABLES[name]]
-    assert main(["vlmevalkit", *words]) == 0
+    rows = folder / "chat" / f"{name}.jsonl"
+    words = ["--annotations", str(rows), "--images", str(folder / "pictures"), "--split", "test"]
+    words += ["--id-field", "id"]
+    assert main(["chat", *words, "--out", str(out)]) == 0
     return out
+
+
+def _write_chat(file: Path, rows: list[dict[str, Any]], text: str) -> None:
+    """Their questions in a harness's own words, behind their pictures."""
+    written = []
+    for row in rows:
+        pictures = [{"type": "image", "image": Path(path).name} for path in row["pictures"]]
+        asked = [*pictures, {"type": "text", "text": text.format(**row)}]
+        turns = [("user", asked), ("assistant", row["answer"])]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        written.append({"id": str(row["index"]), "messages": messages})
+    write(file, "\n".join(map(json.dumps, written)))
 
 
 def _write_tsv(file: Path, rows: list[dict[str, Any]]) -> None:

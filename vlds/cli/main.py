@@ -274,14 +274,6 @@ def plan_parser() -> CommandParser:
     parser.add_argument(
         "--link", metavar="GB", help="GB a second of the links between ranks (default: 1)"
     )
-    parser.add_argument(
-        "--store", metavar="MB",
-        help="MB a second that all ranks get together from where the shards lie, or measure: say "
-        "what part of it training reads",
-    )  # fmt: skip
-    parser.add_argument(
-        "--step-seconds", metavar="S", help="with --store: a step's, if they were measured"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
 
@@ -296,7 +288,6 @@ def plan(arguments: list[str]) -> int:
     vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16 --memory 24
     vlds plan my.yaml --ranks 2 --gpu rtx-4090-24g
     vlds plan my.yaml --ranks 64 --tflops 400 --bandwidth 3000 --link 50
-    vlds plan my.yaml --ranks 1024 --store 5000 --step-seconds 1.2
     """
     options, words = plan_parser().parse_known_args(arguments)
     # `nargs="+"` takes the recipe for a number, if it stands behind --ranks.
@@ -307,15 +298,16 @@ def plan(arguments: list[str]) -> int:
     names = ("memory", "tflops", "bandwidth", "link", "gpu")
     check_recipe(words, "vlds plan")
     from vlds.evaluation.sources import with_lists
-    from vlds.plan import Machine, Store, as_json, pages
+    from vlds.plan import Machine, as_json, pages
     from vlds.recipe.config import parse_recipe
 
-    store = Store.given(options.store, options.step_seconds)
     recipe = with_lists(parse_recipe(words, "vlds plan"))
     given = {name: getattr(options, name) for name in names}
     machine = Machine.given(**given, dtype=recipe.training.dtype)
-    of_all = (recipe, numbers, machine, store and store.measured(recipe))
-    for piece in [as_json(*of_all)] if options.json else pages(*of_all):
+    pieces = (
+        [as_json(recipe, numbers, machine)] if options.json else pages(recipe, numbers, machine)
+    )
+    for piece in pieces:
         tell(piece, flush=True)
     return 0
 

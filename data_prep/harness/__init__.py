@@ -1,1 +1,0 @@
-"""Benchmarks in the forms of evaluation harnesses."""

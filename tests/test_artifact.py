@@ -13,13 +13,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.toys.files import write
 from tests.toys.kinds import SLOW_KINDS
 from tests.toys.models import hf_config
 from tests.toys.rank_pool import RankPool
-from tests.toys.trained_runs import OLD_ROWS, recipe_from, save_random_run
+from tests.toys.trained_runs import OLD_ROWS, recipe_from, save_random_run, write_pair
+from tests.toys.world import picture
 from vlds.artifact import LoadedRun, load_run
+from vlds.cli.main import run_command
 from vlds.convert.verify import logits
 from vlds.models.backbones import T5
+from vlds.runtime.artifact_files import BEST, WEIGHTS, tell_model
 from vlds.runtime.json_files import write_manifest
 
 SOURCES = pytest.mark.parametrize("source", ["T5", *SLOW_KINDS])
@@ -257,3 +261,34 @@ def test_the_description_names_the_sources(artifact: Path) -> None:
     description = json.loads((artifact / "artifact.json").read_text())
     assert description["format"] == 1
     assert set(description["sources"]) == {"backbone"}
+
+
+def test_a_run_that_keeps_its_best_step_stands_for_it(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = write_pair("T5", "Adapter", world, tmp_path)
+    best = (other / "artifact").rename(run / "best")
+    (best / BEST).write_text('{"step": 4, "score": "vqa/exact_match", "value": 0.5}')
+    line = f"{run}: best, of step 4; {run / 'artifact'} has the last step's"
+    words: dict[str, list[str | Path]] = {
+        "evaluate": [],
+        "convert hf": ["--out", tmp_path / "hf"],
+        "predict": ["--task", "vqa", "--question", "what?", "--image", tmp_path / "a.jpg"],
+    }
+    write(tmp_path / "a.jpg", picture("red", 1))
+    for place, home, said in ((run, best, True), (run / "artifact", run / "artifact", False)):
+        saved = load_file(home / WEIGHTS)
+        state = dict(load_run(place).model.unique_state())
+        adapters = {name: tensor for name, tensor in saved.items() if name in state}
+        assert all(torch.equal(state[name], tensor) for name, tensor in adapters.items())
+        assert len(adapters) > 10
+        for command, more in words.items():
+            tell_model.cache_clear()
+            capsys.readouterr()
+            named = ["--run", str(place)] if "convert" in command else [str(place)]
+            assert run_command([*command.split(), *named, *map(str, more)]) == 0
+            assert (line in "".join(capsys.readouterr()).splitlines()) == said, command
+        assert (home / "predictions" / "scores.json").exists()
+        card = (tmp_path / "hf" / "README.md").read_text()
+        assert ("The weights are those of the best step, 4." in card) == said
+        shutil.rmtree(tmp_path / "hf")

@@ -43,6 +43,7 @@ from vlds.runtime.artifact_files import (
     WEIGHTS,
     artifact_folder,
     check_changes,
+    tell_model,
 )
 from vlds.runtime.files import whole_folder
 from vlds.runtime.folders import scratch_folder
@@ -207,6 +208,7 @@ def load_run(
     ValueError if the artifact is damaged, or a source has changed since the training.
     """
     folder = artifact_folder(run)
+    tell_model(run)
     check_changes(changes)
     recipe = read_recipe(folder, changes)
     check_same_sources(folder, recipe)

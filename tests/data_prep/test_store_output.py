@@ -103,9 +103,9 @@ def test_a_store_gets_the_bytes_of_a_folder(line: Line, images: Path, tmp_path: 
 def test_pictures_that_rows_hold_go_to_a_store(line: Line, tmp_path: Path) -> None:
     """They lie in a folder of this machine first, which is gone afterwards."""
     picture = b64encode(noise(0)).decode()
-    table = f"index\timage\tquestion\tA\tB\tanswer\n0\t{picture}\twhy?\tso\tno\tA\n"
-    (tmp_path / "marks.tsv").write_text(table)
-    place = ["vlmevalkit", "--tsv", str(tmp_path / "marks.tsv"), "--workers", "1"]
+    row = {"image": f"data:image/png;base64,{picture}", "question": "why?", "answer": "so"}
+    (tmp_path / "marks.jsonl").write_text(json.dumps(row))
+    place = ["chat", "--annotations", str(tmp_path / "marks.jsonl"), "--workers", "1"]
     assert main([*place, "--out", str(tmp_path / "out")]) == 0
     assert main([*place, "--out", f"s3://{BUCKET}/marks"]) == 0
     found = {name.removeprefix("marks/"): data for name, data in stored(line.port).items()}

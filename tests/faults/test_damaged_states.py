@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from vlds.runtime.artifact_files import Best
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_files import MANIFEST
 from vlds.training import checkpoint
-from vlds.training.states import PROGRESS, TENSORS, Best, Progress, newest
+from vlds.training.states import PROGRESS, TENSORS, Progress, newest
 
 SEED = int(os.environ.get("VLDS_FAULT_SEED", "20261"))
 FILES = (TENSORS, PROGRESS, MANIFEST)

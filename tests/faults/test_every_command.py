@@ -26,7 +26,6 @@ LARGEST_OUTPUT = 100_000
 WITHOUT_INPUTS = {
     "data_prep demo": "draws what it packs",
     "data_prep easy-vqa": "reads files of a package alone",
-    "data_prep lmms-eval": "reads the harness's own tasks, which need it installed",
     "vlds completion": "reads no file",
     "vlds data": "its commands are those of data_prep",
     "vlds prove": "tests/prove has refused recipes, and reads them as train does",

@@ -23,11 +23,11 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.artifact import save_artifact
 from vlds.recipe.config import Recipe
-from vlds.runtime.artifact_files import WEIGHTS, artifact_folder
+from vlds.runtime.artifact_files import WEIGHTS, Best, artifact_folder
 from vlds.runtime.files import sweep
 from vlds.runtime.json_files import write_manifest
 from vlds.training.checkpoint import BestStep
-from vlds.training.states import Best, state_folders
+from vlds.training.states import state_folders
 
 SCORE = "vqa/exact_match"
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -16,6 +16,7 @@ from vlds.evaluation.evaluator import Question
 from vlds.evaluation.serve import OpenRun, RunAnswer, open_run
 from vlds.evaluation.sources import ACCEPTED, Picture, encode_picture, path_of
 from vlds.recipe.paths import trust as trust_module
+from vlds.runtime.artifact_files import home_of
 from vlds.schema import RefusedRows
 
 PAIRS = "; a question stands beside its picture in a tuple: (picture, question)"
@@ -205,4 +206,4 @@ def load(
                 f"trust: Python finds no module {module}; its file must be in the working "
                 "directory or on sys.path"
             )
-    return Model(open_run(folder, words), folder)
+    return Model(open_run(folder, words), home_of(folder))

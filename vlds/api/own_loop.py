@@ -21,6 +21,7 @@ from vlds.evaluation.sources import path_of, training_sources, with_lists
 from vlds.models.build import build_model
 from vlds.models.model import Model, step_draws
 from vlds.recipe.config import Recipe, parse_recipe
+from vlds.runtime.artifact_files import model_folder
 from vlds.runtime.devices import device_of
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import DESCRIPTION
@@ -111,7 +112,7 @@ class OpenRecipe:
         Errors: ValueError if it holds a run already.
         """
         run = path_of("folder", folder)
-        if (run / "artifact" / DESCRIPTION).exists():
+        if (model_folder(run) / DESCRIPTION).exists():
             raise ValueError(f"{run} holds a run already; name another folder, or remove it")
         trained_on = {s.name: TrainedOn(s.num_annotations, s.most_pictures) for s in self._sources}
         save_artifact(

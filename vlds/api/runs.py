@@ -18,6 +18,7 @@ from vlds.report.clips import Frames
 from vlds.report.collect import read_recipe
 from vlds.report.examples import asked_of
 from vlds.report.predictions import newest_predictions, read_predictions
+from vlds.report.read import logged_scores
 from vlds.report.scores import RAISED
 from vlds.runtime.checks import guess
 from vlds.runtime.json_files import DESCRIPTION, read_metric_lines
@@ -60,12 +61,9 @@ class Run(PathLike[str]):
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """Task -> name -> value, of the newest evaluation in training; empty before the first."""
-        newest: dict[str, dict[str, float]] = {}
-        for row in self.metrics:
-            if isinstance(scores := row.get("scores"), dict):
-                newest = scores
-        return newest
+        """Task -> name -> value, of the best step's evaluation in training, if that step was kept,
+        else of the newest; empty before the first."""
+        return {task: dict(of) for task, of in logged_scores(self.metrics, self.folder).items()}
 
     def predictions(self, task: str | None = None, *, pictures: bool = False) -> Rows:
         """What the newest evaluation predicted: a row for each example with id, sample, question,

@@ -418,8 +418,7 @@ def next_commands(packed: Packed) -> list[tuple[str, str]]:
     run = f"runs/{packed.name}"
     commands = [("train", shell_command("vlds", "train", f"{packed.name}.yaml"))]
     if packed.tested is not None:
-        scored = f"{run}/best" if packed.evaluated else run
-        words = shell_command("vlds", "evaluate", scored, "--split", "test")
+        words = shell_command("vlds", "evaluate", run, "--split", "test")
         commands.append(("at the very end, score new pictures", words))
     commands.append(("see mistakes and curves", shell_command("vlds", "report", run)))
     return commands

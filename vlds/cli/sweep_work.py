@@ -18,9 +18,10 @@ from typing import Protocol
 from vlds.cli.supervisor import Stage, StageError, grace_from_environment, run_stage, vlds
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import Preparation, Sweep, SweepRun, folder_name, preparations, prepared_run
+from vlds.runtime.artifact_files import home_of
 from vlds.runtime.disk import CannotWrite, writable
 from vlds.runtime.files import read_text, write_whole
-from vlds.runtime.folders import FolderInUse, folder_lock
+from vlds.runtime.folders import PREDICTIONS, FolderInUse, folder_lock
 from vlds.runtime.process import python
 from vlds.runtime.terminal import shell_command, tell
 
@@ -165,7 +166,7 @@ class RunPart:
             yield Stage(self.name, folder / "artifact", vlds(*words))
         if not run.is_done:
             words = ("evaluate", "--run", folder, "--split", run.split, *ranks)
-            yield Stage(f"score {self.name}", folder / "predictions", vlds(*words))
+            yield Stage(f"score {self.name}", home_of(folder) / PREDICTIONS, vlds(*words))
 
 
 def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:

@@ -28,10 +28,10 @@ from vlds.models.methods.host import is_own
 from vlds.models.model import Counts
 from vlds.recipe.build import MAX_WIDTH, to_tree
 from vlds.recipe.config import Recipe
-from vlds.runtime.artifact_files import WEIGHTS, artifact_folder
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, best_step, home_of
 from vlds.runtime.files import open_file
 from vlds.runtime.folders import PREDICTIONS
-from vlds.runtime.json_files import parse_json, read_json, read_metric_lines, recorded_hash
+from vlds.runtime.json_files import parse_json, read_metric_lines, recorded_hash
 from vlds.runtime.terminal import visible
 from vlds.tasks.metrics.plain_scores import plain
 
@@ -73,13 +73,16 @@ class Described:
     """Weights of the run's model."""
     scores: Mapping[str, Scored]
     trained_on: Mapping[str, TrainedOn]
+    best_step: int | None
+    """None of the last step's weights."""
 
 
 def describe(run: Path, counts: Counts) -> Described:
     """What is known of a run."""
     folder = artifact_folder(run)
     recipe = read_recipe(folder)
-    return Described(recipe, counts, scores_of_run(run, recipe), read_trained_on(folder))
+    scores = scores_of_run(run, recipe)
+    return Described(recipe, counts, scores, read_trained_on(folder), best_step(run))
 
 
 def write_model_card(
@@ -271,6 +274,7 @@ def write_card(
         tasks=recipe.tasks,
         counts=described.counts,
         holds=holds,
+        best_step=described.best_step,
         scores=scores,
         data=data,
         recipe=yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH, allow_unicode=True),
@@ -317,21 +321,18 @@ def scores_of_run(run: Path, recipe: Recipe) -> dict[str, Scored]:
     """Task -> the scores of the whole on the data that the recipe names, by the artifact's weights;
     empty where none are known.
 
-    `vlds evaluate` writes RUN/predictions/scores.json. Training logs the scores of its evaluations,
+    `vlds evaluate` writes predictions/scores.json. Training logs the scores of its evaluations,
     with their steps, in RUN/metrics.jsonl.
     """
     folder = artifact_folder(run)
     with suppress(ValueError):  # somebody's file: a card can do without
-        scored, weights = read_scores(run / PREDICTIONS), recorded_hash(folder, WEIGHTS)
+        scored, weights = read_scores(home_of(run) / PREDICTIONS), recorded_hash(folder, WEIGHTS)
         # The run may have trained on since it was evaluated.
         if of_these := {task: e for task, e in scored.items() if e.weights == weights}:
             return {task: entry for task, entry in of_these.items() if plain(entry.scores)}
     # The artifact's step: the run's last, or that of its best evaluation.
     step = recipe.training.num_steps if recipe.training.epochs is None else None
-    with suppress(OSError, ValueError):
-        best = read_json(folder / "best.json")["step"]
-        step = best if isinstance(best, int) else None
-    if step is None:
+    if (step := best_step(run) or step) is None:
         return {}
     logged: Mapping[str, Mapping[str, float]] = {}
     for _, line in read_metric_lines(folder.parent / "metrics.jsonl").lines:

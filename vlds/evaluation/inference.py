@@ -22,7 +22,7 @@ from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.sources import encode_picture, evaluation_sources, with_lists
 from vlds.models.partitioned import layer_by_layer
 from vlds.recipe.config import Recipe
-from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes, home_of
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.devices import hardware
 from vlds.runtime.disk import check_writable
@@ -145,11 +145,12 @@ def say(line: str) -> None:
 
 
 def results_folder(run: Path, recipe: Recipe, sources: Sequence[Source]) -> Path:
-    """Where results go by default: RUN/predictions for the data that the run itself is scored on.
+    """Where results go by default: `predictions` beside the model (RUN, or RUN/best of a best
+    step) for the data that the run itself is scored on.
     Other data, and pictures left blank, get a folder below it, so that no report shows their
     scores as the run's."""
     run_recipe = read_recipe(artifact_folder(run))
-    folder = run / PREDICTIONS
+    folder = home_of(run) / PREDICTIONS
     # Tasks without data are not scored; where they were read does not matter.
     read = [source for source in sources if source.datasets]
     if any(locations(recipe, s.name) != locations(run_recipe, s.name) for s in read):

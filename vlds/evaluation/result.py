@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from vlds.data.errors import BadSample
 from vlds.data.streams.source import Source
-from vlds.runtime.artifact_files import WEIGHTS
+from vlds.runtime.artifact_files import WEIGHTS, model_folder
 from vlds.runtime.files import read_file, write_whole
 from vlds.runtime.folders import newest_step
 from vlds.runtime.json_files import MANIFEST, parse_record, recorded_hash
@@ -88,8 +88,8 @@ def read_scores(folder: Path) -> dict[str, Scored]:
 
 
 def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str]]:
-    """The scores in a folder that belong to the weights that a run's artifact holds now; and notes
-    about scores that do not, because the run was trained further, or may not.
+    """The scores in a folder that belong to the weights that a run's folder stands for now; and
+    notes about scores that do not, because the run was trained further, or may not.
 
     Errors: ValueError naming a file that holds no scores.
     """
@@ -100,21 +100,21 @@ def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str
     notes = []
     if gone:
         notes.append(
-            f"{folder / SCORES}: its scores of {', '.join(gone)} belong to weights that the run no "
-            "longer has, so they are left out; `vlds evaluate` writes them again"
+            f"{folder / SCORES}: its scores of {', '.join(gone)} belong to other weights than "
+            f"{model_folder(run)} has, so they are left out; `vlds evaluate` writes them again"
         )
-    if named and weights is None and (run / "artifact").is_dir():
+    if named and weights is None and model_folder(run).is_dir():
         notes.append(
             f"{folder / SCORES}: its scores of {', '.join(named)} may be of weights that are gone: "
-            f"{run / 'artifact' / MANIFEST} does not say which weights the run has"
+            f"{model_folder(run) / MANIFEST} does not say which weights the run has"
         )
     return {task: entry for task, entry in stored.items() if task not in gone}, notes
 
 
 def weights_of(run: Path) -> str | None:
-    """SHA-256 of the weights in a run's artifact; None if its manifest does not have it."""
+    """SHA-256 of the weights that a run's folder stands for; None if its manifest lacks it."""
     try:
-        return recorded_hash(run / "artifact", WEIGHTS)
+        return recorded_hash(model_folder(run), WEIGHTS)
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

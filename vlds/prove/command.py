@@ -20,7 +20,7 @@ from vlds.prove.finding import Finding, Property
 from vlds.prove.page import Proof, Tried, write_proof
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
-from vlds.runtime.artifact_files import artifact_folder, check_changes
+from vlds.runtime.artifact_files import artifact_folder, check_changes, tell_model
 from vlds.runtime.devices import device_name, device_of, hardware
 from vlds.runtime.disk import check_writable
 from vlds.runtime.folders import scratch_folder
@@ -73,6 +73,7 @@ def recipe_of_run(run: Path, changes: Sequence[str]) -> Recipe:
     Errors: ValueError if there is no artifact, it is damaged, or a change is none of its own keys.
     """
     check_changes(changes)
+    tell_model(run)
     return replace(read_recipe(artifact_folder(run), changes), start=str(run))
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vlds.report.predictions import Predictions, read_predictions
 from vlds.report.scores import Logged, TaskResult, checked_scores, results_of
+from vlds.runtime.artifact_files import home_of
 from vlds.runtime.folders import BLANK, PREDICTIONS
 from vlds.tasks.base import task_of
 from vlds.tasks.metrics.plain_scores import split as cell_of
@@ -36,7 +37,7 @@ def baselines_of(
 
     for name, result in results.items():
         made = result.predictions
-        blank = run / PREDICTIONS / BLANK / f"{name}.jsonl"
+        blank = home_of(run) / PREDICTIONS / BLANK / f"{name}.jsonl"
         before = run / PREDICTIONS / "step-00000000" / f"{name}.jsonl"
         try:
             if (frequent := frequent_answers(result)) is not None:

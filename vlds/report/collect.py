@@ -15,7 +15,6 @@ from vlds.recipe.paths import only_read
 from vlds.report.baselines import Baselines, baselines_of, frequent_answers
 from vlds.report.examples import collect_gallery
 from vlds.report.predictions import (
-    KEPT,
     Predictions,
     newest_predictions,
     read_predictions,
@@ -23,6 +22,7 @@ from vlds.report.predictions import (
 from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_run
 from vlds.report.report import Report, RunReport, facts_of, is_same_data
 from vlds.report.scores import RESAMPLES, TaskResult, results_of, scores_of_predictions
+from vlds.runtime.artifact_files import home_of, tell_model
 from vlds.runtime.folders import PREDICTIONS, read_starts
 from vlds.runtime.terminal import Away, tell
 from vlds.tasks.base import SPLITS, Task, label_of, task_of
@@ -53,6 +53,7 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     """The report on one run."""
     notes: list[str] = []
     folder = run.folder
+    tell_model(folder)
     recipe = read_recipe(folder, notes)
     logged = {
         (line["step"], task): scores
@@ -103,19 +104,13 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
 def read_all_predictions(
     run: Path, tasks: Mapping[str, Task], notes: list[str]
 ) -> dict[str, Predictions]:
-    """The newest predictions of each task's list (TASK, TASK.test), of the run's last weights or
-    else of its best, then those of other data (TASK on NAME). Damaged files get a note."""
+    """The newest predictions of each task's list (TASK, TASK.test), then those of other data (TASK
+    on NAME). Damaged files get a note."""
     newest = newest_predictions(run, notes)
     labels = [label_of(name, split) for name in tasks for split in SPLITS]
-    # What `vlds evaluate RUN/best` alone has scored: test data, as a rule.
-    kept_files = sorted((run / KEPT / PREDICTIONS).glob("*.jsonl"))
-    best = {file.stem: file for file in kept_files if file.stem not in newest}
-    if kept := [label for label in labels if label in best]:
-        notes.append(f"Of the weights kept in {run / KEPT}: {', '.join(kept)}.")
-    newest |= best
     files = {label: newest[label] for label in labels if label in newest}
     # Folders of data that are not the run's own are called NAME@FINGERPRINT.
-    for file in sorted((run / PREDICTIONS).glob("*@*/*.jsonl")):
+    for file in sorted((home_of(run) / PREDICTIONS).glob("*@*/*.jsonl")):
         if file.stem in labels:
             name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
             name = f"{file.stem} on {file.parent.name}" if name in files else name

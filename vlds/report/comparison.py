@@ -17,8 +17,8 @@ from pathlib import Path
 from vlds.report.collect import read_recipe
 from vlds.report.numbers import Number, clear_best
 from vlds.report.predictions import first_line, newest_predictions
-from vlds.report.read import RunInputs, entries_of, headline_of, read_run
-from vlds.runtime.artifact_files import RECIPE
+from vlds.report.read import RunInputs, entries_of, headline_of, logged_scores, read_run
+from vlds.runtime.artifact_files import RECIPE, best_step, model_folder
 from vlds.runtime.checks import guess
 from vlds.tasks.base import Split, label_of, task_of
 from vlds.tasks.metrics.caption_scores import CIDERS
@@ -276,11 +276,10 @@ def unknown(name: str, known: Sequence[str]) -> str:
 
 
 def newest_scores(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
-    """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them
-    last."""
-    logged = [line["scores"] for line in run.lines if "scores" in line]
+    """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them of
+    its best step, else last."""
     # Training evaluates this list alone; `stored` has scores of the present weights, so they win.
-    found = dict(logged[-1]) if logged and split == "evaluate" else {}
+    found = dict(logged_scores(run.lines, run.folder)) if split == "evaluate" else {}
     for label, entry in run.stored.items():
         task = task_of(label)
         if label == label_of(task, split) and (entry.scores or task not in found):
@@ -454,6 +453,8 @@ def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInpu
         if not (folder / "metrics.jsonl").exists():
             lines.append("metrics.jsonl is not there")
         notes += [f"{row.name}: {run.name}: {line}." for line in lines]
+    if best := [str(step) for run in runs if (step := best_step(run.folder)) is not None]:
+        notes.append(f"{row.name}: best, of step {', '.join(best)}; RUN/artifact has the last's.")
     return runs
 
 
@@ -481,7 +482,7 @@ def numbers_of(
         asked = entries_of(run.recipe_tree, "tasks") or metrics
         if lost := [task for task in metrics if task in asked and task not in scores]:
             notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
-        weights = (run.folder / "artifact").glob("*.safetensors")
+        weights = model_folder(run.folder).glob("*.safetensors")
         memory = [line["most_memory"] for line in run.lines if "most_memory" in line]
         known: dict[str, float | None] = {
             TRAINS: run.scores.trainable.get("percent"),

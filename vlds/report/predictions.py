@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.artifact_files import best_step, home_of, model_line
 from vlds.runtime.files import read_text
 from vlds.runtime.folders import PREDICTIONS, STEP, newest_step
 from vlds.runtime.json_files import parse_record
 from vlds.schema import Group
 
-KEPT = "best"
-"""Folder of a run with the weights that `training.best` keeps."""
 AGAIN = "evaluate the run again, with `vlds evaluate RUN`"
 
 
@@ -75,16 +74,23 @@ class Predictions:
 
 def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
     """Per task, and per list of test data (TASK.test), the file that was written last: by the
-    training's newest evaluation, or by `vlds evaluate`.
+    training's newest evaluation, or by `vlds evaluate`. Of a run that keeps its best step: by that
+    step's evaluation, or by `vlds evaluate` of that step.
 
     Files of `vlds evaluate` say which evaluation of the training they came after; the times of
     files would not do, because copying changes them. Files of earlier versions do not say it: they
     count as the newest, with a note.
     """
-    folder = run / PREDICTIONS
-    step = newest_step(folder)
+    folder, home = run / PREDICTIONS, home_of(run)
+    step = newest_step(folder) if home == run else best_step(run)
     trained = [] if step is None else sorted(folder.glob(f"step-*{step}/*.jsonl"))
     newest = {file.stem: file for file in trained if step_of(file) == step}
+    if home != run:
+        newest |= {file.stem: file for file in sorted((home / PREDICTIONS).glob("*.jsonl"))}
+        last = [file.stem for file in folder.glob("*.jsonl") if file.stem not in newest]
+        more = f"; `vlds evaluate {run}` scores {', '.join(sorted(last))} with it" if last else ""
+        notes.append(f"{model_line(run)}{more}.")
+        return newest
     for file in sorted(folder.glob("*.jsonl")):
         # A list that the training has not evaluated has nothing newer.
         earlier = newest.get(file.stem)

@@ -18,6 +18,7 @@ from typing import Any
 
 from vlds.evaluation.result import Scored, current_scores
 from vlds.report.clips import Seen, small_picture
+from vlds.runtime.artifact_files import best_step, home_of
 from vlds.runtime.files import read_text, whole_folder
 from vlds.runtime.folders import PREDICTIONS, read_starts
 from vlds.runtime.json_files import read_metric_lines, read_record
@@ -196,7 +197,7 @@ def read_run(folder: Path) -> RunInputs:
     # scores.json beside the run holds comparisons too (`vlds demo`); that in predictions/ is what
     # `vlds evaluate` has written last, so it wins.
     own, gone = current_scores(folder, folder)
-    evaluated, gone_too = current_scores(folder / PREDICTIONS, folder)
+    evaluated, gone_too = current_scores(home_of(folder) / PREDICTIONS, folder)
     stored = own | evaluated
     headlines = headlines_of(recipe_tree)
     headlines |= {task_of(t): entry.headline for t, entry in stored.items() if entry.headline}
@@ -205,7 +206,7 @@ def read_run(folder: Path) -> RunInputs:
     for line in lines:
         last |= line
     scores = scores_of(own, name, headlines)
-    if not scores.tasks and (logged := last.get("scores", {})):
+    if not scores.tasks and (logged := logged_scores(lines, folder)):
         tasks = {
             task: TaskScores({name: last_scores}, headline=headlines.get(task))
             for task, last_scores in logged.items()
@@ -240,6 +241,14 @@ def read_run(folder: Path) -> RunInputs:
         outdated=[*gone, *gone_too],
         damage=list(filter(None, [metrics.complaint, damaged])),
     )
+
+
+def logged_scores(lines: Sequence[Metrics], run: Path) -> Mapping[str, Mapping[str, float]]:
+    """Task -> scores that training has logged of the model that a run's folder stands for: of its
+    best step, if that was kept, else the last; empty before the first."""
+    step = best_step(run)
+    known = [line for line in lines if "scores" in line and step in (None, line["step"])]
+    return known[-1]["scores"] if known else {}
 
 
 def scores_of(stored: Mapping[str, Scored], run_name: str, headlines: Mapping[str, str]) -> Scores:

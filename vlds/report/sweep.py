@@ -30,7 +30,7 @@ from vlds.report.comparison import RowSpec, TableSpec, checked_columns, compare
 from vlds.report.comparison_formats import FORMATS
 from vlds.report.numbers import groups_of_seeds
 from vlds.report.read import check_run, read_tree
-from vlds.runtime.artifact_files import RECIPE, artifact_folder
+from vlds.runtime.artifact_files import RECIPE, artifact_folder, home_of
 from vlds.runtime.checks import guess
 from vlds.runtime.disk import check_writable
 from vlds.runtime.files import write_whole
@@ -299,7 +299,7 @@ class SweepRun:
         # The training's evaluations have scored this list; the other one needs `vlds evaluate`.
         if self.split == "evaluate" and (self.folder / "metrics.jsonl").is_file():
             return True
-        scored, _ = current_scores(self.folder / PREDICTIONS, self.folder)
+        scored, _ = current_scores(home_of(self.folder) / PREDICTIONS, self.folder)
         tasks = self.recipe.tasks.items()
         # Scores without the hash of weights may be those of an earlier artifact.
         labels = [label_of(name, self.split) for name, task in tasks if task.data_of(self.split)]

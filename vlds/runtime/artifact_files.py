@@ -3,27 +3,82 @@ vlds/artifact.py, which needs the libraries of models."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from vlds.runtime.checks import note_on
-from vlds.runtime.json_files import DESCRIPTION, damage
+from vlds.runtime.json_files import DESCRIPTION, damage, read_record
+from vlds.runtime.rank_environment import is_rank, read_place
+from vlds.runtime.terminal import tell
 
 CHANGEABLE = ("--tasks.", "--data.", "--model.bits", "--training.evaluate_whole")
 WEIGHTS, RECIPE, PROCESSOR = "weights.safetensors", "recipe.yaml", "processor"
+BEST = "best.json"
+"""In RUN/best: `Best`."""
 AGAIN = "copy it again from where it was trained"
 
 
-def find_artifact(run: Path) -> Path:
-    """RUN/artifact, or the folder itself if it is an artifact.
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far."""
 
-    Errors: ValueError if there is none.
+    step: int
+    score: str
+    """Which of the scores it is."""
+    value: float
+
+
+def home_of(run: Path) -> Path:
+    """The folder of the model that a run stands for, with its results: RUN/best, if training has
+    kept a best step, else RUN."""
+    best = run / "best"
+    return best if (best / BEST).exists() else run
+
+
+def model_folder(run: Path) -> Path:
+    """The artifact of the model that a run stands for; the folder itself if it is an artifact."""
+    home = home_of(run)
+    return home if (home / DESCRIPTION).exists() else home / "artifact"
+
+
+def best_step(run: Path) -> int | None:
+    """The step of a run's model if that is its best; None for its last.
+
+    Errors: ValueError if the record cannot be read.
+    """
+    file = home_of(run) / BEST
+    return read_record(Best, file, AGAIN).step if file.exists() else None
+
+
+def model_line(run: Path) -> str:
+    """Which model a run stands for, where it keeps two; else nothing. Errors: as `best_step`."""
+    if home_of(run) == run:
+        return ""
+    last = run / "artifact"
+    other = f"{last} has the last step's" if last.exists() else "training has not ended"
+    return f"{run}: best, of step {best_step(run)}; {other}"
+
+
+@cache
+def tell_model(run: Path) -> None:
+    """Say `model_line`, once, on the first rank."""
+    is_first = not is_rank(os.environ) or read_place(os.environ).global_rank == 0
+    if is_first and (line := model_line(run)):
+        tell(line, error=True, flush=True)
+
+
+def find_artifact(run: Path) -> Path:
+    """`model_folder`, which must be there.
+
+    Errors: ValueError if it is not.
     """
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder in {Path.cwd()}; name one that `vlds train` wrote")
-    for folder in (run / "artifact", run):
-        if (folder / DESCRIPTION).exists():
-            return folder
+    if ((folder := model_folder(run)) / DESCRIPTION).exists():
+        return folder
     if (run / "state").is_dir():
         raise ValueError(
             f"{run} is a run that has not ended, and holds no artifact yet; `vlds train` with its "

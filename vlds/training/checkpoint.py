@@ -35,7 +35,7 @@ from vlds.models.loading.model_files import reading
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, load_recipe
 from vlds.recipe.paths import renamed
-from vlds.runtime.artifact_files import WEIGHTS
+from vlds.runtime.artifact_files import BEST, WEIGHTS, Best
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.files import finish_replacing, read_file, remove, sweep, whole_folder
 from vlds.runtime.folders import read_starts
@@ -45,11 +45,9 @@ from vlds.runtime.terminal import tell
 from vlds.training.engine import Engine, Layout, State
 from vlds.training.faults import cannot_write
 from vlds.training.states import (
-    BEST,
     PROGRESS,
     RECIPE,
     TENSORS,
-    Best,
     Progress,
     Resume,
     name_of,

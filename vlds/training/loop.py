@@ -11,6 +11,7 @@ from vlds.evaluation.evaluator import EvaluationStopped
 from vlds.evaluation.sources import check_frozen_files, with_lists
 from vlds.models.kinds.base import revision_due
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import model_line
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.devices import hardware
 from vlds.runtime.process import heard, signal_name, signals_collected
@@ -137,6 +138,8 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     tell_evaluation(run)
     save_run_artifact(run, run.folder / "artifact")
     run.states.finish()
+    if line := model_line(run.folder):
+        run.tracker.say(line)
     memory = run.ranks.most_memory() / 1e9
     run.tracker.say(f"done: {run.folder}/artifact; a rank used at most {memory:.2f} GB of memory")
     return 0

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlds.runtime.artifact_files import Best
 from vlds.runtime.disk import check_own
 from vlds.runtime.files import read_file
 from vlds.runtime.folders import STARTS
@@ -27,7 +28,6 @@ from vlds.runtime.json_files import damage, parse_record
 
 RECIPE = "recipe.yaml"
 """A run's recipe, in its folder."""
-BEST = "best.json"
 TENSORS, PROGRESS = "state.safetensors", "state.json"
 OF_RUN = re.compile(
     r"artifact|best|state|predictions|profile.*|tensorboard|metrics\.jsonl|starts\.jsonl|"
@@ -39,16 +39,6 @@ WRITTEN_AGAIN = ("artifact", "best")
 NAME = re.compile(r"step-(\d{8,})")
 Resume = Literal["auto"] | bool
 """Whether to resume the run in the output folder; "auto": if there is one."""
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best evaluation so far."""
-
-    step: int
-    score: str
-    """Which of the scores it is."""
-    value: float
 
 
 @dataclass(frozen=True)

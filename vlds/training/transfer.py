@@ -29,7 +29,7 @@ from vlds.models.model import Model
 from vlds.models.partitioned import gathered
 from vlds.models.roles import optimizer_rules
 from vlds.recipe.config import Recipe
-from vlds.runtime.artifact_files import WEIGHTS, artifact_folder
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, model_line
 from vlds.runtime.json_files import recorded_hash
 
 FIELD = "start"
@@ -262,6 +262,8 @@ class Transfer:
     ) -> Iterator[str]:
         """What came over, and which tensors did not."""
         amounts = ", ".join(f"{count:,} of {part}" for part, count in numbers.items())
+        if line := model_line(Path(self.recipe.start or "")):
+            yield f"{FIELD}: {line}"
         yield f"{FIELD}: weights of {self.recipe.start}: {amounts}"
         if drawn:
             parts = Counter(model.trained_by[name] for name in drawn)

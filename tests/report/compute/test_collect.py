@@ -39,6 +39,7 @@ from vlds.report.predictions import Predictions
 from vlds.report.read import Scores, TaskScores
 from vlds.report.report import method_text, trained_text
 from vlds.report.scores import Difference, interval_of_difference, interval_of_mean, numbered
+from vlds.runtime.artifact_files import BEST
 from vlds.schema import Sample
 from vlds.tasks import GQA, VQA, Chat
 
@@ -185,19 +186,22 @@ def test_without_resamples_there_are_no_intervals(runs: Runs) -> None:
     assert (report.differences, report.interval_notes) == ({}, [])
 
 
-def test_lists_on_which_only_the_best_weights_were_scored(runs: Runs, tmp_path: Path) -> None:
-    """`vlds evaluate RUN/best --split test` writes there; what the run itself has stays."""
+def test_a_run_that_keeps_its_best_step_stands_for_it(runs: Runs, tmp_path: Path) -> None:
+    """Scores, lists and notes are of that step, also where the last one was scored later."""
     run = vqa_run(runs.world, tmp_path / "run", 3)
     lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
+    write_lines(run / "predictions" / "vqa.test.jsonl", lines)
+    (run / "predictions" / "step-00000004").mkdir()
+    write_lines(run / "predictions" / "step-00000004" / "vqa.jsonl", lines)
     (run / "best" / "predictions").mkdir(parents=True)
-    for name in ("vqa", "vqa.test"):
-        write_lines(run / "best" / "predictions" / f"{name}.jsonl", lines)
+    write_lines(run / "best" / "predictions" / "vqa.test.jsonl", lines)
+    (run / "best" / BEST).write_text('{"step": 4, "score": "vqa/exact_match", "value": 0.9}')
     found = collect([run]).only
     assert {name: result.predictions.step for name, result in found.results.items()} == {
-        "vqa": 10, "vqa.test": None,
+        "vqa": 4, "vqa.test": None,
     }  # fmt: skip
-    assert found.facts["scores of"] == "best/predictions, predictions/step-00000010"
-    assert found.notes == [f"Of the weights kept in {run / 'best'}: vqa.test."]
+    assert found.facts["scores of"] == "best/predictions, predictions/step-00000004"
+    assert found.notes == [f"{run}: best, of step 4; training has not ended."]
 
 
 def test_a_last_step_that_was_not_logged(runs: Runs, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_scores_of_weights_that_are_gone_are_left_out(place: str, tmp_path: Path
     write_manifest(run / "artifact")
     table = compare(spec)
     assert table.rows[0].numbers["vqa"].mean == 50.0
-    told = f"{folder / 'scores.json'}: its scores of vqa, vqa.test belong to weights that the run "
+    told = f"{folder / 'scores.json'}: its scores of vqa, vqa.test belong to other weights "
     assert any(told in note for note in table.notes)
     assert told in report_text([read_run(run)], "md", 0).replace("\\_", "_")
     with pytest.raises(ValueError, match="vqa"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -231,9 +230,6 @@ def make_rows(inputs: Inputs) -> None:
         film(folder / "clips" / f"{n}.mp4", 1)
     csv = "".join(f"{row['image']},{row['question']},{row['answer']}\n" for row in rows)
     write(folder / "rows.csv", f"image,question,answer\n{csv}")
-    picture = b64encode(jpeg()).decode()
-    tsv = "".join(f"{n}\t{picture}\twhy {n}?\tso\tnot so\tA\n" for n in range(3))
-    write(folder / "benchmark.tsv", f"index\timage\tquestion\tA\tB\tanswer\n{tsv}")
     for n in range(3):
         write(folder / "images" / f"{n}.jpg", jpeg())
         (folder / "arrays").mkdir(exist_ok=True)

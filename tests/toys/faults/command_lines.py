@@ -105,7 +105,6 @@ COMMANDS: tuple[Command, ...] = (
     prep(f"chat --annotations rows/talks.jsonl --images rows/images --group-field patient {PACK}",
          "rows"),
     prep(f"video --annotations rows/films.jsonl --videos rows/clips --frames 2 {PACK}", "rows"),
-    prep(f"vlmevalkit --tsv rows/benchmark.tsv {PACK}", "rows", hurt="benchmark.tsv"),
     prep(f"imagefolder --images classes/flat --split-sizes test=0.4 {PACK}",
          "classes", hurt="flat"),
     prep(f"imagefolder --images classes/flat --lists classes/split.json {PACK}", "classes"),

@@ -35,8 +35,9 @@ from vlds.models.methods.adapter import Adapter, AdapterModule
 from vlds.models.methods.base import Library, Method
 from vlds.models.methods.context import BatchLoss, Predicted
 from vlds.models.methods.host import Host, LinearExtension, weight_options
+from vlds.runtime.artifact_files import find_artifact, tell_model
 from vlds.runtime.checks import MadeForBatch, Natural, NotNegative, SourcePath, check_numbers
-from vlds.runtime.json_files import DESCRIPTION, damage, recorded_hash
+from vlds.runtime.json_files import damage, recorded_hash
 from vlds.runtime.yaml_file import read_yaml
 
 OFF_DIAGONAL = 1e-6
@@ -366,7 +367,8 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     `cure`; or if a weight is not finite.
     """
     # Checked by the manifest's hashes before anything in it is read.
-    folder = artifact_of(run)
+    folder = find_artifact(run)
+    tell_model(run)
     if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
         raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
     recipe = read_yaml(folder / RECIPE)
@@ -397,17 +399,6 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     return RunMethod(settings[names[0]], tasks, tensors)
 
 
-def artifact_of(run: Path) -> Path:
-    """The folder of a run's artifact.
-
-    Errors: ValueError if there is none.
-    """
-    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
-    if not (folder / DESCRIPTION).exists():
-        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
-    return folder
-
-
 def weights_hash(run: Path) -> str:
     """SHA-256 of the weights of a run's artifact, as its manifest has it."""
-    return recorded_hash(artifact_of(run), WEIGHTS)
+    return recorded_hash(find_artifact(run), WEIGHTS)

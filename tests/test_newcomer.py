@@ -25,7 +25,7 @@ from vlds.runtime.process import find
 from vlds.runtime.terminal import SETTINGS
 from vlds.training.faults import out_of_memory
 
-LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
+LAYOUTS = ("hf", "merge", "reference", "peft", "adapters")
 """What `vlds convert` writes."""
 
 

@@ -36,7 +36,7 @@ def adapter_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(recipe_with("T5", "Adapter", world, tmp_path_factory.mktemp("adapter")))
 
 
-LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters", "clip")
+LAYOUTS = ("hf", "merge", "reference", "peft", "adapters", "clip")
 OPTIONS = {"clip": ("--from", "--tokenizer")}
 """Of a layout that is not a run's."""
 
@@ -76,7 +76,6 @@ def test_help_does_not_wait_for_torch() -> None:
         (["hf", "--run", "RUN", "--tolerance", "1"], "--tolerance: goes with --verify"),
         (["hf", "--run", "RUN", "--verify", "no.jpg"], "--verify: no such picture: no.jpg"),
         (["hf", "--run", "nowhere"], "--run: no such folder: nowhere"),
-        (["zero", "--from", "RUN", "--run", "RUN"], "holds neither `latest` nor"),
         (["adapters", "--from", "RUN", "--run", "RUN"], "LoRA has `vlds convert peft`"),
     ],
 )

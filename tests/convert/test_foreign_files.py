@@ -59,7 +59,7 @@ def test_a_trap_is_not_sprung(dress: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("layout", ["reference", "zero", "peft", "adapters"])
+@pytest.mark.parametrize("layout", ["reference", "peft", "adapters"])
 def test_every_layout_refuses_a_trap(
     layout: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,11 +67,6 @@ def test_every_layout_refuses_a_trap(
     trapped = evil_files(tmp_path)["zip"].read_bytes()
     if layout == "reference":
         source.write_bytes(trapped)
-    elif layout == "zero":
-        (source / "t").mkdir(parents=True)
-        (source / "latest").write_text("t")
-        for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
-            (source / "t" / name).write_bytes(trapped)
     else:
         assert convert_code("adapters", "--run", run, "--out", source) == 0
         (source / "pytorch_adapter.bin").rename(source / "adapter_model.bin")

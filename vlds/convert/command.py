@@ -118,15 +118,17 @@ def add_layout(
     return parser
 
 
-def add_source(parser: CommandParser, what: str, required: bool) -> None:
+def add_source(parser: CommandParser, what: str) -> None:
     """Add the options that say where weights come from, and for which model they are."""
-    parser.add_argument("--from", dest="source", type=Path, required=required, help=what)
+    parser.add_argument("--from", dest="source", type=Path, help=what)
     parser.add_argument(
         "--config", metavar="RECIPE",
         help="recipe of the model that --from is for; further options are keys of the recipe",
     )  # fmt: skip
-    also = "" if required else "without --from, what is written: "
-    parser.add_argument("--run", type=Path, help=f"{also}{RUN_HELP}; with --from, {FROM_RUN_HELP}")
+    also = "without --from, what is written"
+    parser.add_argument(
+        "--run", type=Path, help=f"{also}: {RUN_HELP}; with --from, {FROM_RUN_HELP}"
+    )
 
 
 def add_merge(parser: CommandParser) -> None:
@@ -256,7 +258,7 @@ def parse(arguments: list[str]) -> Options:
     the one that opens a run on unquantised weights is."""
     words, rest = arguments[:1], arguments[1:]
     # As `vlds convert hf RUN OUT`, too.
-    for option in ("--from" if words in (["clip"], ["zero"]) else "--run", "--out"):
+    for option in ("--from" if words == ["clip"] else "--run", "--out"):
         if words and rest and not rest[0].startswith("-"):
             words += [option, rest.pop(0)]
     parser = build_parser()
@@ -279,17 +281,14 @@ def build_parser() -> CommandParser:
     in_hf.add_argument("--run", type=Path, required=True, help=RUN_HELP)
     in_merge = add_layout(layouts, "merge", merge, MERGE_HELP)
     add_merge(in_merge)
-    zero = add_layout(layouts, "zero", from_zero)
-    add_source(zero, "folder that engine.save_checkpoint wrote", required=True)
-    zero.add_argument("--tag", help="the checkpoint's subfolder; default: what `latest` names")
     original = add_layout(layouts, "reference", reference, TWO_WAYS)
-    add_source(original, "a .pth file of the original code", required=False)
+    add_source(original, "a .pth file of the original code")
     opens = (
         "`PeftModel.from_pretrained` opens it on a folder that `vlds convert hf` writes; if the\n"
         "model is of kind ImageTextToText or Causal, on the base model."
     )
     in_peft = add_layout(layouts, "peft", peft, f"{TWO_WAYS}{opens}")
-    add_source(in_peft, "folder of peft's files, or of one such folder a task", required=False)
+    add_source(in_peft, "folder of peft's files, or of one such folder a task")
     in_peft.add_argument("--base", help=BASE_HELP)
     for layout in (in_hf, in_merge, in_peft):
         layout.add_argument(
@@ -304,7 +303,7 @@ def build_parser() -> CommandParser:
         )  # fmt: skip
     opens = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
     in_adapters = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{opens}")
-    add_source(in_adapters, "folder of the library's files, or of one a task", required=False)
+    add_source(in_adapters, "folder of the library's files, or of one a task")
     in_clip = add_layout(layouts, "clip", clip, compares=False)
     in_clip.add_argument(
         "--from", dest="source", type=Path, required=True,
@@ -373,18 +372,6 @@ def write_model(options: Options, run: Path, *, merge: bool) -> None:
         changes=options.keys,
         hub_name=options.push,
     )
-
-
-def from_zero(options: Options) -> None:
-    """From a DeepSpeed checkpoint of ZeRO 2 or 3, of any number of ranks.
-
-    vlds convert zero --from CHECKPOINT --config my.yaml --out models/mine
-    """
-    from vlds.convert.zero import fill_from_zero
-
-    target = target_of(options)
-    fill_from_zero(target, options.source, options.tag)
-    target.write(options.out, verification_of(options))
 
 
 def reference(options: Options) -> None:

@@ -6,16 +6,14 @@ of COCO. Opening a pickle can run any program, so only plain values are read fro
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from vlds.runtime.files import open_file
+from vlds.runtime.pickles import read_plain
 
 from ..json_rows import JsonRow, read_list, read_object, shown
 from ..packing.source import Annotation, SourceSample, SourceSet, find_file
@@ -120,39 +118,14 @@ def _read_refs(path: Path) -> Iterator[JsonRow]:
     if path.suffix != ".p":
         yield from read_list(path, "ref")
         return
-    entries = read_plain_pickle(path)
+    try:
+        entries = read_plain(path, "download it again, or give the rows as JSON with --annotations")
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the folder and --split-by") from None
     if not isinstance(entries, list):
         raise ValueError(f"{path} holds {type(entries).__name__}; expected a list of expressions")
     for number, fields in enumerate(entries):
         yield JsonRow(fields, f"{path}, ref {number}")
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts, lists, dictionaries and tuples; names of classes and functions, through
-    which a pickle runs programs, are refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # pickle comes here for each name of a class or function, and only so can it run code.
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and plain values are expected")
-
-
-def read_plain_pickle(path: Path) -> Any:
-    """The value of a pickle that Python 2 or 3 wrote, as JSON has it: tuples become lists.
-
-    Errors: ValueError if it is missing, damaged, or holds anything but plain values.
-    """
-    try:
-        # Python 2 wrote texts as bytes, which `encoding` decodes; tuples become lists in JSON.
-        with open_file(path) as file:
-            value = PlainUnpickler(file, encoding="utf-8").load()
-        return json.loads(json.dumps(value, allow_nan=False))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; check the folder and --split-by") from None
-    except Exception as error:  # damaged bytes make pickle raise anything
-        raise ValueError(
-            f"{path} is not a pickle of plain values: {error}; download it again, or give the rows "
-            "as JSON with --annotations"
-        ) from None
 
 
 SETS = tuple(

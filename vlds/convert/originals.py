@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
 from vlds.convert.output import Kind, first_names, save_torch, say
-from vlds.convert.target import RunFiles, check_layout, read_state_dict
+from vlds.convert.target import RunFiles, check_layout
+from vlds.convert.torch_files import read_state_dict
 from vlds.models.heads import LinearHead, MLPHead
 from vlds.models.kinds.cross_modal_model import CrossModalModel
 from vlds.models.kinds.joint_encoder import JointEncoderModel
@@ -30,26 +30,15 @@ from vlds.models.vision import ClipTokens, StoredFeatures, Timm
 from vlds.tasks import GQA, NLVR2, VQA, Entailment, Matching, Retrieval, Task
 from vlds.tasks.matching import MATCH, OTHER
 
-
-class StandIn:
-    """In place of a class of the program that wrote a file: what it holds is not used."""
-
-    def __new__(cls, *_: object) -> Any:
-        return OrderedDict()  # which torch's safe reader fills
-
-
 LAST_LAYER = "3."
 """How the names of the last layer of `MLPHead` begin, whose rows are the classes."""
-STAND_INS = [
-    (StandIn, f"{module}.{name}")
-    for module, name in (
-        ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-        ("pytorch_lightning.utilities.parsing", "AttributeDict"),
-        ("sacred.config.custom_containers", "ReadOnlyDict"),
-        ("sacred.config.custom_containers", "ReadOnlyList"),
-    )
-]
-"""What Lightning's checkpoints hold beside numbers and texts."""
+UNREAD = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "sacred.config.custom_containers.ReadOnlyDict",
+    "sacred.config.custom_containers.ReadOnlyList",
+)
+"""What Lightning's checkpoints hold beside tensors, numbers and texts."""
 
 
 class Place(NamedTuple):
@@ -115,7 +104,7 @@ class WholeModelFile(RunFiles):
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Our tensors; those of heads that the file lacks are left out."""
-        state = self.prepared(read_state_dict(path, STAND_INS, self.inside))
+        state = self.prepared(read_state_dict(path, UNREAD, self.inside))
         tensors: dict[str, Tensor] = {}
         used, resizes = set(), resizes_of(self.run.model)
         for name, mine in self.run.model.unique_state():

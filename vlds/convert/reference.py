@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun
 from vlds.convert.output import Kind, first_names, save_torch, say
-from vlds.convert.target import RunFiles, check_layout, read_state_dict
+from vlds.convert.target import RunFiles, check_layout
+from vlds.convert.torch_files import read_state_dict
 from vlds.models.backbones.base import has_own_head
 from vlds.models.methods import Method
 from vlds.models.methods.base import Stored

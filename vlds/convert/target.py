@@ -1,18 +1,11 @@
 """Both ways between a run and the files of another library: a run is written as files, or files
 fill a recipe's model, which is then written as an artifact.
-
-Files of other people are read without ever running code in them. PyTorch's files are pickles, and a
-pickle may run any program when it is opened: they are opened with `weights_only`, which makes
-tensors and plain containers and refuses the rest.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +17,7 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, read_recipe, write_artifact
 from vlds.convert.output import Kind, first_names, new_output, say
+from vlds.convert.torch_files import read_state_dict
 from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.model import Counts, Model
@@ -32,80 +26,6 @@ from vlds.runtime import files
 from vlds.runtime.artifact_files import artifact_folder
 from vlds.runtime.checks import not_finite
 from vlds.runtime.json_files import read_record
-
-REFUSED = re.compile(r"GLOBAL ([\w.]+)")
-"""In torch's message about a class or function that its safe reader refuses."""
-STATE_DICT = "If you trust it, save its weights alone: torch.save(model.state_dict(), FILE)"
-"""The cure for files with more than weights."""
-
-
-def read_torch(file: Path, allowed: Sequence[Any] = (), cure: str = STATE_DICT) -> Any:
-    """The content of a file of torch.save: tensors, numbers, texts, containers, and instances of
-    the `allowed` classes.
-
-    Errors: ValueError if it holds anything else, with the cure, or is not a complete file.
-    """
-    check_file(file)
-    try:
-        with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if (refused := REFUSED.search(str(error))) is None:
-            raise damaged(file, error) from None
-        raise ValueError(
-            f"{file} holds more than tensors ({refused[1]}) and was not opened: it could run any "
-            f"program. {cure}"
-        ) from None
-    except Exception as error:  # torch trusts files to be complete; others raise almost anything
-        raise damaged(file, error) from None
-
-
-def damaged(file: Path, error: Exception) -> ValueError:
-    """What to say of a file that cannot be read."""
-    # torch's message gives advice first, and the reason last.
-    text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split()).partition(". ")[0]
-    return ValueError(
-        f"{file} is not a complete file of torch.save ({text[:120] or type(error).__name__}); "
-        "copy it again, or name another"
-    )
-
-
-def read_state_dict(
-    file: Path, allowed: Sequence[Any] = (), inside: str | None = None
-) -> dict[str, Tensor]:
-    """Name -> tensor of a .pth or .bin file, without the `module.` of DistributedDataParallel.
-    `allowed`: as in `read_torch`; `inside`: the file's entry that is the state dict, if it has it.
-
-    Errors: ValueError if the file holds anything else.
-    """
-    content = read_torch(file, allowed)
-    if inside is not None and isinstance(content, dict):
-        content = content.get(inside, content)
-    return state_dict_of(content, file)
-
-
-def state_dict_of(content: Any, file: Path) -> dict[str, Tensor]:
-    """Name -> tensor of what a file holds, without the `module.` of DistributedDataParallel.
-
-    Errors: ValueError if it is anything else.
-    """
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{file} holds a {type(content).__name__}, not a state dict: name another")
-    state: dict[str, Tensor] = {}
-    for key, tensor in content.items():
-        if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise ValueError(
-                f"{file}: the entry {str(key)[:80]!r} is a {type(tensor).__name__}, and a state "
-                "dict has tensors alone: save model.state_dict()"
-            )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise ValueError(f"{file}: {key} is not a plain tensor; save it dense and in floats")
-        bare = key.removeprefix("module.")
-        if bare in state:
-            raise ValueError(f"{file}: {bare} stands there with and without `module.`")
-        state[bare] = tensor
-    return state
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

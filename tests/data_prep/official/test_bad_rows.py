@@ -268,10 +268,10 @@ REFCOCO = [
     (refcoco([Program()]), "refs(unc).p is not a pickle of plain values: it names os.getenv"),
     (
         refcoco(pickle.dumps([{1, 2}], 4)),
-        "refs(unc).p is not a pickle of plain values: Object of type set is not",
+        "refs(unc).p is not a pickle of plain values: the instruction EMPTY_SET",
     ),
     (refcoco(b"\x80\x02]q\x00"), "refs(unc).p is not a pickle of plain values: "),
-    (refcoco(b""), "refs(unc).p is not a pickle of plain values: Ran out of input; download it"),
+    (refcoco(b""), "refs(unc).p is not a pickle of plain values: KeyError"),
     (
         {"refcoco/instances.json": refcoco()["refcoco/instances.json"]},
         "refs(unc).p does not exist; check the folder and --split-by",

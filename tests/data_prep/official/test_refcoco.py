@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from data_prep.cli import main
-from data_prep.official.refcoco import RELEASES, parse_refcoco, read_plain_pickle
+from data_prep.official.refcoco import RELEASES, parse_refcoco
 from tests.toys.files import write
 from tests.toys.official_sets import REFCOCO_REFS, REFCOCO_THINGS, write_refcoco
 from tests.toys.shards import packed
+from vlds.runtime.pickles import read_plain
 
 
 def test_expressions_have_the_box_of_their_thing(tmp_path: Path) -> None:
@@ -84,10 +85,10 @@ def test_pictures_keep_the_size_that_boxes_are_measured_in(
 def test_plain_values_of_every_protocol(protocol: int, tmp_path: Path) -> None:
     value = [{"sent": "caf\u00e9", "ref_id": 1 << 40, "box": (1.5, -2), "none": None, "yes": True}]
     path = write(tmp_path / "refs.p", pickle.dumps(value, protocol))
-    assert read_plain_pickle(path) == [value[0] | {"box": [1.5, -2]}]
+    assert read_plain(path, "") == [value[0] | {"box": [1.5, -2]}]
 
 
 def test_the_texts_of_python_2(tmp_path: Path) -> None:
     """Its `str` is bytes, which Python 3 cannot write: the opcode U of protocol 1."""
     path = write(tmp_path / "refs.p", b"]q\x00U\x03dogq\x01a.")
-    assert read_plain_pickle(path) == ["dog"]
+    assert read_plain(path, "") == ["dog"]

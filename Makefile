@@ -19,26 +19,30 @@ SOURCES = vlds data_prep tests benchmarks docs/site setup.py
 venv: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
-# The stamp files record what is installed, so that an up-to-date environment costs no time. pip shows
-# its progress the first time only. Without editable_mode=compat, Python would import the clone's own
-# folder as `vlds` if it is started in the parent folder.
-PIP = $(BIN)/python -m pip install --disable-pip-version-check $(if $(wildcard $@),--quiet) \
+# The stamp files record what is installed, so that an up-to-date environment costs no time. Without
+# editable_mode=compat, Python would import the clone's own folder as `vlds` if it is started in the
+# parent folder.
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
 	--config-settings editable_mode=compat
+# Of pip's hundred notes a terminal shows the newest, in one line; warnings and errors stay as they are.
+install = @{ $(PIP) --editable '$(1)'; echo "status $$?"; } | { while read -r word rest; do \
+	case $$word in status) [ ! -t 1 ] || printf '\033[K'; exit $$rest ;; esac; \
+	[ ! -t 1 ] || printf '\033[K%.78s\r' "$$word $$rest"; done; }
 
 $(VENV)/.installed: pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing vlds and its dependencies into $(VENV), once: about 60 packages, 1 GB with"
 	@echo "PyTorch for CPUs or several with its CUDA libraries. This takes minutes."
-	@$(PIP) --editable .
+	$(call install,.)
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
-	@$(PIP) --editable '.[docs]'
+	$(call install,.[docs])
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the dependencies of tests and checks: about 50 packages, 350 MB."
-	@$(PIP) --editable '.[$(EXTRAS)]'
+	$(call install,.[$(EXTRAS)])
 	@touch $@
 
 check: dev

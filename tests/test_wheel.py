@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from tests.toys.files import ROOT
+from vlds.cli.demo import SHIPPED
 from vlds.runtime.process import shipped
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,7 @@ def test_a_wheel_holds_everything_and_one_name(archives: tuple[Path, Path]) -> N
     held = set(zipfile.ZipFile(wheel).namelist())
     data = [name for top in ("recipes", "sweeps", "ds_configs") for name in shipped(top)]
     data += ["recipes/recipe.schema.json", "sweeps/sweep.schema.json"]
+    data += [str(file.relative_to(ROOT)) for file in (ROOT / SHIPPED).iterdir()]
     expected = {f"vlds/{name}" for name in data}
     for top in ("vlds", "data_prep"):
         for file in (ROOT / top).rglob("*"):

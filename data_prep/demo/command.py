@@ -285,12 +285,16 @@ VOCABULARY = 224
 """Upper limit of the pieces; the text has fewer words."""
 
 
-def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
-    """Draw both worlds and the classes, pack all data sets, train the tokenizer."""
-    make_classes(out, seed, scenes, options)
-    # The worlds are drawn side by side, each in a process.
+def make_demo(out: Path, seed: int, scenes: int, options: Options, only: str | None) -> None:
+    """Draw both worlds and the classes, pack all data sets, train the tokenizer; or draw and pack
+    the world named `only`."""
     local = replace(options, workers=1, cluster=None)  # its pictures are tiny
     make = partial(make_world, out=out, seed=seed, scenes=scenes, options=local)
+    if only is not None:
+        make(next(world for world in WORLDS if world.name == only))
+        return
+    make_classes(out, seed, scenes, options)
+    # The worlds are drawn side by side, each in a process.
     drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
     texts = set[str]().union(*drawn)
     # Sorted: the order of a set differs between processes, and the seed decides every byte.
@@ -373,10 +377,16 @@ def add_command(commands: Any) -> None:
         default=HOME_SCENES,
         help=f"pictures of the home world (default: {HOME_SCENES})",
     )
+    parser.add_argument(
+        "--world",
+        choices=[world.name for world in WORLDS],
+        help="draw this world alone, without classes and tokenizer",
+    )
     add_shard_options(parser)
 
     def run(args: argparse.Namespace) -> None:
         # The seed draws the worlds; shuffling the shards by it as well would add nothing.
-        make_demo(args.out, args.seed, args.scenes, replace(shard_options(args), seed=0))
+        options = replace(shard_options(args), seed=0)
+        make_demo(args.out, args.seed, args.scenes, options, args.world)
 
     parser.set_defaults(run=run)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from vlds.cli.demo import FOLDER, RECIPES, asked_about, first_right_caption, stages_of
+from vlds.cli.demo import (
+    FOLDER,
+    RECIPES,
+    SHIPPED,
+    asked_about,
+    beside_shipped,
+    first_right_caption,
+    run_demo,
+    stages_of,
+)
 from vlds.cli.supervisor import Stage, StageError, as_typed, run_stage, say_stage
 from vlds.report.read import GalleryEntry
-from vlds.runtime.process import python
+from vlds.runtime.process import find, python
 
 
-def stages() -> list[Stage]:
-    out = Path(FOLDER)
-    return stages_of(out, {name: out / "recipes" / f"{name}.yaml" for name in RECIPES}, 0, 2)
+def stages(whole: bool) -> list[Stage]:
+    recipes = {name: Path(FOLDER, "recipes", f"{name}.yaml") for name in RECIPES}
+    return stages_of(Path(FOLDER), recipes, 0, 2, whole=whole)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -25,12 +35,24 @@ def test_headings_fit_and_commands_are_whole(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
-    for number, stage in enumerate(stages(), 1):
+    for number, stage in enumerate([*stages(True), *stages(False)], 1):
         say_stage(stage, f"{number} of 6")
         heading, command = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
         assert heading.startswith(f"{number} of 6: {stage.purpose} ─")
         assert len(heading) == 80
         assert command == as_typed(stage.command)
+
+
+def test_a_backbone_that_is_made_is_compared_with_the_shipped_one(tmp_path: Path) -> None:
+    made = tmp_path / "backbone"
+    shutil.copytree(find(SHIPPED), made)
+    with pytest.raises(ValueError, match="backbone is the shipped backbone; name another folder"):
+        run_demo(tmp_path, 0, 2, whole=True)
+    assert beside_shipped(made).endswith("is the shipped backbone, byte for byte")
+    weights = bytearray((made / "vision.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (made / "vision.safetensors").write_bytes(weights)
+    assert "is not the shipped backbone: vision.safetensors differ" in beside_shipped(made)
 
 
 def test_a_stage_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,7 @@ from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.recipe.config import save_recipe
 from vlds.runtime.process import ASKING
-from vlds.runtime.rank_environment import local_rank
-from vlds.runtime.reproducible import VARIABLES
+from vlds.runtime.rank_environment import SAME_BITS, local_rank
 
 OTHER_KERNELS = {
     "ATEN_CPU_CAPABILITY": "default",
@@ -30,7 +29,7 @@ QEMU = shutil.which("qemu-x86_64")
 
 def plain_environment() -> dict[str, str]:
     """This process's, without the variables of a reproducible run."""
-    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return {name: value for name, value in os.environ.items() if name not in SAME_BITS}
 
 
 def trained(
@@ -127,6 +126,6 @@ def test_products_keep_torchs_rules() -> None:
 def test_other_processors_give_the_same_bits(processor: str, world: Path, tmp_path: Path) -> None:
     assert QEMU is not None
     # A process that starts again leaves the emulator, and what cc compiles is for this processor.
-    environment = {**VARIABLES, "CC": "false"}
+    environment = {**SAME_BITS, "CC": "false"}
     emulated = trained(world, tmp_path / "run", environment, (QEMU, "-cpu", processor))
-    assert emulated == trained(world, tmp_path / "here", VARIABLES)
+    assert emulated == trained(world, tmp_path / "here", SAME_BITS)

@@ -18,6 +18,7 @@ from vlds.training import deepspeed_config
 from vlds.training.deepspeed_config import (
     BUCKETS,
     LIVE_LAYERS,
+    SMALL,
     complete_deepspeed_config,
     fill,
     fit_sizes,
@@ -121,8 +122,8 @@ def test_sizes_fit_the_model() -> None:
             "reduce_bucket_size": 20,
             "allgather_bucket_size": 20,
             "overlap_comm": True,
-            "stage3_prefetch_bucket_size": 0,
-            "stage3_max_live_parameters": 35,
+            "stage3_prefetch_bucket_size": SMALL,
+            "stage3_max_live_parameters": SMALL,
             "stage3_max_reuse_distance": 11,
         },
         "other": 1,

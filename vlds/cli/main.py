@@ -494,10 +494,11 @@ def convert(arguments: list[str]) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    """Try everything once on drawn pictures: data, pretraining, adapters, scores, report.
+    """Try everything once on drawn pictures: data, adapters, scores, report.
 
     vlds demo
     vlds demo --out runs/again --seed 1
+    vlds demo --out runs/whole --whole
     """
     parser = command_parser(demo)
     parser.add_argument(
@@ -512,13 +513,17 @@ def demo(arguments: list[str]) -> int:
         "--seed", type=int, default=0, metavar="N", help="seed of data and runs; default: 0"
     )
     parser.add_argument(
-        "--only-backbone", action="store_true",
-        help="make only the data and the frozen backbone, for other runs",
+        "--whole", action="store_true",
+        help="pretrain the frozen backbone, which is shipped otherwise: twice as long",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--only-backbone", action="store_true",
+        help="as --whole, and end with the data and the frozen backbone, for other runs",
+    )  # fmt: skip
+    options = vars(parser.parse_args(arguments))
     from vlds.cli.demo import run_demo
 
-    return run_demo(options.out, options.seed, options.ranks, only_backbone=options.only_backbone)
+    return run_demo(**options)
 
 
 def init_parser() -> CommandParser:

@@ -27,6 +27,14 @@ OF_CLUSTERS = (
 )
 """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE in Open MPI, in MPICH and Intel MPI, and in a
 step of srun: last, because mpirun may start its daemons by srun, and its ranks inherit that."""
+SAME_BITS = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+"""Variables with which ranks compute the same on every processor (vlds/runtime/reproducible.py)."""
 NODES = re.compile(r"([^,\[]+)(?:\[([^\]]+)\])?,?")
 """A part of SLURM's list: gpu[01-03,7] or login1."""
 TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")

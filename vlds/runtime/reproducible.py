@@ -1,7 +1,7 @@
 """Makes a run compute the same bits on every x86-64 processor.
 
 ATen, oneDNN and MKL choose their kernels by the processor, and each kernel adds in another order.
-After some hundred steps this moves scores by points. The variables below leave one choice: AVX2 for
+After some hundred steps this moves scores by points. `SAME_BITS` leaves one choice: AVX2 for
 ATen and oneDNN, whose kernels then do the same on Intel's and AMD's processors, and the only branch
 of MKL that does (its AVX2 branch differs between the two). That branch is slow, so oneDNN
 multiplies matrices instead. Threads would cut sums, so each rank has one.
@@ -20,16 +20,9 @@ import torch
 from torch import Tensor
 
 from vlds.runtime.process import ASKING, python
+from vlds.runtime.rank_environment import SAME_BITS
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
-
-VARIABLES = {
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "COMPATIBLE",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
 
 
 def pin_arithmetic(ranks: Ranks) -> None:
@@ -41,8 +34,8 @@ def pin_arithmetic(ranks: Ranks) -> None:
         obstacle = f"this run uses a {ranks.device.type} device"
     elif platform.machine() != "x86_64":
         obstacle = f"this is a {platform.machine()} processor"
-    elif any(os.environ.get(name) != value for name, value in VARIABLES.items()):
-        os.environ |= VARIABLES
+    elif any(os.environ.get(name) != value for name, value in SAME_BITS.items()):
+        os.environ |= SAME_BITS
         sys.stdout.flush()
         sys.stderr.flush()
         # In place: the launcher watches this process, and the open files stay its own. As at the

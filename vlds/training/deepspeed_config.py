@@ -26,6 +26,9 @@ LIVE_LAYERS = {
     "stage3_max_reuse_distance": 2,
 }
 """Layers whose weights stage 3 gathers ahead, and keeps whole, on a GPU."""
+SMALL = 1_000_000
+"""Weights that a CPU gathers ahead, and keeps whole, in any case: 4 MB in fp32. For a small model,
+stage 3 then takes one message a step in place of one for each weight and layer."""
 PERSISTENCE = "stage3_param_persistence_threshold"
 OWN_SIZES = (PERSISTENCE, "sub_group_size")
 """Sizes that DeepSpeed knows best."""
@@ -95,7 +98,7 @@ def fit_sizes(
     Buckets hold no more than all gradients together: DeepSpeed takes their memory whole, and a
     frozen backbone has no gradients. What a file leaves to us ("auto") is a bucket of what trains
     in one layer, or on a GPU in all, and of the weights that stage 3 gathers as many layers as
-    `LIVE_LAYERS` says, or one less on a CPU.
+    `LIVE_LAYERS` says, or one less on a CPU, but at least `SMALL`.
     """
     trained = num_weights(model, trained=True)
     # The repeated layers, the largest of which sets the sizes.
@@ -120,7 +123,7 @@ def fit_sizes(
     for name, num_layers in LIVE_LAYERS.items():
         if zero.get(name) == "auto":
             # On a CPU, gathering takes the time of the processor that computes.
-            zero[name] = (num_layers if on_gpu else num_layers - 1) * largest
+            zero[name] = num_layers * largest if on_gpu else max(SMALL, (num_layers - 1) * largest)
     return {**config, "zero_optimization": zero}
 
 

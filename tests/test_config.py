@@ -450,7 +450,7 @@ def test_shipped_recipes_are_right(
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     with pytest.raises(SystemExit):
-        parse_recipe([name, "--print_config"])
+        parse_recipe([name, "--print-config"])
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     assert parse_recipe([str(tmp_path / "printed.yaml")]) == recipe
     assert find(recipe.training.deepspeed).exists()

@@ -164,8 +164,8 @@ def test_words_of_the_command_line() -> None:
         assert split_words(["train", *auto, *WORDS[1:]]) == replace(plain, resume="auto")
     with pytest.raises(ValueError, match="--resume: got 'always'; give --resume alone, or"):
         split_words(["train", "--resume", "always"])
-    with pytest.raises(ValueError, match="--new_phase: goes with --resume"):
-        split_words([*WORDS, "--new_phase"])
+    with pytest.raises(ValueError, match="--new-phase: goes with --resume"):
+        split_words([*WORDS, "--new-phase"])
 
 
 @pytest.mark.parametrize("resume", [False, True, "auto"])

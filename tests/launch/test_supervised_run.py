@@ -214,7 +214,7 @@ def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
     ("words", "code", "beginning"),
     [
         (["--data.global_batch_size", "1"], 2, "vlds train: data.global_batch_size: 1 example for"),
-        pytest.param(["--print_config"], 0, "output: ", marks=pytest.mark.slow),
+        pytest.param(["--print-config"], 0, "output: ", marks=pytest.mark.slow),
     ],
 )
 def test_the_first_rank_alone_speaks_before_a_run(

@@ -273,12 +273,12 @@ def test_the_command_says_it_in_one_line(
     assert "holds no run state; leave --resume out" in capsys.readouterr().err
     (tmp_path / "run" / "state" / "step-00000005").mkdir(parents=True)
     assert check_recipe(["train", "--config", str(file), "--resume"], None) == 0
-    assert check_recipe(["train", "--config", str(file), "--resume", "--new_phase"], None) == 0
+    assert check_recipe(["train", "--config", str(file), "--resume", "--new-phase"], None) == 0
     assert check_recipe(["train", "--config", str(file)], None) == 2
     assert "holds a run already; add --resume" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run")
-    assert check_recipe(["train", "--config", str(file), "--new_phase"], None) == 2
-    assert "--new_phase: goes with --resume" in capsys.readouterr().err
+    assert check_recipe(["train", "--config", str(file), "--new-phase"], None) == 2
+    assert "--new-phase: goes with --resume" in capsys.readouterr().err
     assert run_command(["train", "--config", str(file), "--data.groop", "2"]) == 2
     said = capsys.readouterr()
     assert said.out == ""

@@ -255,7 +255,7 @@ def test_other_weights_are_a_new_phase(
     changed = replace(recipe, tasks=tasks)
     said, _ = ranks2.run(refused_resume, changed, timeout=120)
     assert "order.shares.vqa: 2/3 -> " in said
-    assert "with --new_phase each task continues from where it was" in said
+    assert "with --new-phase each task continues from where it was" in said
     assert ranks2.run(run_recipe, changed, True, True, timeout=120) == [0, 0]
     before, after = (
         checkpoint.load(tmp_path / "run" / "state" / f"step-{step:08d}")[1].data for step in (5, 10)

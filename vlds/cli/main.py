@@ -58,9 +58,10 @@ from vlds.training.states import Resume
 ABOUT = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
 
-  vlds demo                        try everything once, on drawn pictures
-  vlds train recipes/demo.yaml     train a recipe
-  vlds COMMAND --help              list the options of a command
+  vlds init --data ROWS --images FOLDER    write a recipe for your own data
+  vlds train RECIPE                        train it
+  vlds demo                                try everything once, on drawn pictures
+  vlds COMMAND --help                      list the options of a command
 """
 ENVIRONMENT = """\
 train, evaluate, predict, features and importance start one process (rank) per GPU, or one process
@@ -586,7 +587,7 @@ def data(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        demo, init, data, prove, train, evaluate, predict, report, sweep, compare, convert,
+        init, train, evaluate, predict, demo, data, prove, report, sweep, compare, convert,
         describe, plan, features, importance, schema, completion,
     )
 }  # fmt: skip

@@ -154,7 +154,7 @@ def read_facts(words: Words, received: Sequence[int]) -> tuple[int, RunFacts | N
     *printed, line = output.splitlines()
     try:
         return 0, RunFacts(**parse_json(line))
-    except ValueError:  # the output of an option such as --print_config
+    except ValueError:  # the output of an option such as --print-config
         tell("\n".join([*printed, line]))
         return 0, None
 

@@ -25,7 +25,7 @@ READ_RUNS = ("evaluate", "predict", "convert", "report")
 HELP_WORDS = frozenset({"-h", "--help"})
 ALL_KEYS = "--help-all"
 """Lists every key of a recipe: some hundreds, so `--help` shows a page instead."""
-RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new_phase"
+RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new-phase"
 PROFILE, PROVE, EXECUTOR = "--profile", "--prove", "--executor"
 MOST_PROFILED = 50
 
@@ -191,7 +191,7 @@ def show_recipe_page(parser: CommandParser) -> int:
         "--config", metavar="FILE", help="add another recipe; its keys take precedence"
     )
     recipe.add_argument(
-        "--print_config", action="store_true",
+        "--print-config", action="store_true",
         help="print the whole recipe with its defaults, and exit",
     )  # fmt: skip
     recipe.add_argument(

@@ -47,7 +47,7 @@ from vlds.runtime.process import find
 from vlds.runtime.terminal import tell
 
 Options = TypeVar("Options")
-CONFIG, HELP, PRINT = "--config", "--help", "--print_config"
+CONFIG, HELP, PRINT = "--config", "--help", "--print-config"
 FORMS = {
     "tasks": "is a recipe, for `vlds train`; a sweep has `recipes`, a list, like sweeps/demo.yaml",
     "recipes": "is a sweep, for `vlds sweep`; a recipe has a model, methods and tasks",

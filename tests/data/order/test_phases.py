@@ -81,7 +81,7 @@ def test_nothing_changes_unasked(sources: list[Source]) -> None:
     state = train_stream(sources).state()
     other = train_stream(reweighted(sources, [1.0, 3.0]))
     with pytest.raises(
-        ValueError, match=r"(?s)order\.shares\.red: .*with --new_phase each task continues"
+        ValueError, match=r"(?s)order\.shares\.red: .*with --new-phase each task continues"
     ):
         other.load_state(state)
 

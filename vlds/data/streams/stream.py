@@ -235,7 +235,7 @@ class MixedStream(ABC):
             cure = (
                 "These cannot change within a run: resume with the saved ones, or start a new run."
                 if new_phase
-                else "Resume with the saved recipe and data, or start a new run; with --new_phase "
+                else "Resume with the saved recipe and data, or start a new run; with --new-phase "
                 "each task continues from where it was, in the new mixture."
             )
             raise ValueError(

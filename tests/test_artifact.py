@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.toys.files import write
 from tests.toys.kinds import SLOW_KINDS
 from tests.toys.models import hf_config
 from tests.toys.rank_pool import RankPool
-from tests.toys.trained_runs import OLD_ROWS, recipe_from, save_random_run, write_pair
+from tests.toys.trained_runs import OLD_ROWS, recipe_from, recipe_with, save_random_run, write_run
 from tests.toys.world import picture
 from vlds.artifact import LoadedRun, load_run
 from vlds.cli.main import run_command
@@ -266,7 +267,11 @@ def test_the_description_names_the_sources(artifact: Path) -> None:
 def test_a_run_that_keeps_its_best_step_stands_for_it(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, other = write_pair("T5", "Adapter", world, tmp_path)
+    """And the card of one that began with another's weights names it."""
+    recipe = recipe_with("T5", "Adapter", world, tmp_path)
+    run = write_run(recipe, seed=1)
+    second = replace(recipe, output=str(tmp_path / "other"), start=str(run / "artifact"))
+    other = write_run(second, seed=2)
     best = (other / "artifact").rename(run / "best")
     (best / BEST).write_text('{"step": 4, "score": "vqa/exact_match", "value": 0.5}')
     line = f"{run}: best, of step 4; {run / 'artifact'} has the last step's"
@@ -291,4 +296,5 @@ def test_a_run_that_keeps_its_best_step_stands_for_it(
         assert (home / "predictions" / "scores.json").exists()
         card = (tmp_path / "hf" / "README.md").read_text()
         assert ("The weights are those of the best step, 4." in card) == said
+        assert (f", begun with the weights of the run `{run.name}`, tuned by" in card) == said
         shutil.rmtree(tmp_path / "hf")

@@ -43,6 +43,7 @@ from vlds.runtime.artifact_files import (
     WEIGHTS,
     artifact_folder,
     check_changes,
+    run_name,
     tell_model,
 )
 from vlds.runtime.files import whole_folder
@@ -165,6 +166,7 @@ def write_description(folder: Path, recipe: Recipe, trained_on: Mapping[str, Tra
         "format": FORMAT,
         "sources": recipe.model.source_hashes(),
         "trained_on": known,
+        "begun_from": recipe.start and run_name(Path(recipe.start)),
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
     methods = {name: method.in_artifact() for name, method in recipe.methods.items()}
@@ -290,6 +292,16 @@ def read_trained_on(folder: Path) -> dict[str, TrainedOn]:
     with readable(folder, DESCRIPTION):
         given = read_json(folder / DESCRIPTION).get("trained_on", {})
         return parse_record(dict[str, TrainedOn], json.dumps(given))
+
+
+def read_begun_from(folder: Path) -> str | None:
+    """The name of the run with whose weights an artifact's training began, from its description.
+
+    Errors: ValueError if it cannot be read.
+    """
+    with readable(folder, DESCRIPTION):
+        given = read_json(folder / DESCRIPTION).get("begun_from")
+        return None if given is None else str(given)
 
 
 def check_same_sources(folder: Path, recipe: Recipe) -> None:

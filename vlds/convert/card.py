@@ -18,7 +18,14 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vlds.artifact import LoadedRun, TrainedOn, own_parts, read_recipe, read_trained_on
+from vlds.artifact import (
+    LoadedRun,
+    TrainedOn,
+    own_parts,
+    read_begun_from,
+    read_recipe,
+    read_trained_on,
+)
 from vlds.convert.bases import bases_of
 from vlds.convert.combine import task_of_head
 from vlds.convert.peft import PeftFolders
@@ -75,6 +82,8 @@ class Described:
     trained_on: Mapping[str, TrainedOn]
     best_step: int | None
     """None of the last step's weights."""
+    begun_from: str | None
+    """A run whose weights it began with."""
 
 
 def describe(run: Path, counts: Counts) -> Described:
@@ -82,7 +91,8 @@ def describe(run: Path, counts: Counts) -> Described:
     folder = artifact_folder(run)
     recipe = read_recipe(folder)
     scores = scores_of_run(run, recipe)
-    return Described(recipe, counts, scores, read_trained_on(folder), best_step(run))
+    begun_from = read_begun_from(folder)
+    return Described(recipe, counts, scores, read_trained_on(folder), best_step(run), begun_from)
 
 
 def write_model_card(
@@ -275,6 +285,7 @@ def write_card(
         counts=described.counts,
         holds=holds,
         best_step=described.best_step,
+        begun_from=described.begun_from,
         scores=scores,
         data=data,
         recipe=yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH, allow_unicode=True),

@@ -44,6 +44,12 @@ def model_folder(run: Path) -> Path:
     return home if (home / DESCRIPTION).exists() else home / "artifact"
 
 
+def run_name(folder: Path) -> str:
+    """The name of a run, of which the folder may be an artifact."""
+    folder = folder.absolute()
+    return (folder.parent if folder.name in ("best", "artifact") else folder).name
+
+
 def best_step(run: Path) -> int | None:
     """The step of a run's model if that is its best; None for its last.
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ MISTAKES = [
     ("features --cofnig a", "--cofnig: no such option; did you mean '--config'?", ""),
     ("report", "arguments are required: RUN; `vlds report --help` says more", ""),
     ("report a --fromat md", "--fromat: no such option; did you mean '--format'?", ""),
-    ("convert hff", "'hff': no such layout; did you mean 'hf'? choose from hf, merge, zero", ""),
+    ("convert hff", "'hff': no such layout; did you mean 'hf'? choose from hf, merge, refere", ""),
     ("convert peft --rnu a --out b", "--rnu: no such option; did you mean '--run'? `vlds con", ""),
     (f"{MERGE} --wieght 1", "did you mean '--weights'? `vlds convert merge --help` says more", ""),
     ("plan --ranks", "vlds plan: --ranks: expected at least one argument; `vlds plan --help`", ""),
@@ -172,8 +173,13 @@ def test_more_ranks_than_examples(file: Path, capsys: pytest.CaptureFixture[str]
     sizes = str(find("recipes/backbones/t5_demo.json"))
     file.write_text(RECIPE.replace("pieces.model", str(pieces)).replace("sizes.json", sizes))
     words = [str(file), "--data.global_batch_size", "2"]
-    assert check_recipe(["train", *words], 3) == 2
-    assert "data.global_batch_size: 2 examples for 3 ranks; give at" in capsys.readouterr().err
+    # Before anything starts; and before a run starts again on other ranks.
+    for refused in (
+        partial(check_before_ranks, split_words(["train", *words, "--ranks", "3", "--resume"])),
+        partial(check_recipe, ["train", *words], 3),
+    ):
+        assert refused() == 2
+        assert "data.global_batch_size: 2 examples for 3 ranks; give at" in capsys.readouterr().err
     assert check_recipe(["train", *words], 2) == 0
 
 

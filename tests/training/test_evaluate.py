@@ -353,7 +353,9 @@ def test_predict_writes_what_a_leaderboard_takes(
     words = ["predict", "--run", str(talkative), "--data", f"vqa={tmp_path}/data"]
     (code, out), (_, other) = ranks2.run(command, [*words, "--out", str(tmp_path)], timeout=120)
     assert (code, other) == (0, "")
-    assert out.splitlines()[1:] == [
+    first, *lines = out.splitlines()
+    assert first.startswith("on CPU (")
+    assert lines == [
         "vqa (vqav2-test, 18 examples)",
         f"predictions: {tmp_path}",
         f"{tmp_path}/vqav2-test.json",

@@ -53,7 +53,6 @@ from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible, large_imports
 from vlds.runtime.rank_environment import is_rank, rank_of_cluster
 from vlds.runtime.terminal import Away, complain, quiet_libraries, tell, tell_exception
-from vlds.training.states import Resume
 
 ABOUT = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
@@ -112,7 +111,7 @@ def check_before_ranks(words: Words) -> int:
                 from vlds.recipe.paths import take_trust
 
                 rest = take_trust(rest)
-            CHECKS[words.command](rest, words.resume)
+            CHECKS[words.command](rest, words)
     except ValueError as error:
         return complain(f"vlds {words.command}", error)
     return 0
@@ -394,17 +393,28 @@ def check_recipe(words: Sequence[str], prog: str) -> None:
     check_words(named_first(words, prog))
 
 
-def check_train(words: Sequence[str], resume: Resume) -> None:
-    """As `check_recipe`; files, data and output must be fit for a run, too. Errors: ValueError."""
+def check_train(words: Sequence[str], asked: Words) -> None:
+    """As `check_recipe`; files, data, output and ranks must be fit for a run, too. Errors:
+    ValueError."""
     from vlds.recipe.parse import PRINT, named_first
     from vlds.recipe.sketch import check_words
     from vlds.training.states import check_output
 
     starts = PRINT not in words
     # A run that is resumed in another folder is told so first.
-    tree = check_words(named_first(words, "vlds train"), files=starts and resume is False)
-    if starts and tree is not None and isinstance(output := tree.get("output"), str):
-        check_output(output, resume)
+    tree = check_words(named_first(words, "vlds train"), files=starts and asked.resume is False)
+    if not starts or tree is None:
+        return
+    data = tree.get("data")
+    size = data.get("global_batch_size") if isinstance(data, dict) else None
+    tasks = tree.get("tasks")
+    named = tasks.values() if isinstance(tasks, dict) else ()
+    if isinstance(size, int) and not any("batch_size" in (task or {}) for task in named):
+        from vlds.data.order.mixed_order import BatchCut
+
+        BatchCut(asked.ranks or 1).check(size)
+    if isinstance(output := tree.get("output"), str):
+        check_output(output, asked.resume)
 
 
 RECIPE_PARSERS = {
@@ -601,7 +611,7 @@ HABITS = {
     "--version": "version",
 }
 """Command -> what other programs call it."""
-CHECKS: dict[str, Callable[[list[str], Resume], object]] = {
+CHECKS: dict[str, Callable[[list[str], Words], object]] = {
     TRAIN: check_train,
     "evaluate": lambda words, _: evaluate_words(words),
     "predict": lambda words, _: predict_words(words),

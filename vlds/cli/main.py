@@ -405,14 +405,11 @@ def check_train(words: Sequence[str], asked: Words) -> None:
     tree = check_words(named_first(words, "vlds train"), files=starts and asked.resume is False)
     if not starts or tree is None:
         return
-    data = tree.get("data")
-    size = data.get("global_batch_size") if isinstance(data, dict) else None
-    tasks = tree.get("tasks")
-    named = tasks.values() if isinstance(tasks, dict) else ()
-    if isinstance(size, int) and not any("batch_size" in (task or {}) for task in named):
+    size = str(tree.get("data", {}).get("global_batch_size"))  # a text from the command line
+    if size.isdecimal() and not any("batch_size" in task for task in tree["tasks"].values()):
         from vlds.data.order.mixed_order import BatchCut
 
-        BatchCut(asked.ranks or 1).check(size)
+        BatchCut(asked.ranks or 1).check(int(size))
     if isinstance(output := tree.get("output"), str):
         check_output(output, asked.resume)
 

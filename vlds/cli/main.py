@@ -57,10 +57,10 @@ from vlds.runtime.terminal import Away, complain, quiet_libraries, tell, tell_ex
 ABOUT = """\
 Tune a few percent of a frozen vision-and-language model on many tasks at once.
 
-  vlds init --data ROWS --images FOLDER    write a recipe for your own data
-  vlds train RECIPE                        train it
-  vlds demo                                try everything once, on drawn pictures
-  vlds COMMAND --help                      list the options of a command
+  vlds init --data ROWS --images DIR   write a recipe for your own data
+  vlds train RECIPE                    train it
+  vlds demo                            try everything once, on drawn pictures
+  vlds COMMAND --help                  list the options of a command
 """
 ENVIRONMENT = """\
 train, evaluate, predict, features and importance start one process (rank) per GPU, or one process

@@ -175,7 +175,9 @@ def test_more_ranks_than_examples(file: Path, capsys: pytest.CaptureFixture[str]
     words = [str(file), "--data.global_batch_size", "2"]
     # Before anything starts; and before a run starts again on other ranks.
     for refused in (
-        partial(check_before_ranks, split_words(["train", *words, "--ranks", "3", "--resume=auto"])),
+        partial(
+            check_before_ranks, split_words(["train", *words, "--ranks", "3", "--resume=auto"])
+        ),
         partial(check_recipe, ["train", *words], 3),
     ):
         assert refused() == 2

@@ -49,6 +49,8 @@ class Shown:
         """Show one line, with its end."""
         step = PROGRESS.fullmatch(line.rstrip("\n")) if in_notebook() else None
         if step is None:
+            if self._bar is not None and line.startswith("    "):
+                return  # what the bar above it has no room for
             tell(line, end="", flush=True)
             return
         done, total, rest = int(step[1]), int(step[2]), visible(step[3])

@@ -26,7 +26,7 @@ from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import sha256
 from vlds.runtime.process import Interrupted, find
 from vlds.runtime.rank_environment import SAME_BITS
-from vlds.runtime.terminal import open_console, tell
+from vlds.runtime.terminal import bytes_text, open_console, tell
 
 RECIPES = ("demo_pretrain", "demo", "demo_control")
 FOLDER = "runs/demo"
@@ -166,11 +166,11 @@ def show(out: Path, page: Path, seconds: float) -> None:
     data = ", ".join(f"{name}: {task.data_name}" for name, task in tasks if task.data_name)
     console.print(terminal_table(summary_table(run.scores), f"data: {data}" if data else ""))
     facts = run.scores
-    size = "  ".join(f"{name} {value:,}" for name, value in facts.bytes_per_rank.items())
+    size = "  ".join(f"{name} {bytes_text(value)}" for name, value in facts.bytes_per_rank.items())
     speed = facts.samples_per_second.get("training", 0)
     console.print(
         f"trainable {facts.trainable['trainable']:,} of {facts.trainable['total']:,} weights "
-        f"({facts.trainable['percent']:.2f} %)\nbytes per rank: {size}\n"
+        f"({facts.trainable['percent']:.2f} %)\na rank holds: {size}\n"
         f"training {speed:,.0f} examples/s; in total {seconds:.0f} s",
     )
     tell(f"report: {page}")

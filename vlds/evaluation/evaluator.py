@@ -490,10 +490,13 @@ class Evaluator:
         true.
         """
         if score and self.ranks.is_first and not self.reported_left_out:
-            # Say once, before anything is decoded, which scores cannot be computed.
+            # Say once, before anything is decoded, which scores cannot be computed; not of a task
+            # whose recipe chose another one to stand for it.
             self.reported_left_out = True
             for source in self.sources:
-                if source.datasets and (missing := source.task.left_out()) is not None:
+                if not source.datasets or source.task.headline is not None:
+                    continue
+                if (missing := source.task.left_out()) is not None:
                     self.say(f"{source.name}: {missing}")
         evaluations = []
         # `number` counts tasks without data too: it is the task's index in the recipe.

@@ -29,7 +29,6 @@ from vlds.report.tables import (
     Cell,
     Table,
     TableRow,
-    bytes_text,
     csv_lines,
     latex_table,
     markdown_table,
@@ -38,7 +37,7 @@ from vlds.report.tables import (
     terminal_tables,
 )
 from vlds.runtime.limited import page
-from vlds.runtime.terminal import duration_text, open_console, visible
+from vlds.runtime.terminal import bytes_text, duration_text, open_console, visible
 from vlds.tasks.metrics.caption_scores import CIDERS
 
 

@@ -15,13 +15,13 @@ from vlds.report.tables import (
     Cell,
     Table,
     TableRow,
-    bytes_text,
     csv_lines,
     interval_text,
     p_text,
     score_text,
     speed_text,
 )
+from vlds.runtime.terminal import bytes_text
 from vlds.tasks.metrics.plain_scores import split
 
 

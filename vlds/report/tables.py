@@ -92,16 +92,6 @@ def p_text(p: float) -> str:
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def bytes_text(count: float) -> str:
-    """Bytes in the unit that leaves at most four digits before the point."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:,.2f} TB"
-
-
 def speed_text(speed: float) -> str:
     """Examples a second: whole ones where there are ten."""
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"

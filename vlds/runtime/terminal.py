@@ -150,6 +150,16 @@ def can_redraw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
+def bytes_text(count: float) -> str:
+    """Bytes in the unit that leaves at most four digits before the point."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.2f} TB"
+
+
 def clock(seconds: float) -> str:
     """Hours, minutes and seconds, "30:05:00" after more than a day."""
     minutes, rest = divmod(round(seconds), 60)

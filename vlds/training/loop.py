@@ -16,7 +16,7 @@ from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.devices import hardware
 from vlds.runtime.process import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import shell_command, tell
 from vlds.training.agreement import check_agreement
 from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
@@ -140,6 +140,7 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     run.states.finish()
     if line := model_line(run.folder):
         run.tracker.say(line)
+    run.tracker.say(f"next: {shell_command('vlds', 'report', run.folder)}")
     memory = run.ranks.most_memory() / 1e9
     run.tracker.say(f"done: {run.folder}/artifact; a rank used at most {memory:.2f} GB of memory")
     return 0

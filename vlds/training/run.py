@@ -27,7 +27,7 @@ from vlds.runtime.devices import device_name
 from vlds.runtime.files import write_whole
 from vlds.runtime.folders import PREDICTIONS, STARTS, add_start, read_starts
 from vlds.runtime.ranks import Ranks
-from vlds.runtime.terminal import without_credentials
+from vlds.runtime.terminal import bytes_text, without_credentials
 from vlds.schema import Collator
 from vlds.training.alignment import align, fill_caches
 from vlds.training.checkpoint import (
@@ -188,7 +188,6 @@ def tell_evaluation(run: Run) -> None:
             if value is not None:
                 save_run_artifact(run, run.best.folder, run.best.note(value, step))
                 run.states.best = run.best.known
-                run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
         if evaluations:
             answers = sum(len(e.predictions) for e in evaluations)
             speed = answers / sum(e.seconds for e in evaluations)
@@ -407,19 +406,20 @@ def announce(run: Run) -> None:
     counts, sizes = engine.model.count_parameters(), engine.bytes_per_rank()
     tracker.say(
         f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %), "
-        f"ZeRO-{engine.stage} on {num_ranks} rank{'s' * (num_ranks > 1)}; bytes per rank: "
-        f"frozen {sizes['frozen']:,}, trainable {sizes['trainable']:,}, optimizer "
-        f"{sizes['optimizer']:,}; step {engine.steps_done} of {num_steps}"
+        f"ZeRO-{engine.stage} on {num_ranks} rank{'s' * (num_ranks > 1)}"
     )
+    held = ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes.items())
+    tracker.say(f"a rank holds {held}")
     if (passes := engine.model.num_passes) > 1:
         losses = engine.model.batch_losses.items()
         names = ", ".join(f"methods.{name}" for name, loss in losses if loss.passes > 1)
         tracker.say(f"{passes} passes over each batch ({names}); `vlds plan` says what they cost")
     epochs = run.stream.epochs(after_steps=num_steps)
-    parts = [f"{epoch:,.2f} epochs of {task}" for task, epoch in epochs.items()]
+    parts = [f"{epoch:,.2f} of {task}" for task, epoch in epochs.items()]
     unknown = [task for task in run.recipe.tasks if task not in epochs]
-    parts += [f"an unknown number of epochs of {task}" for task in unknown]
-    tracker.say(f"{num_steps:,} steps = {', '.join(parts)}")
+    parts += [f"an unknown number of {task}" for task in unknown]
+    begun = f", from step {engine.steps_done}" if engine.steps_done else ""
+    tracker.say(f"{num_steps:,} steps{begun}; epochs: {', '.join(parts)}")
     for line in too_often(epochs):
         tracker.say(line)
     if run.stream.notice:

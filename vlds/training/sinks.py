@@ -39,6 +39,7 @@ from vlds.runtime.process import answered
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.roll_call import Pace
 from vlds.runtime.terminal import (
+    bytes_text,
     can_redraw,
     clock,
     open_console,
@@ -54,6 +55,8 @@ program follows while the run trains."""
 TRACKER_S = 60.0
 """Seconds that a call of a tracker may take, whose server may answer nothing at all: all ranks wait
 for it, and hear no signal meanwhile."""
+LONG_WAIT = 0.05
+"""Share of the time that ranks wait for data above which a run says it."""
 PROGRESS = re.compile(r"step (\d+)/(\d+)  (.*)")
 """A plain line about steps: how many are done, of how many, and the rest."""
 
@@ -163,22 +166,31 @@ class Tracker:
         self.write(step, metrics)
         if line := self._pace.line(summed[-own.numel() :].view_as(own), elapsed):
             self.say(line)
-        of_parts = "  ".join(
+        of_parts = [
             f"{sign}{name.partition('/')[2]} {value:.3f}"
             for prefix, sign in (("loss/", ""), ("added/", "+"))
             for name, value in metrics.items()
             if name.startswith(prefix)
-        )
+        ]
+        of_parts = of_parts if len(of_parts) > 1 else []  # the only one is the whole loss
         whole = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
-        speed = f"{metrics['samples_per_second']:.0f} examples/s"
+        shown = [
+            f"loss {whole}",
+            f"rate {learning_rate:.2g}",
+            f"{metrics['samples_per_second']:.0f} examples/s",
+            bytes_text(metrics["most_memory"]),
+        ]
         if self._bar:
             # A narrow terminal cuts the end.
-            text = visible("  ".join([f"loss {whole}", speed, of_parts, *self._addresses]))
+            text = visible("  ".join([*shown, *of_parts, *self._addresses]))
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
             left = clock(metrics["seconds_left"])
-            text = f"loss {whole}  {of_parts}  {speed}  data wait {metrics['data_wait']:.0%}"
-            self.say(f"step {step}/{self.steps}  {text}  {left} left")
+            self.say(f"step {step}/{self.steps}  {'  '.join(shown)}  {left} left")
+            if (wait := metrics["data_wait"]) >= LONG_WAIT:
+                of_parts.append(f"data wait {wait:.0%}")
+            if of_parts:
+                self.say(f"    {'  '.join(of_parts)}")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Hand one line of metrics to every sink."""

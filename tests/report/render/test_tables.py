@@ -8,7 +8,8 @@ from rich.console import Console
 from tests.toys.report_run import COLUMNS, SCORES, TASKS
 from vlds.report.charts import thinned, tick_text, ticks
 from vlds.report.run_tables import summary_table
-from vlds.report.tables import bytes_text, terminal_table
+from vlds.report.tables import terminal_table
+from vlds.runtime.terminal import bytes_text
 
 
 def test_the_summary_fits_eighty_columns() -> None:

@@ -19,13 +19,16 @@ from tests.toys.kinds import SLOW_KINDS
 from tests.toys.models import hf_config
 from tests.toys.rank_pool import RankPool
 from tests.toys.trained_runs import OLD_ROWS, recipe_from, recipe_with, save_random_run, write_run
+from tests.toys.web import Web
 from tests.toys.world import picture
 from vlds.artifact import LoadedRun, load_run
 from vlds.cli.main import run_command
 from vlds.convert.verify import logits
 from vlds.models.backbones import T5
+from vlds.prove.command import recipe_of_run
 from vlds.runtime.artifact_files import BEST, WEIGHTS, tell_model
 from vlds.runtime.json_files import write_manifest
+from vlds.runtime.process import find
 
 SOURCES = pytest.mark.parametrize("source", ["T5", *SLOW_KINDS])
 
@@ -298,3 +301,27 @@ def test_a_run_that_keeps_its_best_step_stands_for_it(
         assert ("The weights are those of the best step, 4." in card) == said
         assert (f", begun with the weights of the run `{run.name}`, tuned by" in card) == said
         shutil.rmtree(tmp_path / "hf")
+
+
+def test_a_strangers_recipe_asks_whom_it_says_and_writes_nowhere(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's settings can name files to write; of a run, only vlds' own are taken."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = recipe_with("T5", "Adapter", world, tmp_path)
+    settings = write(tmp_path / "zero9.json", '{"csv_monitor": {"enabled": true}}')
+    training = replace(recipe.training, deepspeed=str(settings))
+    with Web(world) as web:
+        host = web.url("vqa").removesuffix("/vqa")
+        places = {"train": ["s3://bucket/a", "s3://bucket/b"], "evaluate": [web.url("vqa")]}
+        tasks = {"vqa": replace(recipe.tasks["vqa"], **places)}
+        run = write_run(replace(recipe, training=training, tasks=tasks))
+        capsys.readouterr()
+        assert recipe_of_run(run, []).training.deepspeed == str(find("ds_configs/zero2.json"))
+        assert capsys.readouterr().err.splitlines() == [
+            f"{run}: its recipe asks s3://bucket, {host} for data",
+            "training.deepspeed: zero2.json in place of zero9.json, which is not of vlds",
+        ]
+        assert run_command(["evaluate", str(run)]) == 0
+        web.shutdown()
+    assert capsys.readouterr().err.splitlines()[0] == f"{run}: its recipe asks {host} for data"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.sources import encode_picture, evaluation_sources, with_lists
 from vlds.models.partitioned import layer_by_layer
 from vlds.recipe.config import Recipe
-from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes, home_of
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes, home_of, tell_hosts
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.devices import hardware
 from vlds.runtime.disk import check_writable
@@ -63,6 +64,9 @@ def answer_sets(
     if score:
         tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
         recipe = replace(recipe, tasks=tasks)
+    if not data:
+        asked = [t.data_of(split) for t in recipe.tasks.values() for split in splits or SPLITS]
+        tell_hosts(run, chain(*asked))
     recipe = with_lists(recipe)
     named = [s for s in SPLITS if any(task.data_of(s) for task in recipe.tasks.values())]
     if not named:

@@ -19,12 +19,13 @@ from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, Property
 from vlds.prove.page import Proof, Tried, write_proof
 from vlds.prove.properties import PROPERTIES
-from vlds.recipe.config import Recipe
-from vlds.runtime.artifact_files import artifact_folder, check_changes, tell_model
+from vlds.recipe.config import Recipe, TrainingConfig
+from vlds.runtime.artifact_files import artifact_folder, check_changes, tell_hosts, tell_model
 from vlds.runtime.devices import device_name, device_of, hardware
 from vlds.runtime.disk import check_writable
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import lacks_memory
+from vlds.runtime.process import FOLDERS, find
 from vlds.runtime.terminal import Pace, can_redraw, duration_text, open_console, tell, visible
 from vlds.training.faults import explained
 from vlds.training.optimizer import parameter_groups
@@ -68,13 +69,23 @@ def chosen(only: Sequence[str], skip: Sequence[str], short: bool = False) -> lis
 
 
 def recipe_of_run(run: Path, changes: Sequence[str]) -> Recipe:
-    """The recipe of a run or artifact, which begins with the weights that have trained.
+    """The recipe of a run or artifact, which begins with the weights that have trained. Only vlds'
+    own settings of DeepSpeed are taken: a file of others could make it write anywhere.
 
     Errors: ValueError if there is no artifact, it is damaged, or a change is none of its own keys.
     """
     check_changes(changes)
     tell_model(run)
-    return replace(read_recipe(artifact_folder(run), changes), start=str(run))
+    recipe = read_recipe(artifact_folder(run), changes)
+    tell_hosts(run, (place for t in recipe.tasks.values() for place in (*t.train, *t.evaluate)))
+    named = Path("ds_configs", Path(recipe.training.deepspeed).name)
+    own = [file for folder in FOLDERS if (file := folder / named).exists()]
+    if not own:
+        own = [find(TrainingConfig.deepspeed)]
+        line = f"training.deepspeed: {own[0].name} in place of {named.name}, which is not of vlds"
+        tell(line, error=True)
+    training = replace(recipe.training, deepspeed=str(own[0]))
+    return replace(recipe, training=training, start=str(run))
 
 
 def prove(bench: Bench, properties: Sequence[Property], say: Callable[[str], None]) -> list[Tried]:

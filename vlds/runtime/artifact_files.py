@@ -4,7 +4,7 @@ vlds/artifact.py, which needs the libraries of models."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 from vlds.runtime.checks import note_on
 from vlds.runtime.json_files import DESCRIPTION, damage, read_record
 from vlds.runtime.rank_environment import is_rank, read_place
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import tell, without_credentials
 
 CHANGEABLE = ("--tasks.", "--data.", "--model.bits", "--training.evaluate_whole")
 WEIGHTS, RECIPE, PROCESSOR = "weights.safetensors", "recipe.yaml", "processor"
@@ -71,9 +71,21 @@ def model_line(run: Path) -> str:
 @cache
 def tell_model(run: Path) -> None:
     """Say `model_line`, once, on the first rank."""
-    is_first = not is_rank(os.environ) or read_place(os.environ).global_rank == 0
-    if is_first and (line := model_line(run)):
+    if _is_first() and (line := model_line(run)):
         tell(line, error=True, flush=True)
+
+
+def tell_hosts(run: Path, places: Iterable[str]) -> None:
+    """Say, on the first rank, which hosts and buckets a run's recipe makes this machine ask for
+    data, at these folders and addresses."""
+    urls = [without_credentials(place) for place in places if "://" in place]
+    hosts = dict.fromkeys("/".join(url.split("/")[:3]) for url in urls)
+    if hosts and _is_first():
+        tell(f"{run}: its recipe asks {', '.join(hosts)} for data", error=True, flush=True)
+
+
+def _is_first() -> bool:
+    return not is_rank(os.environ) or read_place(os.environ).global_rank == 0
 
 
 def find_artifact(run: Path) -> Path:

@@ -123,6 +123,10 @@ def add_command(commands: Any) -> None:
         help="of conversations: an annotation of each answer behind a picture, for models that "
         "learn one at a time",
     )
+    parser.add_argument(
+        "--split-sizes", nargs="+", metavar="SPLIT=SHARE",
+        help="shares of the pictures or groups; default: a tenth each for val and test",
+    )  # fmt: skip
     parser.add_argument("--name", help="name of the data set (default: that of the file or folder)")
     add_shard_options(parser)
     parser.set_defaults(run=run)
@@ -135,6 +139,9 @@ def run(args: argparse.Namespace) -> None:
     for note in found.notes:
         tell(note)
     if not found.num:
+        return run_words(words, args.cluster)
+    if args.split_sizes:
+        words += ["--split-sizes", *args.split_sizes, "--seed", str(args.seed)]
         return run_words(words, args.cluster)
     share = SHARE if found.num >= FEW else 2 * SHARE
     words += ["--split-sizes", *(f"{split}={share:g}" for split in DRAWN)]

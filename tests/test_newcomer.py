@@ -105,6 +105,13 @@ def test_names_near_a_missing_file(name: str, message: str, file: Path) -> None:
 MERGE = "convert merge --run a --out b"
 MISTAKES = [
     ("init --data https://x.org/rows.csv", "https://x.org/rows.csv is an address; download", "y:/"),
+    ("init --data a.csv --epochs 3", "--epochs: no option of vlds init; the recipe that it", ""),
+    (
+        "init --data a.csv --out x",
+        "--out: no option of vlds init; the shards lie in shards/",
+        "split",
+    ),
+    ("init --data pic.png", "--data pic.png is a picture; give a file of rows, or a folder", "UTF"),
     ("convert hf gone out", "--run: no such folder: gone", "required"),
     ("train latin.yaml", "latin.yaml: not UTF-8 (byte 0xe4); save it as UTF-8", "codec"),
     ("trian", "trian: no such command; did you mean 'train'? commands: ", ""),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
 
     Errors: ValueError for data or a model that is not there, or that no recipe fits.
     """
+    if (guess_type(data)[0] or "").startswith("image/"):
+        raise ValueError(f"--data {data} is a picture; give a file of rows, or a folder of classes")
     if not data.exists():
         raise ValueError(
             f"--data {data} does not exist; give a file of rows, or a folder of classes"

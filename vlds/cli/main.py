@@ -561,6 +561,16 @@ as --answer-field NAME, and those about pictures, such as --skip-missing."""
     return parser
 
 
+NOT_OF_INIT = {
+    "--out": "the shards lie in shards/NAME, with the --name that you give",
+    "--epochs": "the recipe that it writes has training.epochs",
+    "--steps": "the recipe that it writes has training.epochs",
+    "--gpu": "a GPU is taken where there is one",
+    "--device": "a GPU is taken where there is one",
+}
+"""What newcomers try -> where it is."""
+
+
 def init(arguments: list[str]) -> int:
     """Start with your own data: pack them, draw the splits, write a recipe. The rows tell whether
     they are questions, captions, statements, pictures of classes or conversations.
@@ -570,6 +580,9 @@ def init(arguments: list[str]) -> int:
     vlds init --data FOLDER_OF_CLASSES --model models/smolvlm
     """
     options, words = init_parser().parse_known_args(arguments)
+    for word in words:
+        if cure := NOT_OF_INIT.get(name := word.partition("=")[0]):
+            raise ValueError(f"{name}: no option of vlds init; {cure}")
     for name in ("images", "group_field"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]

@@ -52,6 +52,14 @@ def _tracked() -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
+def test_printed_commands_quote_what_others_have_named() -> None:
+    """`shell_command` writes them: a folder called $(rm x) is copied with the rest of a line."""
+    bare = re.compile(r"`vlds [^`\n]*\{(\w+)")
+    found = {(f.stem, name) for f in CODE for name in bare.findall(f.read_text())}
+    # A word of ours, and one that is quoted above its use.
+    assert found == {("main", "meant"), ("faults", "config")}
+
+
 def test_every_file_says_what_it_is() -> None:
     assert len(CODE) > 3
     silent = [_name(f) for f in CODE if not ast.get_docstring(ast.parse(f.read_text()))]

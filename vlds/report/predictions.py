@@ -12,6 +12,7 @@ from vlds.runtime.artifact_files import best_step, home_of, model_line
 from vlds.runtime.files import read_text
 from vlds.runtime.folders import PREDICTIONS, STEP, newest_step
 from vlds.runtime.json_files import parse_record
+from vlds.runtime.terminal import shell_command
 from vlds.schema import Group
 
 AGAIN = "evaluate the run again, with `vlds evaluate RUN`"
@@ -88,7 +89,8 @@ def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
     if home != run:
         newest |= {file.stem: file for file in sorted((home / PREDICTIONS).glob("*.jsonl"))}
         last = [file.stem for file in folder.glob("*.jsonl") if file.stem not in newest]
-        more = f"; `vlds evaluate {run}` scores {', '.join(sorted(last))} with it" if last else ""
+        command = shell_command("vlds", "evaluate", run)
+        more = f"; `{command}` scores {', '.join(sorted(last))} with it" if last else ""
         notes.append(f"{model_line(run)}{more}.")
         return newest
     for file in sorted(folder.glob("*.jsonl")):

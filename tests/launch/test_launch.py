@@ -177,6 +177,8 @@ def test_deepspeeds_own_runner_gets_the_users_arguments() -> None:
 def test_several_hosts_are_left_to_the_user() -> None:
     asked = ["--hostfile", "hosts", "--no_ssh", "--node_rank", "1", "--master_addr", "a"]
     command, env = launch_command(["p.py"], None, asked, {"OMP_NUM_THREADS": "5"}, 0)
+    # Variables for ranks come from the home alone: a stranger's folder may hold such a file.
+    assert Path(env["DS_ENV_FILE"]).is_absolute()
     assert command[-len(asked) - 1 :] == [*asked, "p.py"]
     assert "--master_port" not in command
     assert "--num_gpus" not in command

@@ -210,6 +210,8 @@ def launch_command(
     if not launcher_args:
         count = str(ranks or max(num_gpus, 1))
         return python("-m", LOCAL, count, free_port(), *python("-u", *program)), env
+    # DeepSpeed would take variables for the ranks from the working directory's .deepspeed_env too.
+    env.setdefault("DS_ENV_FILE", str(Path.home() / ".deepspeed_env"))
     options = ["--log_level", "critical"]
     # DeepSpeed's runner ignores CUDA_VISIBLE_DEVICES if it gets a number of ranks.
     num = None if visible and num_gpus > 0 else ranks

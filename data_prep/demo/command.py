@@ -307,23 +307,34 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options, only: str | N
 def make_classes(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw and pack the sets of classes."""
     for name in CLASS_SETS:
-        # Pictures of an earlier command with more scenes must not stay.
         folder = out / "official" / "classes" / name
-        if folder.exists():
-            shutil.rmtree(folder)
         with writable(folder):
+            clear(folder)
             write_class_set(folder, name, scenes, seed)
         for dataset in parse_class_set(folder, name):
             pack(dataset, out / "shards" / "classes" / f"{name}-{dataset.split}", options)
 
 
+def clear(folder: Path) -> None:
+    """Make an empty folder. Pictures of an earlier command with more scenes must not stay.
+
+    Errors: ValueError if it holds anything that no such command has drawn.
+    """
+    mark = folder / ".drawn"
+    if folder.exists():
+        if not mark.exists():
+            raise ValueError(f"{folder} holds files that were not drawn here; name another --out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    mark.touch()
+
+
 def make_world(world: World, out: Path, seed: int, scenes: int, options: Options) -> set[str]:
     """Draw and pack one world; returns its texts."""
     folder = out / "official" / world.name
-    if folder.exists():
-        shutil.rmtree(folder)
     count = scenes if world == HOME else round(scenes * SHIFTED_TO_HOME)
     with writable(folder):
+        clear(folder)
         texts = write_world(folder, world, count, seed)
     for dataset in parse_world(folder, world):
         short_name = dataset.name.removeprefix(f"{world.name}-")

@@ -41,7 +41,7 @@ from data_prep.demo.world import (
     random_looks,
 )
 from tests.toys.class_folders import classes, labels
-from tests.toys.files import read_lines
+from tests.toys.files import read_lines, write
 from tests.toys.shards import packed
 
 SCENES = 200
@@ -356,3 +356,13 @@ def test_only_shifted_pictures_have_a_black_ground(demo: Path) -> None:
     assert min(grounds["home"]) > max(grounds["shifted"])
     assert max(grounds["home"]) - min(grounds["home"]) > 50  # many shades
     assert max(grounds["shifted"]) < 30
+
+
+@pytest.mark.parametrize("name", ["shifted", "classes/looks"])
+def test_files_that_were_not_drawn_stay(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = write(tmp_path / "official" / name / "thesis.txt", "years of work")
+    assert main(["demo", "--out", str(tmp_path), "--scenes", "200"]) == 2
+    assert "holds files that were not drawn here; name another --out" in capsys.readouterr().err
+    assert kept.read_text() == "years of work"

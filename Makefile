@@ -13,7 +13,7 @@ LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 SOURCES = vlds data_prep tests benchmarks docs/site setup.py
 
-.PHONY: venv dev check fix reader site test test-all test-gpu test-lowest
+.PHONY: venv dev check fix reader site test test-all test-gpu test-lowest test-ranks test-rest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -62,21 +62,31 @@ reader: dev
 site: $(VENV)/.installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python docs/site/make_site.py
 
-# One thread and one worker of pytest per core: the tests start many processes.
-# `make test-all PART=3/8` runs the third eighth of all tests, and the other parts the rest.
-PART = 1/1
-MARKS = not slow and not gpu
-# Some tests run make themselves, and it must not inherit this make's variables.
-PYTEST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto \
-	--dist worksteal --part $(PART) --durations 15
-
+# One thread per process: the tests start many processes.
 test: dev
-	$(PYTEST) -m "$(MARKS)"
+	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) test-ranks test-rest
 
-# The slow tests build the site.
-test-all: MARKS = not gpu
+# Two pytest processes, for two cores: the tests in RANKS, which start most ranks, take about as long
+# as all other tests together.
+RANKS = tests/training tests/launch tests/faults tests/runtime tests/report tests/convert \
+	tests/data_prep tests/data tests/methods
+MARKS = not slow and not gpu
+PART = 1/1
+# Some tests run make themselves, and it must not inherit this make's variables.
+PYTEST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(MARKS)" \
+	--part $(PART) --durations 15
+
+test-ranks:
+	$(PYTEST) $(RANKS)
+
+test-rest:
+	$(PYTEST) tests $(RANKS:%=--ignore %)
+
+# `make test-all PART=3/8` runs the third eighth of all tests. The slow tests build the site. Those of
+# methods take long, and are with the rest here, so that both processes take about as long.
 test-all: dev $(VENV)/.installed-docs
-	$(PYTEST) -m "$(MARKS)"
+	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) MARKS="not gpu" \
+		RANKS="$(filter-out tests/methods,$(RANKS))" test-ranks test-rest
 
 # On a machine without a GPU, the CPU takes its place.
 test-gpu: dev

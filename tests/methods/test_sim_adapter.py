@@ -339,7 +339,7 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
             {"runs": {"a": "x", "b": "y"}, "adapters": {"a": Adapter(), "b": Adapter()}},
             "adapters: got a, b, and runs, whose adapters are fused",
         ),
-        ({"runs": {"a": "none", "b": "none"}}, "none holds no artifact"),
+        ({"runs": {"a": "none", "b": "none"}}, "none: no such folder in .*; name one that"),
         (
             {"adapters": {"a": Adapter(), "b": Adapter(**FFN)}},
             "runs: a and b have adapters at unlike places",

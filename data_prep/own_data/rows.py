@@ -30,7 +30,7 @@ from ..json_rows import (
 )
 from ..official.snli_ve import LABELS
 from ..packing.pack import NUM_ANNOTATORS, REQUIRED, answer_fields, text_fault
-from ..packing.source import TYPES, Annotation, Dropped, and_more
+from ..packing.source import TYPES, Annotation, Dropped, and_more, in_lines
 from .table import TABLES, read_table
 
 Fields = Mapping[str, Any]
@@ -345,38 +345,45 @@ MOST_LABELS = 5
 
 
 def check_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> None:
-    """Errors: ValueError that names the row's line, the field and the cure."""
+    """Errors: ValueError that names the rows' lines, their fields and the cures."""
     if not rows:
         raise ValueError(f"{path}: no rows")
     some_have_pictures = any(form.image in row.fields for row in rows)
+    faults = []
     for row in rows:
-        place = f"{path}, {row.place}"
-        for name in form.named():
-            if name not in row.fields:
-                if name == form.image and some_have_pictures:
-                    continue  # it is dropped, and counted
-                raise ValueError(f"{place}: no field {name!r}; {_cure(row.fields, name, form)}")
-            what = f"{place}: {name!r}"
-            value = row.fields[name]
-            _check_value(value, name == form.listed, what)
-            if name in (form.id, form.split) and isinstance(value, bool | None):
-                raise ValueError(f"{what} is {shown(value)}; expected text or a number")
-        if form.text_rows:
-            _check_value(row.fields.get(form.image), False, f"{place}: {form.image!r}")
-        if form.group is not None and not text_of(row.fields, form.group):
-            raise ValueError(
-                f"{place}: {form.group!r} is empty; give each row its group, or one of its own"
-            )
-        if form.id is not None and not text_of(row.fields, form.id):
-            raise ValueError(
-                f"{place}: {form.id!r} is empty; give each row an id, or leave out --id-field to "
-                "name rows by their line"
-            )
-        # Scores are grouped by these, so that each must be a text.
-        for kind in TYPES if form.task.target == "answer" else ():
-            _check_value(row.fields.get(kind), False, f"{place}: {kind!r}")
+        try:
+            _check_row(row, form, some_have_pictures)
+        except ValueError as error:
+            faults.append((row.place, str(error)))
+    if faults:
+        raise ValueError(in_lines(path, faults))
     if form.task.labels and form.target is not None:
         _check_labels(rows, form, form.target, path)
+
+
+def _check_row(row: UserRow, form: RowForm, some_have_pictures: bool) -> None:
+    for name in form.named():
+        if name not in row.fields:
+            if name == form.image and some_have_pictures:
+                continue  # it is dropped, and counted
+            raise ValueError(f"no field {name!r}; {_cure(row.fields, name, form)}")
+        what = repr(name)
+        value = row.fields[name]
+        _check_value(value, name == form.listed, what)
+        if name in (form.id, form.split) and isinstance(value, bool | None):
+            raise ValueError(f"{what} is {shown(value)}; expected text or a number")
+    if form.text_rows:
+        _check_value(row.fields.get(form.image), False, repr(form.image))
+    if form.group is not None and not text_of(row.fields, form.group):
+        raise ValueError(f"{form.group!r} is empty; give each row its group, or one of its own")
+    if form.id is not None and not text_of(row.fields, form.id):
+        raise ValueError(
+            f"{form.id!r} is empty; give each row an id, or leave out --id-field to "
+            "name rows by their line"
+        )
+    # Scores are grouped by these, so that each must be a text.
+    for kind in TYPES if form.task.target == "answer" else ():
+        _check_value(row.fields.get(kind), False, repr(kind))
 
 
 def refuse_repeated_ids(used: Iterable[tuple[str, str, UserRow]], field: str, path: Path) -> None:

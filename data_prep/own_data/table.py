@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..json_rows import open_text
-from ..packing.source import and_more
+from ..packing.source import in_lines
 
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")
@@ -60,7 +60,7 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
         # skipinitialspace: people write a blank behind the comma, and then a quote.
         reader = csv.reader(iter(lines), delimiter=separator, strict=True, skipinitialspace=True)
         head: list[str] = []
-        rows, faults = [], list[str]()
+        rows, faults = [], list[tuple[str, str]]()
         while True:
             # csv reads as many lines as the row has; remember them for its messages.
             lines.row.clear()
@@ -86,12 +86,12 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
             cells = _trimmed(cells, len(head))
             if len(cells) != len(head):
                 fault = _count_fault(cells, head, lines, separator)
-                faults.append(f"{path}, line {lines.begin}: {fault}")
+                faults.append((f"line {lines.begin}", fault))
                 continue
             rows.append((lines.begin, dict(zip(head, cells, strict=True))))
-    # All rows are read first, so that the message can count the faulty ones.
+    # All rows are read first, so that the message can name all faulty ones.
     if faults:
-        raise ValueError(f"{faults[0]}{and_more(len(faults) - 1, 'such line')}")
+        raise ValueError(in_lines(path, faults))
     return rows
 
 

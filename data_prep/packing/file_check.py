@@ -152,7 +152,9 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
                 if path in absent:
                     absent.remove(path)
                     what = "clip" if number in sample.clips else "picture"
-                    name = f"{what} {str(path)[-MOST_SHOWN:]}"
+                    # A path has lost one of an address's two slashes.
+                    shown = ADDRESS.sub(r"\1\2://", str(path))
+                    name = f"{what} {shown[-MOST_SHOWN:]}"
                     missing.append(MissingFile(name, sample, dataset.source, path))
         located = {file: sample for sample in dataset.samples for file in sample.features}
         num_files += len(pictures) + len(located)

@@ -317,6 +317,8 @@ MOST_REASONS = 5
 """Reasons for dropped rows that an error shows."""
 SHOWN = 5
 """Rows, pictures or classes that a message names."""
+MOST_FAULTS = 10
+"""Different faults of rows that a message tells."""
 
 
 class Span(NamedTuple):
@@ -454,6 +456,20 @@ def first_few(entries: Sequence[str]) -> str:
     """For messages: the first entries, and how many more there are."""
     more = f", and {len(entries) - SHOWN:,} more" if len(entries) > SHOWN else ""
     return ", ".join(entries[:SHOWN]) + more
+
+
+def in_lines(path: Path, faults: Iterable[tuple[str, str]]) -> str:
+    """One message of all faulty rows, given as (place, fault), so that one round mends them."""
+    places: dict[str, list[str]] = {}
+    for place, fault in faults:
+        places.setdefault(fault, []).append(place)
+    if len(places) == 1:
+        return f"{path}, {first_few(places[fault])}: {fault}"
+    lines = [f"{path}:"]
+    lines += [f"  {first_few(places[fault])}: {fault}" for fault in [*places][:MOST_FAULTS]]
+    if len(places) > MOST_FAULTS:
+        lines.append(f"  and {len(places) - MOST_FAULTS:,} other faults")
+    return "\n".join(lines)
 
 
 def and_more(count: int, noun: str) -> str:

@@ -487,6 +487,18 @@ def test_a_score_that_there_is_not(
     assert list((tmp_path / "run").iterdir()) == []
 
 
+def train_for_headline(world: Path, output: Path) -> int:
+    recipe = world_recipe(world, output)
+    tasks = {"vqa": replace(recipe.tasks["vqa"], headline="score")}
+    return train(replace(recipe, tasks=tasks))
+
+
+def test_a_headline_that_is_no_score(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    message = "tasks.vqa.headline: got 'score'; the scores of vqa are soft_score, exact_match"
+    with pytest.raises(AssertionError, match=message):
+        ranks2.run(train_for_headline, world, tmp_path / "run", timeout=60)
+
+
 def test_the_best_of_one_evaluation_is_no_choice(world: Path, tmp_path: Path) -> None:
     training = world_recipe(world, tmp_path).training
     with pytest.raises(ValueError, match=r"^best: got 'vqa/exact_match', but evaluate_every is 0"):

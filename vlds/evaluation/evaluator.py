@@ -483,6 +483,18 @@ class Evaluator:
         broadcast_names: list[str] = self.ranks.broadcast(names)
         return broadcast_names
 
+    def check_headlines(self) -> None:
+        """Errors: ValueError for a task's headline that is none of its scores. Collective."""
+        for source in self.sources:
+            if source.task.headline is None or not source.datasets:
+                continue
+            names = source.task.all_scores(self.score_names(source.name))
+            if names and source.task.headline not in names:  # unlabelled data have no scores
+                raise ValueError(
+                    f"tasks.{source.name}.headline: got {source.task.headline!r}; the scores of "
+                    f"{source.name} are {', '.join(names)}"
+                )
+
     def __call__(self, model: Model, *, score: bool = True) -> list[Evaluation]:
         """Decode, gather and score. Collective; returns the result on the first rank, [] elsewhere.
 

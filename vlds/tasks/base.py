@@ -207,6 +207,10 @@ class Task(Choice, ABC):
         all."""
         return None
 
+    def all_scores(self, computed: Sequence[str]) -> Sequence[str]:
+        """`computed`, the scores of some data, and those that are computed elsewhere alone."""
+        return computed
+
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
         """What a reader of the scores must know; the ids are those of `score`."""
         left_out = self.left_out()

@@ -109,6 +109,10 @@ class Caption(Task):
             "be compared with CIDEr"
         )
 
+    def all_scores(self, computed: Sequence[str]) -> Sequence[str]:
+        """The official ones too, which need Java or take long."""
+        return metric.NAMES if computed else ()
+
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
         """Scores that are left out, and CIDEr of too few pictures."""
         # Pictures without captions are predicted and do not count.

@@ -218,6 +218,7 @@ def build_run(
     collator = recipe.model.collator(processor, recipe.training.dtype)
     # Reads all questions that will be scored, so that a bad one is found now and not hours later.
     evaluator = Evaluator(recipe, prepared.evaluation_sources, collator, ranks)
+    evaluator.check_headlines()
     best = None
     if recipe.training.best is not None:
         is_low = check_best(recipe.training.best, evaluator)

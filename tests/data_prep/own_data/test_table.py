@@ -46,9 +46,9 @@ def test_what_spreadsheets_add_is_not_data(encoding: str, tmp_path: Path) -> Non
             "hold a ',' in quotes",
         ),
         (
-            HEAD + "a,q\nb,q,x\nc\n",
-            "line 2: 2 cells, but the head line has 3 (image, question, answer); add the missing "
-            "ones (and 1 more such line)",
+            HEAD + "a,q\nb,q,x\nc\nd,q\n",
+            "  line 2, line 5: 2 cells, but the head line has 3 (image, question, answer); add the "
+            "missing ones\n  line 4: 1 cell, but",
         ),
         (
             HEAD + 'a,"q,x\nb,q",x,y,z\n',
@@ -75,7 +75,7 @@ def test_what_spreadsheets_add_is_not_data(encoding: str, tmp_path: Path) -> Non
 def test_the_line_at_fault_is_named(content: str, fault: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line") as caught:
         rows(tmp_path, content)
-    assert f"t.csv, {fault}" in str(caught.value)
+    assert f"t.csv, {fault}" in str(caught.value).replace("t.csv:\n", "t.csv, ")
 
 
 def test_rows_of_a_json_list(tmp_path: Path) -> None:

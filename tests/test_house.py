@@ -86,6 +86,19 @@ def test_one_room_knows_devices() -> None:
     assert named == {"vlds/runtime/deepspeed_start.py", "vlds/runtime/devices.py"}
 
 
+def test_nothing_unpickles_what_others_wrote() -> None:
+    """`vlds.runtime.pickles` reads such files and calls nothing; pickle is between our processes."""
+    opens = re.compile(r"^ *(?:import|from) (?:pickle|marshal|shelve|dill|cloudpickle)\b", re.M)
+    loads = re.compile(r"torch\.load\(|allow_pickle=True|joblib\.load")
+    assert [_name(f) for f in CODE if loads.search(f.read_text())] == []
+    assert {f.stem for f in CODE if opens.search(f.read_text())} == {
+        "cluster",
+        "ranks",
+        "features",
+        "leaving",
+    }
+
+
 def test_one_function_starts_python() -> None:
     named = {_name(file) for file in CODE if "sys.executable" in file.read_text("utf-8")}
     assert named == {"vlds/runtime/process.py"}

@@ -87,7 +87,7 @@ def test_one_room_knows_devices() -> None:
 
 
 def test_nothing_unpickles_what_others_wrote() -> None:
-    """`vlds.runtime.pickles` reads such files and calls nothing; pickle is between our processes."""
+    """`vlds.runtime.pickles` reads such files; pickle is between our own processes."""
     opens = re.compile(r"^ *(?:import|from) (?:pickle|marshal|shelve|dill|cloudpickle)\b", re.M)
     loads = re.compile(r"torch\.load\(|allow_pickle=True|joblib\.load")
     assert [_name(f) for f in CODE if loads.search(f.read_text())] == []

@@ -93,7 +93,7 @@ def look(image: Image, folder: Path) -> Left:
     assert said.getvalue() == ""
     finish_replacing(run / "artifact")
     is_done = (run / "artifact").exists()
-    assert not is_done or artifact_folder(run) == run / "artifact"
+    assert not is_done or artifact_folder(run) == run / ("best" if best else "artifact")
     metrics = read_metric_lines(run / "metrics.jsonl")
     assert metrics.complaint == ""
     if (run / "recipe.yaml").exists():

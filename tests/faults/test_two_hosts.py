@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.launcher, pytest.mark.slow]
 STATE = "state/step-00000010/state.safetensors"
 ENDING = 20
 """Seconds in which a busy machine ends processes that have given up."""
+LAYER = 300_000
+"""Elements of about a layer."""
 LENGTHS = (2, 5)
 """Steps of two runs: what the longer one sends more, it sends in steps."""
 
@@ -48,6 +50,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     write_world(folder)
     write(folder / "t5.json", SIZES | {"d_model": 128, "d_kv": 32, "d_ff": 512})
+    config = json.loads((folder / "zero3.json").read_text())
+    config["zero_optimization"] |= {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "stage3_max_live_parameters": LAYER,
+        "stage3_max_reuse_distance": LAYER,
+    }
+    write(folder / "layers.json", config)
     return folder
 
 
@@ -65,7 +75,7 @@ def of_steps(recipe: Recipe, steps: int, folder: Path) -> Recipe:
         ("zero3.json", 0.005),
         # A message for each weight; and what is kept from the forward to the backward pass is a
         # layer's half by plan, and less where a layer is not wholly passed.
-        ("ds_configs/zero3_small.json", 0.02),
+        ("layers.json", 0.02),
     ],
 )
 def test_a_step_sends_what_the_plan_says(
@@ -73,8 +83,7 @@ def test_a_step_sends_what_the_plan_says(
 ) -> None:
     """And computes what ranks of one machine do. Frames have headers and answers besides."""
     recipe = short_recipe(wide, tmp_path / "run", stage=2)
-    own = file if "/" in file else str(wide / file)
-    training = replace(recipe.training, deepspeed=own)
+    training = replace(recipe.training, deepspeed=str(wide / file))
     adapter = Adapter(sharing="half_shared_up", reduction=1)
     recipe = replace(recipe, methods={"adapter": adapter}, training=training)
     (plan,) = plan_recipe(recipe, [2])

@@ -153,7 +153,7 @@ def sent_bytes(
     """Bytes that a rank sends in a step of some micro-batches: gradients, which it sums in fp32, of
     each micro-batch, and trained weights after the step; under stage 3 other weights before each
     pass. Stage 1 sends gradients once. Not counted are the network's own headers and what vlds says
-    of a step, some kilobytes."""
+    of a step, some kilobytes; nor that weights gathered ahead may stay whole."""
     partitioned = zero["stage"] == 3
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() for p in trained) * SUM_BYTES

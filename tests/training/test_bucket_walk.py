@@ -49,4 +49,4 @@ def test_from_a_bucket_to_an_artifact(
     assert "all is well" in capsys.readouterr().out
     assert Path("runs/vqa/artifact/recipe.yaml").is_file()
     assert Path("models/vqa/config.json").is_file()
-    assert list(Path(cache).glob("*.tar"))
+    assert list(Path(cache).rglob("*.tar"))

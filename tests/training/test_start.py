@@ -35,7 +35,7 @@ def test_what_resuming_changes_is_said_and_written_down(
     used = [line["most_memory"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
     told = re.search(r"/artifact; a rank used at most ([\d.]+) GB of memory$", said.rstrip())
     assert told is not None
-    step = r"^step \d+/\d+  loss [\d.]+  rate [\d.e-]+  \d+ examples/s  [\d.]+ MB  \S+ left$"
+    step = r"^step \d+/\d+  loss [\d.]+  rate [\d.e-]+  \d+ examples/s  [\d.]+ [MG]B  \S+ left$"
     assert re.search(step, said, re.MULTILINE)
     assert f"\nnext: vlds report {folder}\n" in said
     assert 1e8 < used[0] <= used[-1] <= 1e9 * float(told[1]) + 5e6

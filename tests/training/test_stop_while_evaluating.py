@@ -113,7 +113,7 @@ def test_the_state_is_there_before_the_evaluation(
     assert lines(run, "scores") == {}
     assert len(count.read_text()) == ANSWERS_BEFORE_STOP, "the rank went on after the signal"
 
-    assert ranks2.run(run_recipe, recipe, True, timeout=120) == [0, 0]
+    assert ranks2.run(run_recipe, stopped, True, timeout=120) == [0, 0]
     whole = replace(recipe, output=str(tmp_path / "whole"))
     assert ranks2.run(run_recipe, whole, False, timeout=120) == [0, 0]
     for key in ("loss", "scores"):

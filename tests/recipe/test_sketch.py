@@ -39,6 +39,7 @@ MISTAKES = (
     [DEMO, "--steps", "3"],
     [DEMO, "--batch_size", "3"],
     [DEMO, "--epochs", "3"],
+    [DEMO, "--optimizer.learning_rate", "9" * 400],
     [DEMO, "--training.step", "3"],
     [DEMO, "--methods.adapter.redution", "3"],
     [DEMO, "--methods.adapter", "Adaptr"],

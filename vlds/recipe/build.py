@@ -258,7 +258,8 @@ def in_floats(value: Any) -> Any:
     """A value whose whole numbers are floats, as `fitted` returns it."""
     if isinstance(value, list):
         return [in_floats(entry) for entry in value]
-    return float(value) if type(value) is int else value
+    # Through text, which is infinite where `float` of a whole number raises OverflowError.
+    return float(str(value)) if type(value) is int else value
 
 
 def may_be(value: Any, hint: Any) -> bool:

@@ -274,7 +274,7 @@ def test_an_error_or_ctrl_c_stops_the_run_which_resumes(home: Path) -> None:
     assert list(Path("run/state").glob("step-*"))
     with pytest.raises(ValueError, match="holds no artifact"):
         run.load()
-    with pytest.raises(ValueError, match="holds a run already; add --resume"):
+    with pytest.raises(ValueError, match="holds a run already; give resume=True"):
         vlds.train(recipe, ranks=1, changes=output)
     with pytest.raises(KeyboardInterrupt):
         vlds.train(recipe, ranks=1, changes=output, resume=True, on_metrics=interrupt)

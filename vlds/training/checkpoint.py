@@ -58,10 +58,11 @@ from vlds.training.states import (
 
 OTHER_OUTPUT = "or name another output"
 AFTER_TRAINING = re.compile(
-    r"(tracking|training\.(evaluate_whole|collective_timeout)|data\.(cache|cache_bytes|num_workers|"
+    r"(tracking|training\.(steps|evaluate_whole|collective_timeout)|data\.(cache|cache_bytes|num_workers|"
     r"eval_batch_size)|tasks\..+\.init_args\.(evaluate|test|decoding|headline))\b"
 )
-"""Keys that do not say how the weights came about: they may change where no step is left."""
+"""Keys that do not say how the weights came about: they may change where no step is left. So may
+the number of steps, by which a run ends at the step that it has reached."""
 
 
 def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:

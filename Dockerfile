@@ -1,7 +1,7 @@
 # vlds in a container, for CPUs or NVIDIA GPUs. PyTorch's index decides which:
 #
 #   docker build -t vlds --build-arg TORCH_INDEX=URL .     URL: PyTorch's index of its CPU or CUDA build
-#   docker run --rm -v "$PWD/runs:/vlds/runs" vlds         the demo: four minutes on two cores
+#   docker run --rm -v "$PWD/runs:/vlds/runs" vlds         the demo: three minutes on two cores
 #   docker run --rm --gpus all --ipc host -v "$PWD:/vlds" vlds train vqa.yaml
 #
 # Without TORCH_INDEX, pip's own index gives the CUDA build, which runs on CPUs too. Loader workers share

@@ -163,7 +163,7 @@ def test_the_code_tells_the_template_what_the_run_told_it(tmp_path: Path, world:
     for each, told in ((model.processor, False), (processor, True)):
         built = replace(model, processor=each).build()
         run = LoadedRun(recipe, each, built)
-        known = Described(recipe, built.count_parameters(), {}, {}, None)
+        known = Described(recipe, built.count_parameters(), {}, {}, None, None)
         write_model_card(tmp_path, known, run, Address("out", on_hub=False))
         (code,) = snippets(tmp_path)
         assert ("\n    enable_thinking=False,\n" in code) == told

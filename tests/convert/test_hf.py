@@ -134,13 +134,14 @@ def test_merge_makes_methods_plainer(family: str, world: Path, tmp_path: Path) -
             "phm": Compacter(reduction=4, sharing="half_shared_up"),
         },
     )
-    expected = converted(recipe, tmp_path / "out", merge=True)
-    loaded = load_run(tmp_path / "out")
-    assert {name: type(method) for name, method in loaded.recipe.methods.items()} == {
+    converted(recipe, tmp_path / "out", merge=True)
+    run, merged = load_run(Path(recipe.output)), load_run(tmp_path / "out")
+    assert {name: type(method) for name, method in merged.recipe.methods.items()} == {
         "phm": Adapter
     }
-    logits = logits_of(loaded.model)
-    assert (logits - expected).abs().max() < 1e-6 * expected.abs().max()
+    # In float64 only the rounding of the merged weights is left, on every CPU.
+    expected, logits = (logits_of(each.model.double()) for each in (run, merged))
+    assert 0 < (logits - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 def test_merge_refuses_what_cannot_be_folded(world: Path, tmp_path: Path) -> None:

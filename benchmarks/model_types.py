@@ -11,7 +11,8 @@ without weights. Its parts must be separate modules, and methods need layers wit
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +32,61 @@ HEAD = """\
 # Types of image-text models
 
 Of the {total} types that `AutoModelForImageTextToText` of transformers 5.24 maps, {tested} are
-tested, {opened} more open by the same rules, {refused} are refused before training, and of
+tested, {opens} more open by the same rules, {refused} are refused before training, and of
 {unknown} nothing is known. `python benchmarks/model_types.py` makes this page: it builds each type
 with its default config, or that of its tests, and without weights. Whether a processor fits shows
 only with its files: a run reads two small pictures before its first step.
 
 ## Tested types
 
+{tested_types}.
+
 Of each, a tiny model with random weights and its own class of processor gives Hugging Face's losses
-and greedy answers, for unlike rows in one batch. Tests also show:
+and greedy answers, for unlike rows in one batch. Tests also show, of all types but the named ones:
 
-- **several pictures**, **text alone**: rows with two pictures, and with none, beside others;
-- **talks**: conversations with pictures in place have the tokens of the processor, and answers
-  alone are learned; other types are tested without a chat template;
-- **`pack`**: rows beside each other in one line are the rows alone;
-- **LoRA in peft**, **connector in peft**: folders that `peft` opens with equal logits, without and
-  with a trained connector; **merged**: those that `AutoModelForImageTextToText` opens likewise;
-- **ZeRO-3**: two ranks with unlike rows, one of text alone where the type takes that, compute what
-  one rank computes; **resumed**: steps behind a state that is put back are, bit for bit, those of a
-  run without a break.
+| | what tests show | types without |
+|---|---|---|
+{claims}
 
-{table}
+## Types that open
 
-## Other types
+{opening_types}.
 
-| type | state | roles of the language model | roles of the vision tower |
-|---|---|---|---|"""
+## Roles of layers
+
+Methods find these layers in the language model and in the vision tower of each type that opens,
+tested or not: `{usual}`; in some vision towers `qkv` instead of `q k v`. Other types have:
+
+| type | language model | vision tower |
+|---|---|---|
+{roles}
+
+Where a language model lacks `q k v`, `roles` must name its attention.
+
+## Refused, and unknown
+
+| state | types |
+|---|---|
+{others}"""
+SHOWN = {
+    "several pictures": "rows with two pictures beside others",
+    "text alone": "rows without a picture beside others",
+    "talks": "conversations with pictures in place have the processor's tokens, and answers alone "
+    "are learned; other types are tested without a chat template",
+    "`pack`": "rows beside each other in one line are the rows alone",
+    "LoRA in peft": "`peft` opens the folder with equal logits",
+    "connector in peft": "so it does with a trained connector",
+    "merged": "`AutoModelForImageTextToText` opens the folder with equal logits",
+    "ZeRO-3": "two ranks with unlike rows, one of text alone where the type takes that, compute "
+    "what one rank computes",
+    "resumed": "steps behind a state that is put back are, bit for bit, those of a run without a "
+    "break",
+}
+"""What the tests show that a claim is named after."""
 BASIC = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "ffn_in", "ffn_out")
 """Roles that the page lists; `q` stands for attn_q."""
-NEEDED = ({"attn_q", "attn_k", "attn_v"}, {"attn_qkv"})
-"""Roles of a language model to which LoRA's default goes, or their stand-in."""
+USUAL = "q k v out ffn in ffn out"
+USUAL_JOINED = "qkv out ffn in ffn out"
 MOST = 90
 """Characters of a reason."""
 
@@ -73,9 +99,8 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
             tried = tiny(model_type) if model_type in TESTED else config_class()
             with torch.device("meta"), unpartitioned():
                 model = model_class(tried)
-        except Exception as error:  # each type has its own kinds of errors
-            reason = str(error).partition("\n")[0].replace("|", "/")
-            yield model_type, f"unknown: no default config ({reason:.{MOST}})", "", ""
+        except Exception:  # each type has its own kinds of errors
+            yield model_type, "unknown: its default config makes no model", "", ""
             continue
         try:
             parts = find_parts(model)
@@ -88,8 +113,6 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
             for path in (parts.language, parts.vision)
         )
         state = "tested" if model_type in TESTED else "opens"
-        if state == "opens" and not any(needed <= set(language) for needed in NEEDED):
-            state = "opens; `roles` must name its attention"
         yield model_type, state, short(language), short(vision)
 
 
@@ -103,34 +126,57 @@ def tiny(model_type: str) -> Any:
     return config(model_type, tokenizer(model_type))
 
 
-def table(found: Sequence[tuple[str, str, str, str]]) -> str:
-    """The tested types and what tests show of them."""
-    heads = ["type", *CLAIMS, "language roles", "vision roles"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for model_type, state, *roles in found:
-        if state == "tested":
-            marks = ["yes" if model_type in types else "" for types in CLAIMS.values()]
-            lines.append(f"| {' | '.join([f'`{model_type}`', *marks, *roles])} |")
+def claims(tested: Sequence[str]) -> str:
+    """What tests show, and of which tested types they do not."""
+    lines = []
+    for claim, types in CLAIMS.items():
+        without = [each for each in tested if each not in types]
+        # Few types pack: those are fewer words than the others.
+        exceptions = (
+            f"all but {names(types)}" if len(without) > len(types) else names(without) or "none"
+        )
+        lines.append(f"| {claim} | {SHOWN[claim]} | {exceptions} |")
     return "\n".join(lines)
+
+
+def names(types: Iterable[str]) -> str:
+    return ", ".join(f"`{each}`" for each in sorted(types))
+
+
+def filled(text: str) -> str:
+    return textwrap.fill(text, 108, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
     found = sorted(rows())
-    states = [state for _, state, *_ in found]
+    by_state: dict[str, list[str]] = {}
+    for model_type, state, _, _ in found:
+        by_state.setdefault(state, []).append(model_type)
+    counts = {
+        kind: sum(state.partition(":")[0] == kind for _, state, _, _ in found)
+        for kind in ("tested", "opens", "refused", "unknown")
+    }
     print(
         HEAD.format(
             total=len(found),
-            tested=states.count("tested"),
-            opened=sum(state.startswith("opens") for state in states),
-            refused=sum(state.startswith("refused") for state in states),
-            table=table(found),
-            unknown=sum(state.startswith("unknown") for state in states),
+            **counts,
+            tested_types=filled(names(by_state["tested"])),
+            claims=claims(by_state["tested"]),
+            opening_types=filled(names(by_state["opens"])),
+            usual=USUAL,
+            roles="\n".join(
+                f"| `{model_type}` | {language} | {vision} |"
+                for model_type, state, language, vision in found
+                if state in ("tested", "opens")
+                and (language != USUAL or vision not in (USUAL, USUAL_JOINED))
+            ),
+            others="\n".join(
+                f"| {state} | {names(types)} |"
+                for state, types in sorted(by_state.items())
+                if state not in ("tested", "opens")
+            ),
         )
     )
-    for model_type, state, language, vision in found:
-        if state == "tested":
-            continue
-        print(f"| `{model_type}` | {state} | {language} | {vision} |")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """What tests show of each tested type. Tests take their cases from here, and the page of types
-(docs/types.md) its columns."""
+(docs/types.md) its rows."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ CLAIMS: Mapping[str, Collection[str]] = {
     "ZeRO-3": IN_ZERO3,  # tests/training/test_image_text_zero.py
     "resumed": IN_ZERO3,
 }
-"""Column -> types of which a test shows it."""
+"""Claim -> types of which a test shows it."""

@@ -23,6 +23,7 @@ from vlds.models.loading.hashes import hash_processor
 from vlds.models.model import Model
 from vlds.models.partitioned import partitioned_loading
 from vlds.recipe.config import Recipe, save_recipe
+from vlds.runtime.command_line import WIDTH
 from vlds.runtime.devices import device_name
 from vlds.runtime.files import write_whole
 from vlds.runtime.folders import PREDICTIONS, STARTS, add_start, read_starts
@@ -177,7 +178,10 @@ def tell_evaluation(run: Run) -> None:
         step = run.engine.steps_done
         for evaluation in evaluations:
             evaluation.write(run.folder / PREDICTIONS / f"step-{step:08d}")
-            run.tracker.say(f"step {step}  {evaluation.title}: {evaluation.headlines()}")
+            title, values = f"step {step}  {evaluation.title}:", evaluation.headlines()
+            fits = len(title) + len(values) < WIDTH
+            for said in (f"{title} {values}",) if fits else (title, f"  {values}"):
+                run.tracker.say(said)
         if most := run.tracker.num_shown:
             sources = {source.name: source for source in run.evaluator.sources}
             shown = (shown_examples(sources[e.task], e, most) for e in evaluations)

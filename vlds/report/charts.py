@@ -392,7 +392,7 @@ def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
         left = wrong.total() - sum(count for _, count in wrong.most_common(MOST_PAIRS))
         if left:
             rows.append(TableRow("all others", [Cell("", ""), Cell(f"{left:,}"), Cell("")]))
-        heads = ["answer", "said instead", "times", "share\nof this answer"]
+        heads = ["right answer", "said instead", "times", "share\nof this answer"]
         found.append(Confusion(task, Table(heads, rows, numbers_from=2)))
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import PurePath
 
 from vlds.models.methods.base import Method
 from vlds.recipe.config import Recipe
@@ -44,10 +45,21 @@ def method_text(method: Method) -> str:
     return f"{name} ({', '.join(shown)})" if shown else name
 
 
+def model_text(recipe: Recipe) -> str:
+    """The kind of model, and where its weights are from."""
+    sources = dict.fromkeys(recipe.model.sources.values())
+    # A folder stands for the files in it.
+    whole = [
+        s for s in sources if not any(str(folder) in sources for folder in PurePath(s).parents)
+    ]
+    return f"{type(recipe.model).__name__} ({', '.join(whole) or 'random weights'})"
+
+
 def facts_of(recipe: Recipe, run: RunInputs, starts: Sequence[Start]) -> dict[str, str]:
     """How a run was trained, as far as recipe and metrics tell; when, where and with what."""
     steps = "" if run.steps_done is None else f"{run.steps_done:,} of "
     facts = {
+        "model": model_text(recipe),
         "method": trained_text(recipe),
         "steps": f"{steps}{recipe.training.num_steps:,}",
         "examples a step": ", ".join(f"{size:,}" for size in recipe.batch_sizes.values()),
@@ -98,6 +110,16 @@ class RunReport:
     """None where it cannot be read."""
     baselines: Baselines = field(default_factory=dict)
     """What the run is compared with, as far as its examples are known."""
+
+    @property
+    def subtitle(self) -> str:
+        """Model, method, training data and the day of the run, as far as they are known."""
+        day = self.facts.get("started", "").partition(" ")[0]
+        known = [self.facts.get("model", ""), self.facts.get("method", ""), day]
+        if self.recipe is not None:
+            places = [place for task in self.recipe.tasks.values() for place in task.train]
+            known.insert(2, ", ".join(dict.fromkeys(PurePath(place).name for place in places)))
+        return "; ".join(filter(None, known))
 
     @property
     def scores(self) -> Scores:

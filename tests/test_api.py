@@ -354,5 +354,5 @@ def test_the_page_trains_and_scores(
     assert (home / "kept" / "scores.json").is_file()
     vlds.evaluate("runs/mine", data="shards/mine/test")
     assert "predictions: " not in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds a run already; add --resume"):
+    with pytest.raises(ValueError, match="holds a run already; give resume=True"):
         run_block(TRAIN)

@@ -115,7 +115,14 @@ def replayed_examples() -> None:
     """A resumed run reads the examples from the beginning."""
     from vlds.data.streams.stream import TrainStream
 
-    TrainStream.load_state = lambda self, state, new_phase=False: None  # type: ignore[assignment, method-assign]
+    load, pieces, resumed_at = TrainStream.load_state, TrainStream._pieces, [0]
+
+    def load_state(stream: TrainStream, *given: Any, **named: Any) -> None:
+        load(stream, *given, **named)
+        resumed_at[0] = stream.consumed
+
+    TrainStream.load_state = load_state  # type: ignore[method-assign]
+    TrainStream._pieces = lambda stream, start: pieces(stream, start - resumed_at[0])  # type: ignore[method-assign]
 
 
 def half_an_artifact() -> None:

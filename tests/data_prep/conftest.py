@@ -1,8 +1,9 @@
-"""Fixtures of the tests of `verify`."""
+"""What the tests of several commands share."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,16 @@ def check(capsys: pytest.CaptureFixture[str]) -> Check:
         return code, {reason: int(count) for count, reason in reasons}
 
     return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[int, str], str]:
+    """Check that a command has ended with code 2 and a message; all that it said."""
+
+    def check(code: int, message: str) -> str:
+        said = capsys.readouterr().err
+        assert code == 2, said
+        assert message in said
+        return said
+
+    return check

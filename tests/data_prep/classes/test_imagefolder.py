@@ -313,10 +313,8 @@ def test_a_picture_in_two_splits_is_told(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ("--split-sizes", "test=0.99"),
-            "leaves train no picture of class 'AnnualCrop', which has 10",
-        ),
+        (("--split-sizes", "test=0.99"),
+         "leaves train no picture of class 'AnnualCrop', which has 10"),
         (("--split-sizes", "test=0.5", "val=0.5"), "the shares add up to 1; leave some"),
         (("--split-sizes", "train=0.5"), "--split-sizes train: the pictures have the splits train"),
         (("--split-sizes", "test=20"), "got 'test=20'; give SPLIT=SHARE with a share between 0"),
@@ -324,7 +322,7 @@ def test_a_picture_in_two_splits_is_told(
         (("--features", "."), "--features: 3 pictures are called '0', in several folders"),
         (("--split", "a b"), "split 'a b': it becomes part of file names"),
     ],
-)
+)  # fmt: skip
 def test_options_that_do_not_fit(
     options: tuple[str, ...], message: str, root: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,19 +75,15 @@ def test_tables(
     assert sum(info.samples for info in sets.values()) == len(NAMES)
 
 
-def test_files_that_are_not_read_are_named_by_the_users_option(
-    desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_are_not_read_are_named_by_the_users_option(desk: Path, refused: Any) -> None:
     """Not by that of the command for the rows."""
     for content, told in (
         ("image,question,answer\n".encode("utf-16-le"), "looks like UTF-16 without a byte-order"),
         (b"PK\x03\x04", "is an Excel workbook"),
     ):
         (desk / "rows.csv").write_bytes(content)
-        assert own(desk / "rows.csv") == 2
-        assert f"--data {desk}/rows.csv {told}" in capsys.readouterr().err
-    assert own(write(desk / "rows.json", "{}")) == 2
-    assert f"{desk}/rows.json: no rows with fields" in capsys.readouterr().err
+        refused(own(desk / "rows.csv"), f"--data {desk}/rows.csv {told}")
+    refused(own(write(desk / "rows.json", "{}")), f"{desk}/rows.json: no rows with fields")
 
 
 def test_few_groups_are_drawn_by_a_seed_that_divides_them_well(desk: Path) -> None:
@@ -149,10 +146,9 @@ def test_a_draw_that_does_not_do_tells_no_classes(
     assert told.count("val: no picture of 1 of 4 classes: 'rare'") == 1
 
 
-def test_a_group_is_not_named_as_a_class(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_group_is_not_named_as_a_class(desk: Path, refused: Any) -> None:
     table = rows("patient,image,found,age", "GROUP,NAME,COLOUR,NUMBER")
-    assert own(write(desk / "rows.csv", table)) == 2
-    assert "or --label-field found, whose cells recur" in capsys.readouterr().err
+    refused(own(write(desk / "rows.csv", table)), "or --label-field found, whose cells recur")
 
 
 def test_a_column_that_may_hold_groups_is_told(
@@ -187,20 +183,16 @@ MISTAKES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 @pytest.mark.parametrize(("head", "more", "message"), MISTAKES, ids=lambda text: str(text))
 def test_what_is_not_clear_is_asked(
-    head: str, more: tuple[str, ...], message: str, desk: Path, capsys: pytest.CaptureFixture[str]
+    head: str, more: tuple[str, ...], message: str, desk: Path, refused: Any
 ) -> None:
     table = rows(head, "NAME,what is NUMBER,COLOUR and NUMBER,COLOUR")
-    assert own(write(desk / "rows.csv", table), *more) == 2
-    assert message in capsys.readouterr().err
+    refused(own(write(desk / "rows.csv", table), *more), message)
     assert not Path("out").exists()
 
 
-def test_rows_without_pictures(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_pictures(desk: Path, refused: Any) -> None:
     table = write(desk / "rows.csv", rows("question,answer", "what?,COLOUR"))
-    assert own(table) == 2
-    assert "no column names pictures below photos; it has question, answer" in (
-        capsys.readouterr().err
-    )
+    refused(own(table), "no column names pictures below photos; it has question, answer")
 
 
 def test_pictures_that_are_all_one_cannot_be_divided(
@@ -241,15 +233,12 @@ def test_numbers_are_no_pictures_where_a_column_names_files(
         (["train"] * 20 + [""] * 5 + ["test"] * 5, "names no split in 5 of 30 rows; give each"),
     ],
 )
-def test_a_split_has_one_name(
-    parts: list[str], told: str, desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_split_has_one_name(parts: list[str], told: str, desk: Path, refused: Any) -> None:
     lines = [
         json.dumps({"image": name, "question": "what?", "answer": "x", "split": part})
         for name, part in zip(NAMES, parts, strict=True)
     ]
-    assert own(write(desk / "rows.jsonl", "\n".join(lines))) == 2
-    assert told in capsys.readouterr().err
+    refused(own(write(desk / "rows.jsonl", "\n".join(lines))), told)
 
 
 def test_conversations_and_tables_keep_their_splits(
@@ -295,7 +284,7 @@ def test_conversations_and_tables_keep_their_splits(
 
 
 def test_options_that_say_nothing_are_refused(
-    desk: Path, capsys: pytest.CaptureFixture[str]
+    desk: Path, capsys: pytest.CaptureFixture[str], refused: Any
 ) -> None:
     for name in NAMES:
         (desk / "classes" / name[1]).mkdir(parents=True, exist_ok=True)
@@ -307,8 +296,7 @@ def test_options_that_say_nothing_are_refused(
     chat = ["chat", "--annotations", str(file), "--images", "photos", "--out", "out"]
     assert main(chat) == 0
     assert "no row shows a picture, though --images was given; " in capsys.readouterr().out
-    assert main([*chat, "--image-field", "picture"]) == 2
-    assert "--image-field picture: no row of" in capsys.readouterr().err
+    refused(main([*chat, "--image-field", "picture"]), "--image-field picture: no row of")
 
 
 def test_zero_is_a_name(desk: Path) -> None:

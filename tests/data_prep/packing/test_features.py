@@ -207,7 +207,7 @@ def test_few_bytes_that_stand_for_many(
 
 @pytest.mark.parametrize("make", [one_hdf5_each, one_hdf5_for_all])
 def test_what_is_missing_is_named_before_any_work(
-    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Any
 ) -> None:
     place = make(tmp_path / "features")
     if place.is_file():
@@ -215,9 +215,7 @@ def test_what_is_missing_is_named_before_any_work(
             del file["b"]
     else:
         (place / "b.h5").unlink()
-    assert prepare(tmp_path, place) == 2
-    told = capsys.readouterr().err
-    assert "features " in told
+    told = refused(prepare(tmp_path, place), "features ")
     assert "is missing; row 2 of rows.json names it. Check --features" in told
     assert not (tmp_path / "out").exists()
     assert prepare(tmp_path, place, "--skip-missing") == 0
@@ -227,13 +225,11 @@ def test_what_is_missing_is_named_before_any_work(
     assert "elsewhere does not exist; give a folder or an HDF5 file" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_hdf5(tmp_path: Path, refused: Any) -> None:
     junk = write(tmp_path / "junk.h5", b"junk")
-    assert prepare(tmp_path, junk) == 2
-    assert f"--features {junk} cannot be opened as HDF5" in capsys.readouterr().err
+    refused(prepare(tmp_path, junk), f"--features {junk} cannot be opened as HDF5")
     of_one = next(npy(tmp_path / "features").iterdir())
-    assert prepare(tmp_path, of_one) == 2
-    assert f"--features {of_one}: one file for all pictures must be" in capsys.readouterr().err
+    refused(prepare(tmp_path, of_one), f"--features {of_one}: one file for all pictures must be")
 
 
 @pytest.mark.parametrize("more", [("--image-size", "8"), ("--image-size", "8", "--square")])

@@ -119,11 +119,8 @@ def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -
     [
         ({"question": "q", "answers": ["red"]}, "q", "red"),
         ({"question": "q", "label": {"a": 0.3, "b": 1.0}}, "q", "b (1), a (0.3)"),
-        (
-            {"question": "q", "answer": "yes", "full_answer": "Yes, it is."},
-            "q",
-            "yes (Yes, it is.)",
-        ),
+        ({"question": "q", "answer": "yes", "full_answer": "Yes, it is."}, "q",
+         "yes (Yes, it is.)"),
         ({"question": "q", "choices": ["a", "b", "c"], "answer_index": 1}, "q", "b (not: a / c)"),
         ({"question": "q", "choices": ["a", "b"]}, "q", "one of: a / b"),
         ({"question": "q"}, "q", ""),
@@ -134,7 +131,7 @@ def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -
         ({"span": [1, 2]}, '{"span": [1, 2]}', ""),
         ({}, "(nothing is said: a test split)", ""),
     ],
-)
+)  # fmt: skip
 def test_every_kind_has_words(annotation: dict[str, Any], text: str, answer: str) -> None:
     given = {"id": "1", **annotation}
     assert (text_of(given), answer_of(given)) == (text, answer)
@@ -210,14 +207,10 @@ def test_a_sample_that_cannot_be_read(
         (["", "--out", "sheet.png"], "--out sheet.png: a preview is a web page; give a name that"),
     ],
 )
-def test_wrong_use_is_refused(
-    shards: Path, capsys: pytest.CaptureFixture[str], more: list[str], told: str
-) -> None:
-    assert main(["preview", f"{shards}{more[0]}", *more[1:]]) == 2
-    assert told.format(shards) in capsys.readouterr().err
+def test_wrong_use_is_refused(shards: Path, refused: Any, more: list[str], told: str) -> None:
+    refused(main(["preview", f"{shards}{more[0]}", *more[1:]]), told.format(shards))
 
 
-def test_a_shard_that_is_not_listed(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shard_that_is_not_listed(shards: Path, refused: Any) -> None:
     (shards / "other-train-00000.tar").write_bytes((shards / SHARD).read_bytes())
-    assert main(["preview", str(shards / "other-train-00000.tar")]) == 2
-    assert "is not among the 3 shards" in capsys.readouterr().err
+    refused(main(["preview", str(shards / "other-train-00000.tar")]), "is not among the 3 shards")

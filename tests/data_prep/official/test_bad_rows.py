@@ -339,6 +339,7 @@ LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what
         ({"sent": None}, "mini.json, row 1: 'sent' is null; expected text"),
         ({"img_id": None}, "mini.json, row 1: 'img_id' is null"),
         ({"label": {"net": None}}, "the score of 'net' is not a number"),
+        ({"label": "net"}, 'label "net" of question 1 must map answers to scores'),
     ],
 )
 def test_rows_of_lxmert(wrong: dict[str, Any], told: str, tmp_path: Path, refused: Any) -> None:

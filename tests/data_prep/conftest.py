@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_prep.cli import main
+from data_prep.packing.source import Finished, Journal
 from tests.toys.shards import Check, record, write_shards
+from vlds.runtime.process import Interrupted
 
 
 @pytest.fixture
@@ -45,3 +48,20 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[int, str], str]:
         return said
 
     return check
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
+    """Run a command until its first shard is in the journal: its exit code."""
+    add = Journal.add
+
+    def add_and_stop(self: Journal, entry: Finished) -> None:
+        add(self, entry)
+        raise Interrupted(signal.SIGINT)
+
+    def run(command: list[str]) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "add", add_and_stop)
+            return main(command)
+
+    return run

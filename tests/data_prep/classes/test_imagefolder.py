@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_prep.packing.source import Journal
 from tests.toys.class_folders import classes, folders, labels, pack_folders, photo
 from tests.toys.files import write
 from tests.toys.pictures import png, rotated_jpeg
 from tests.toys.shards import Check, packed
 from vlds.data.shards.info import DatasetInfo
-from vlds.runtime.process import Interrupted
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """EuroSAT's layout: three flat folders of ten pictures."""
     return folders(tmp_path / "EuroSAT", {"River": 10, "AnnualCrop": 10, "Forest": 10})
-
-
-def told(capsys: pytest.CaptureFixture[str]) -> str:
-    return capsys.readouterr().err
 
 
 def test_flat_folders(root: Path, tmp_path: Path, check: Check) -> None:
@@ -160,11 +154,10 @@ def test_other_names(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     ],
 )  # fmt: skip
 def test_names_that_do_not_fit(
-    names: object, message: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    names: object, message: str, root: Path, tmp_path: Path, refused: Any
 ) -> None:
     file = write(tmp_path / "names.json", names)
-    assert pack_folders(root, tmp_path / "out", "--class-names", str(file)) == 2
-    assert message in told(capsys)
+    refused(pack_folders(root, tmp_path / "out", "--class-names", str(file)), message)
     assert not (tmp_path / "out").exists()
 
 
@@ -189,30 +182,26 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_folders_that_do_not_fit(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folders_that_do_not_fit(case: str, tmp_path: Path, refused: Any) -> None:
     names, message = WRONG[case]
     (tmp_path / "in").mkdir()
     for number, name in enumerate(names):
         write(tmp_path / "in" / name, photo(number))
-    assert pack_folders(tmp_path / "in", tmp_path / "out") == 2
-    assert message in told(capsys)
+    refused(pack_folders(tmp_path / "in", tmp_path / "out"), message)
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_are_not_utf8(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_that_are_not_utf8(root: Path, tmp_path: Path, refused: Any) -> None:
     os.mkdir(os.fsencode(root) + b"/caf\xe9")
     for number in range(2):
         os.link(root / "River/0.jpg", os.fsencode(root) + b"/caf\xe9/%d.jpg" % number)
-    assert pack_folders(root, tmp_path / "out") == 2
-    assert r"caf\xe9/0.jpg': its name is not UTF-8" in (said := told(capsys))
+    said = refused(pack_folders(root, tmp_path / "out"), r"caf\xe9/0.jpg': its name is not UTF-8")
     assert "(and 1 more such file); rename it, or its folder" in said
 
 
-def test_layouts_may_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layouts_may_be_told(
+    tmp_path: Path, refused: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders(tmp_path / "in", {"train": 2, "bus": 2})
     assert pack_folders(tmp_path / "in", tmp_path / "out", "--layout", "classes") == 0
     assert classes(tmp_path / "out") == ("bus", "train")
@@ -222,18 +211,17 @@ def test_layouts_may_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert "pictures beside the folders of classes (2)" in said
     assert "folders beside those of the splits (1)" in said
-    assert pack_folders(tmp_path / "in/train", tmp_path / "x", "--layout", "splits") == 2
-    assert "--layout splits: " in told(capsys)
+    code = pack_folders(tmp_path / "in/train", tmp_path / "x", "--layout", "splits")
+    refused(code, "--layout splits: ")
 
 
-def test_links(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_links(root: Path, tmp_path: Path, refused: Any) -> None:
     (root / "Forest/inside.jpg").symlink_to(root / "Forest/0.jpg")
     folders(tmp_path / "elsewhere", {"Sea": 2}, 9000)
     assert pack_folders(root, tmp_path / "out") == 0
     assert "Forest/inside.jpg" in labels(tmp_path / "out")
     (root / "Sea").symlink_to(tmp_path / "elsewhere/Sea")
-    assert pack_folders(root, tmp_path / "sea") == 2
-    assert "Sea/0.jpg is a link to a file outside" in (said := told(capsys))
+    said = refused(pack_folders(root, tmp_path / "sea"), "Sea/0.jpg is a link to a file outside")
     assert "(and 1 more such file). Copy it into the folder, or give --images-anywhere" in said
     assert pack_folders(root, tmp_path / "sea", "--images-anywhere") == 0
     assert classes(tmp_path / "sea") == ("AnnualCrop", "Forest", "River", "Sea")
@@ -248,15 +236,13 @@ def test_links(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 )
 def test_bad_links(
     link: str, target: str, message: str, root: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Any,
 ) -> None:  # fmt: skip
     (root / link).symlink_to(target)
-    assert pack_folders(root, tmp_path / "out") == 2
-    assert message in told(capsys)
+    refused(pack_folders(root, tmp_path / "out"), message)
     os.remove(root / link)
     os.mkfifo(root / "River/pipe.jpg")
-    assert pack_folders(root, tmp_path / "out") == 2
-    assert "pipe.jpg is not a file; restore or remove it" in told(capsys)
+    refused(pack_folders(root, tmp_path / "out"), "pipe.jpg is not a file; restore or remove it")
 
 
 def test_folders_may_be_very_deep(root: Path, tmp_path: Path) -> None:
@@ -284,14 +270,11 @@ def test_a_class_without_test_pictures_is_told(
     assert classes(tmp_path / "out/test") == ("a", "b")
 
 
-def test_a_file_in_two_classes_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_in_two_classes_is_refused(tmp_path: Path, refused: Any) -> None:
     folders(tmp_path / "in", {"a": 1, "b": 1}, 0)
     (tmp_path / "in/b/link.jpg").symlink_to("../a/0.jpg")
-    assert pack_folders(tmp_path / "in", tmp_path / "out") == 2
-    told = capsys.readouterr().err
-    assert "a/0.jpg and b/link.jpg are the same file, and so one picture of two classes" in told
+    code = pack_folders(tmp_path / "in", tmp_path / "out")
+    refused(code, "a/0.jpg and b/link.jpg are the same file, and so one picture of two classes")
 
 
 def test_a_picture_in_two_splits_is_told(
@@ -325,10 +308,9 @@ def test_a_picture_in_two_splits_is_told(
 )  # fmt: skip
 def test_options_that_do_not_fit(
     options: tuple[str, ...], message: str, root: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Any,
 ) -> None:  # fmt: skip
-    assert pack_folders(root, tmp_path / "out", *options) == 2
-    assert message in told(capsys)
+    refused(pack_folders(root, tmp_path / "out", *options), message)
     assert not (tmp_path / "out").exists()
 
 
@@ -342,21 +324,15 @@ def test_thousands_of_classes(tmp_path: Path) -> None:
 
 
 def test_resume_and_workers_give_the_same_shards(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, interrupted: Any, refused: Any
 ) -> None:
-    def interrupt(self: Journal, entry: object) -> None:
-        add(self, entry)  # type: ignore[arg-type]
-        raise Interrupted(signal.SIGINT)
-
-    add = Journal.add
     more = ("--shard-samples", "7")
     assert pack_folders(root, tmp_path / "whole", *more, "--workers", "2") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "add", interrupt)
-        assert pack_folders(root, tmp_path / "parts", *more) == 130
+    words = ["imagefolder", "--images", str(root), "--out", str(tmp_path / "parts")]
+    assert interrupted([*words, "--workers", "1", *more]) == 130
     new = write(root / "River/new.jpg", photo(5))
-    assert pack_folders(root, tmp_path / "parts", *more, "--resume") == 2
-    assert "belongs to a preparation with other files or options" in told(capsys)
+    code = pack_folders(root, tmp_path / "parts", *more, "--resume")
+    refused(code, "belongs to a preparation with other files or options")
     new.unlink()
     assert pack_folders(root, tmp_path / "parts", *more, "--resume") == 0
     for path in (tmp_path / "whole").glob("*.tar*"):

@@ -73,7 +73,5 @@ def test_false_and_zero_of_json_are_labels(folder: Path) -> None:
 
 
 def test_no_usable_row_says_why(folder: Path, refused: Any) -> None:
-    refused(
-        prepare(folder, "image,question,answer\na,,x\na,q,\nb,q,\n"),
-        "no usable sample for split 'train'; dropped: no answer: 2, no question: 1",
-    )
+    code = prepare(folder, "image,question,answer\na,,x\na,q,\nb,q,\n")
+    refused(code, "no usable sample for split 'train'; dropped: no answer: 2, no question: 1")

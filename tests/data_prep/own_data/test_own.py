@@ -43,10 +43,13 @@ def own(file: Path, *more: str) -> int:
 
 def packed() -> dict[str, DatasetInfo]:
     """The data set of each split."""
-    return {
-        file.parent.name: open_dataset(file.parent).info
-        for file in Path("out").glob("*/dataset.json")
-    }
+    files = Path("out").glob("*/dataset.json")
+    return {file.parent.name: open_dataset(file.parent).info for file in files}
+
+
+def sizes() -> dict[str, int]:
+    """The samples of each split."""
+    return {name: info.samples for name, info in packed().items()}
 
 
 FORMS: tuple[tuple[str, str, str, str], ...] = (
@@ -69,21 +72,9 @@ def test_tables(
     assert own(write(desk / "rows.csv", rows(head, cells))) == 0
     said = capsys.readouterr().out
     assert command in said
-    sets = packed()
-    assert sets.keys() == {"train", "val", "test"}
-    assert {info.kind for info in sets.values()} == {kind}
-    assert sum(info.samples for info in sets.values()) == len(NAMES)
-
-
-def test_files_that_are_not_read_are_named_by_the_users_option(desk: Path, refused: Any) -> None:
-    """Not by that of the command for the rows."""
-    for content, told in (
-        ("image,question,answer\n".encode("utf-16-le"), "looks like UTF-16 without a byte-order"),
-        (b"PK\x03\x04", "is an Excel workbook"),
-    ):
-        (desk / "rows.csv").write_bytes(content)
-        refused(own(desk / "rows.csv"), f"--data {desk}/rows.csv {told}")
-    refused(own(write(desk / "rows.json", "{}")), f"{desk}/rows.json: no rows with fields")
+    assert {info.kind for info in packed().values()} == {kind}
+    assert sizes().keys() == {"train", "val", "test"}
+    assert sum(sizes().values()) == len(NAMES)
 
 
 def test_few_groups_are_drawn_by_a_seed_that_divides_them_well(desk: Path) -> None:
@@ -91,9 +82,7 @@ def test_few_groups_are_drawn_by_a_seed_that_divides_them_well(desk: Path) -> No
     table = write(desk / "rows.csv", rows("image,caption,patient", "NAME,a thing of NUMBER,GROUP"))
     for seed in ("0", "40", "80"):
         assert own(table, "--group-field", "patient", "--seed", seed) == 0
-        assert {name: info.samples for name, info in packed().items()} == {
-            "train": 18, "val": 6, "test": 6,
-        }  # fmt: skip
+        assert sizes() == {"train": 18, "val": 6, "test": 6}
 
 
 def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,9 +93,7 @@ def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[s
     table = "\n".join(lines)
     for more in ([], ["--group-field", "patient"]):
         assert own(write(desk / "rows.csv", table), *more) == 0
-        assert {name: info.samples for name, info in packed().items()} == {
-            "train": 20, "dev": 5, "test": 5,
-        }  # fmt: skip
+        assert sizes() == {"train": 20, "dev": 5, "test": 5}
         assert "'patient': 2 of 10 are in several splits, as " in capsys.readouterr().out
         dataset = open_dataset("out/test")
         kept = {name for n in range(5) for _, name in groups_of(dataset.read(n))}
@@ -146,11 +133,6 @@ def test_a_draw_that_does_not_do_tells_no_classes(
     assert told.count("val: no picture of 1 of 4 classes: 'rare'") == 1
 
 
-def test_a_group_is_not_named_as_a_class(desk: Path, refused: Any) -> None:
-    table = rows("patient,image,found,age", "GROUP,NAME,COLOUR,NUMBER")
-    refused(own(write(desk / "rows.csv", table)), "or --label-field found, whose cells recur")
-
-
 def test_a_column_that_may_hold_groups_is_told(
     desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,27 +154,39 @@ def test_conversations_and_folders(desk: Path) -> None:
     assert open_dataset(Path("classes/train")).info.classes == ("blue", "green", "red")
 
 
-MISTAKES: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("image,question,one,two", (), "'question' holds questions; name the answers, as in --answer-"),
-    ("image,one,two,three", (), "--caption-field, or --label-field three, whose cells recur"),
-    ("image,question,answer,x", ("--answer-field", "reply"), "--answer-field reply: "),
-    ("image,question,answer,x", ("--imgae-size", "64"), "--imgae-size: no such option; did you"),
-    ("image,question,answer,x", ("--image-field", "question"), "30 of 30 pictures are missing"),
-)
+CELLS = "NAME,what is NUMBER,COLOUR and NUMBER,COLOUR"
+MISTAKES: tuple[tuple[str | bytes, str, str], ...] = (
+    (rows("image,question,one,two", CELLS), "",
+     "'question' holds questions; name the answers, as in --answer-"),
+    (rows("image,one,two,three", CELLS), "",
+     "--caption-field, or --label-field three, whose cells recur"),
+    (rows("image,question,answer,x", CELLS), "--answer-field reply", "--answer-field reply: "),
+    (rows("image,question,answer,x", CELLS), "--imgae-size 64",
+     "--imgae-size: no such option; did you"),
+    (rows("image,question,answer,x", CELLS), "--image-field question",
+     "30 of 30 pictures are missing"),
+    (rows("patient,image,found,age", "GROUP,NAME,COLOUR,NUMBER"), "",  # groups are no classes
+     "or --label-field found, whose cells recur"),
+    (rows("question,answer", "what?,COLOUR"), "",
+     "no column names pictures below photos; it has question, answer"),
+    # Files that are not read are named by the user's option, not by that of the command for rows.
+    ("image,question,answer\n".encode("utf-16-le"), "",
+     "--data rows.csv looks like UTF-16 without a byte-order"),
+    (b"PK\x03\x04", "", "--data rows.csv is an Excel workbook"),
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(("head", "more", "message"), MISTAKES, ids=lambda text: str(text))
+@pytest.mark.parametrize(("table", "more", "message"), MISTAKES, ids=[row[2] for row in MISTAKES])
 def test_what_is_not_clear_is_asked(
-    head: str, more: tuple[str, ...], message: str, desk: Path, refused: Any
+    table: str | bytes, more: str, message: str, desk: Path, refused: Any
 ) -> None:
-    table = rows(head, "NAME,what is NUMBER,COLOUR and NUMBER,COLOUR")
-    refused(own(write(desk / "rows.csv", table), *more), message)
+    write(desk / "rows.csv", table)
+    refused(own(Path("rows.csv"), *more.split()), message)
     assert not Path("out").exists()
 
 
-def test_rows_without_pictures(desk: Path, refused: Any) -> None:
-    table = write(desk / "rows.csv", rows("question,answer", "what?,COLOUR"))
-    refused(own(table), "no column names pictures below photos; it has question, answer")
+def test_a_file_of_no_rows(desk: Path, refused: Any) -> None:
+    refused(own(write(desk / "rows.json", "{}")), f"{desk}/rows.json: no rows with fields")
 
 
 def test_pictures_that_are_all_one_cannot_be_divided(
@@ -261,7 +255,7 @@ def test_conversations_and_tables_keep_their_splits(
     ]
     expected = {"train": 20, "val": 5, "test": 5}
     assert own(write(desk / "talks.jsonl", "\n".join(map(json.dumps, talks)))) == 0
-    assert {name: info.samples for name, info in packed().items()} == expected
+    assert sizes() == expected
     labels = [{"image": {"path": name}, "label": 0} for name in NAMES]
     pq.write_table(pa.Table.from_pylist(labels), desk / "labels.parquet")
     assert own(desk / "labels.parquet") == 2
@@ -273,14 +267,14 @@ def test_conversations_and_tables_keep_their_splits(
     assert "--question-field prompt" in capsys.readouterr().out
     pq.write_table(pa.Table.from_pylist(talks), desk / "talks.parquet")
     assert own(desk / "talks.parquet", "--split-field", "split") == 0
-    assert {name: info.samples for name, info in packed().items()} == expected
+    assert sizes() == expected
     folder = desk / "data"
     folder.mkdir()
     for part in expected:
         some = [{**talk, "split": None} for talk in talks if talk["split"] == part]
         pq.write_table(pa.Table.from_pylist(some), folder / f"{part}-00000-of-00001.parquet")
     assert own(folder, "--name", "talks") == 0
-    assert {name: info.samples for name, info in packed().items()} == expected
+    assert sizes() == expected
 
 
 def test_options_that_say_nothing_are_refused(

@@ -93,21 +93,23 @@ def test_the_arguments_are_on_record(shards: Path) -> None:
     assert info["image"] == {"size": None, "square": False, "format": None}
 
 
-def test_a_format_without_a_size_is_refused(shards: Path, tmp_path: Path, refused: Any) -> None:
-    arguments = ["--annotations", str(tmp_path / "rows.json"), "--images", str(tmp_path / "images")]
-    given = ["jsonl", "--task", "vqa", *arguments, "--out", str(shards)]
-    refused(main([*given, "--image-format", "jpeg"]), "--image-format jpeg needs --image-size")
-    assert main([*given, "--image-format", "jpeg", "--image-size", "12"]) == 0
+def repack(shards: Path, *more: str) -> int:
+    """The command that has packed them once more."""
+    place = shards.parent
+    words = ["--annotations", str(place / "rows.json"), "--images", str(place / "images")]
+    return main(["jsonl", "--task", "vqa", *words, "--out", str(shards), *more])
+
+
+def test_a_format_without_a_size_is_refused(shards: Path, refused: Any) -> None:
+    code = repack(shards, "--image-format", "jpeg")
+    refused(code, "--image-format jpeg needs --image-size")
+    assert repack(shards, "--image-format", "jpeg", "--image-size", "12") == 0
     info = json.loads((shards / "dataset.json").read_text())
     assert info["image"] == {"size": 12, "square": False, "format": "jpeg"}
 
 
-def test_a_folder_of_another_data_set_is_refused(
-    shards: Path, tmp_path: Path, refused: Any
-) -> None:
-    arguments = ["--annotations", str(tmp_path / "rows.json"), "--images", str(tmp_path / "images")]
-    more = ["--out", str(shards), "--name", "other"]
-    told = refused(main(["jsonl", "--task", "vqa", *arguments, *more]), "holds another data set")
+def test_a_folder_of_another_data_set_is_refused(shards: Path, refused: Any) -> None:
+    told = refused(repack(shards, "--name", "other"), "holds another data set")
     assert "choose another folder, or remove it" in told
     assert packed(shards)
 

@@ -38,6 +38,12 @@ def check(capsys: pytest.CaptureFixture[str]) -> Check:
 
 
 @pytest.fixture
+def output(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What commands have printed since the last call."""
+    return lambda: capsys.readouterr().out
+
+
+@pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[int, str], str]:
     """Check that a command has ended with code 2 and a message; all that it said."""
 

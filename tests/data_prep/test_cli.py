@@ -51,14 +51,12 @@ def test_help_fits_a_terminal(root: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_has_help(command: str, output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = output().splitlines()
     assert lines[0].startswith(f"usage: vlds data {command} ")
     assert any(line.startswith(f"  vlds data {command} ") for line in lines)
     assert max(map(len, lines)) <= 80
@@ -68,10 +66,10 @@ def test_unknown_option_is_code_2(refused: Any) -> None:
     refused(main(["gqa", "--source", "x"]), "--src")
 
 
-def test_stats(shards: Path, capsys: pytest.CaptureFixture[str], refused: Any) -> None:
-    capsys.readouterr()
+def test_stats(shards: Path, output: Any, refused: Any) -> None:
+    output()
     assert main(["stats", str(shards.parent)]) == 0
-    printed = capsys.readouterr().out
+    printed = output()
     assert "yes 67 %, no 33 %" in printed
     assert "40x24 100 %" in printed
     refused(main(["stats", str(shards.parent / "images")]), "give a folder of shards")

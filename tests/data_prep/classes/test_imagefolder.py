@@ -68,14 +68,12 @@ def test_shares_of_each_class(root: Path, tmp_path: Path) -> None:
     assert labels(tmp_path / "other/test") != parts["test"]
 
 
-def test_train_gets_the_pictures_of_rare_classes_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_gets_the_pictures_of_rare_classes_first(tmp_path: Path, output: Any) -> None:
     root = folders(tmp_path / "in", {"a": 20, "pair": 2, "one": 1})
     assert pack_folders(root, tmp_path / "out", "--split-sizes", "val=0.1", "test=0.1") == 0
     counts = {name: Counter(labels(tmp_path / "out" / name).values()) for name in ("train", "val")}
     assert counts == {"train": {"a": 16, "pair": 1, "one": 1}, "val": {"a": 2, "pair": 1}}
-    told = capsys.readouterr().out
+    told = output()
     assert "test: no picture of 2 of 3 classes: 'one', 'pair'\nval: no picture of 1 of 3" in told
     assert told.index("in val: 3 samples") < told.index("in train: 18 samples")
 
@@ -88,7 +86,7 @@ def test_shares_of_the_training_split(tmp_path: Path) -> None:
     assert counts == {"train": 6, "val": 6, "test": 2}
 
 
-def test_copies_stay_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_stay_together(tmp_path: Path, output: Any) -> None:
     root = folders(tmp_path / "in", {"a": 12, "b": 12})
     for name in ("a/0.jpg", "a/5.jpg", "a/11.jpg"):
         write(root / name, photo(77))
@@ -97,17 +95,15 @@ def test_copies_stay_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert pack_folders(root, out, "--split-sizes", "test=0.5", "--seed", str(seed)) == 0
         inside = labels(out / "test").keys() & {"a/0.jpg", "a/5.jpg", "a/11.jpg"}
         assert len(inside) in (0, 3)
-    assert "2 pictures have the bytes of another one" in capsys.readouterr().out
+    assert "2 pictures have the bytes of another one" in output()
 
 
-def test_other_files_are_counted(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_files_are_counted(root: Path, tmp_path: Path, output: Any) -> None:
     for name in ("Forest/notes.txt", "Forest/more.txt", "Forest/Thumbs.db", ".DS_Store", "x.jpg",
                  "River/.ipynb_checkpoints/y.jpg", "README"):  # fmt: skip
         write(root / name, b"x")
     assert pack_folders(root, tmp_path / "out") == 0
-    said = capsys.readouterr().out
+    said = output()
     assert said.startswith("left out: hidden (2), with the extension .txt (2), ")
     for part in ("with the extension .db (1)", "without an extension (1)",
                  "pictures beside the folders of classes (1)"):  # fmt: skip
@@ -116,7 +112,7 @@ def test_other_files_are_counted(
 
 
 def test_unreadable_pictures_are_dropped_and_listed(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, output: Any
 ) -> None:
     cut = (root / "River/0.jpg").read_bytes()[:200]
     write(root / "River/0.jpg", cut)
@@ -126,17 +122,17 @@ def test_unreadable_pictures_are_dropped_and_listed(
     dropped = {d["id"]: d["reason"] for d in DatasetInfo.load(tmp_path / "out").dropped}
     assert dropped.keys() == {"River/0.jpg", "River/1.jpg", "Forest/phone.heic"}
     assert dropped["River/1.jpg"] == "picture: empty file"
-    assert "31 in = 28 written + 3 dropped" in capsys.readouterr().out
+    assert "31 in = 28 written + 3 dropped" in output()
 
 
-def test_other_names(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_names(root: Path, tmp_path: Path, output: Any) -> None:
     """Their order stays that of the folders."""
     names = {"River": "a river", "AnnualCrop": "some  crop", "Forest": "trees", "Sea": "sea"}
     file = write(tmp_path / "names.json", names)
     assert pack_folders(root, tmp_path / "out", "--class-names", str(file)) == 0
     assert classes(tmp_path / "out") == ("some crop", "trees", "a river")
     assert labels(tmp_path / "out")["River/3.jpg"] == "a river"
-    assert "names classes that are not here: 'Sea'" in capsys.readouterr().out
+    assert "names classes that are not here: 'Sea'" in output()
     assert {"file": "names.json"}.items() <= dict(
         DatasetInfo.load(tmp_path / "out").source[0]
     ).items()
@@ -199,16 +195,14 @@ def test_names_that_are_not_utf8(root: Path, tmp_path: Path, refused: Any) -> No
     assert "(and 1 more such file); rename it, or its folder" in said
 
 
-def test_layouts_may_be_told(
-    tmp_path: Path, refused: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_layouts_may_be_told(tmp_path: Path, refused: Any, output: Any) -> None:
     folders(tmp_path / "in", {"train": 2, "bus": 2})
     assert pack_folders(tmp_path / "in", tmp_path / "out", "--layout", "classes") == 0
     assert classes(tmp_path / "out") == ("bus", "train")
     folders(tmp_path / "in/train", {"a": 2, "b": 2})
     assert pack_folders(tmp_path / "in", tmp_path / "more", "--layout", "splits") == 0
     assert classes(tmp_path / "more/train") == ("a", "b")
-    said = capsys.readouterr().out
+    said = output()
     assert "pictures beside the folders of classes (2)" in said
     assert "folders beside those of the splits (1)" in said
     code = pack_folders(tmp_path / "in/train", tmp_path / "x", "--layout", "splits")
@@ -260,13 +254,11 @@ def test_folders_may_be_very_deep(root: Path, tmp_path: Path) -> None:
             os.rmdir(place)
 
 
-def test_a_class_without_test_pictures_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_class_without_test_pictures_is_told(tmp_path: Path, output: Any) -> None:
     folders(tmp_path / "in/train", {"a": 2, "b": 2})
     folders(tmp_path / "in/test", {"a": 2}, 5000)
     assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
-    assert "test: no picture of 1 of 2 classes: 'b'" in capsys.readouterr().out
+    assert "test: no picture of 1 of 2 classes: 'b'" in output()
     assert classes(tmp_path / "out/test") == ("a", "b")
 
 

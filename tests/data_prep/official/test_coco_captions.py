@@ -39,26 +39,24 @@ def src(tmp_path: Path) -> Path:
     return src
 
 
-def test_captions_are_gathered_by_picture(
-    src: Path, pack_split: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_captions_are_gathered_by_picture(src: Path, pack_split: Any, output: Any) -> None:
     samples = pack_split("coco-captions --split val", src)
     captions = {key: [a["caption"] for a in s.annotations] for key, s in samples.items()}
     assert captions == {"8": ["A cat"], "9": ["A dog.", "Dog there"]}
-    told = capsys.readouterr().out
+    told = output()
     assert "dropped: empty caption: 1" in told
     assert "dropped: no annotation: 1" in told
 
 
 def test_captions_of_pictures_that_are_not_there(
-    src: Path, tmp_path: Path, pack_split: Any, capsys: pytest.CaptureFixture[str]
+    src: Path, tmp_path: Path, pack_split: Any, output: Any
 ) -> None:
     file = src / "annotations/captions_val2014.json"
     content = json.loads(file.read_text())
     content["annotations"].append({"image_id": 55, "id": 12, "caption": "Lost"})
     write(file, content)
     pack_split("coco-captions --split val", src)
-    told = capsys.readouterr().out
+    told = output()
     assert re.search(r"annotations +5 in = 3 written \+ 2 dropped", told)
     assert "dropped: picture not in the file: 1" in told
     given = ["--annotations", str(file), "--workers", "1"]
@@ -78,9 +76,7 @@ def test_captions_of_a_test_split_are_kept(src: Path, pack_split: Any) -> None:
     assert [a["id"] for a in samples["9"].annotations] == ["3", "5"]
 
 
-def test_a_share_of_the_pictures_is_a_test_set(
-    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_share_of_the_pictures_is_a_test_set(src: Path, tmp_path: Path, output: Any) -> None:
     """All captions of a picture, and all pictures of the same bytes, go to one side."""
     pictures = [{"id": n, "file_name": f"{n}.jpg"} for n in range(20)]
     for picture in pictures:
@@ -96,4 +92,4 @@ def test_a_share_of_the_pictures_is_a_test_set(
     assert not sides[0] & sides[1]
     assert sum(len(part) for part in parts) == 20
     assert all(len(sample.annotations) == 2 for part in parts for sample in part.values())
-    assert "10 pictures have the bytes of another one" in capsys.readouterr().out
+    assert "10 pictures have the bytes of another one" in output()

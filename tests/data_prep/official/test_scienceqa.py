@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.toys.official_sets import write_scienceqa
 
 
@@ -36,12 +34,10 @@ def test_a_question_has_choices_hint_and_groups(tmp_path: Path, pack_split: Any)
     }
 
 
-def test_questions_without_a_picture(
-    tmp_path: Path, pack_split: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_questions_without_a_picture(tmp_path: Path, pack_split: Any, output: Any) -> None:
     src = write_scienceqa(tmp_path)
     assert len(pack_split("scienceqa --split test", src)) == 12
-    assert "dropped: no picture: 12 " in capsys.readouterr().out
+    assert "dropped: no picture: 12 " in output()
     samples = pack_split("scienceqa --split test --text-rows", src)
     assert len(samples) == 24
     assert samples["2"].images == ()

@@ -311,17 +311,15 @@ def test_what_cannot_be_kept_whole_is_dropped_and_counted(
 
 
 def test_pictures_without_a_place_stand_before_the_first_question(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, output: Any
 ) -> None:
     assert prepare(folder, [marked([USER, BOT], ["a.jpg", "b.jpg"])]) == 0
-    assert "1 rows do not say where their pictures or clips stand" in capsys.readouterr().out
+    assert "1 rows do not say where their pictures or clips stand" in output()
     (annotation,) = find_all(folder / "out")
     assert annotation["turns"] == stored([("user", [None, None, "q"])])
 
 
-def test_fields_of_parts_that_are_not_kept_are_told(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fields_of_parts_that_are_not_kept_are_told(folder: Path, output: Any) -> None:
     address = {"url": "a.jpg", "detail": "high"}
     part = {"type": "image_url", "image_url": address, "max_pixels": 9, "path": None}
     question = {"role": "user", "content": [part, {"type": "text", "text": "q"}]}
@@ -329,7 +327,7 @@ def test_fields_of_parts_that_are_not_kept_are_told(
     assert prepare(folder, rows) == 0
     assert (
         "fields of parts that are not kept, of so many conversations: detail (1), max_pixels (1)\n"
-    ) in capsys.readouterr().out
+    ) in output()
 
 
 def find_all(folder: Path) -> list[dict[str, Any]]:
@@ -348,7 +346,7 @@ def test_each_answer_can_be_an_annotation(folder: Path) -> None:
     assert sorted(example.reference["turn"] for example in examples) == [1, 2]
 
 
-def test_turns_that_are_not_learned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_turns_that_are_not_learned(folder: Path, output: Any) -> None:
     row = marked([USER, BOT, USER, BOT], [])
     row["messages"][1]["weight"], row["messages"][3]["loss"] = 0, False
     assert prepare(folder, [row, marked([USER, BOT, USER, BOT], [])]) == 0
@@ -359,7 +357,7 @@ def test_turns_that_are_not_learned(folder: Path, capsys: pytest.CaptureFixture[
             assert learned == ([False] * 4 if example.id == "1" else [False, True, False, True])
             last = Chat(learn="last").example("c", sample, n, None)
             assert not any(turn.learned for turn in last.turns)
-    assert "\n1 of 2 conversations mark none of their answers" in "\n" + capsys.readouterr().out
+    assert "\n1 of 2 conversations mark none of their answers" in "\n" + output()
 
 
 def test_a_test_split_has_no_answers(folder: Path) -> None:
@@ -455,13 +453,11 @@ def test_answers_of_one_conversation_stay_together(folder: Path) -> None:
     assert splits[0] == splits[1]
 
 
-def test_answers_that_are_no_numbers_are_dropped(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_that_are_no_numbers_are_dropped(folder: Path, output: Any) -> None:
     rows = [{"question": f"how much is {n}?", "answer": n} for n in (1.5, math.nan, math.inf)]
     parquet(folder / "x.parquet", rows)
     assert chat_command(folder / "x.parquet", folder / "out") == 0
-    said = capsys.readouterr().out
+    said = output()
     assert "an answer that is nan: 1" in said
     assert "an answer that is inf: 1" in said
     assert open_dataset(folder / "out").num_samples == 1
@@ -492,16 +488,16 @@ def test_data_sets_of_hugging_face(form: str, folder: Path) -> None:
     assert len(packed(folder / "all")) == 5
 
 
-def test_what_shards_hold_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_shards_hold_is_shown(folder: Path, output: Any) -> None:
     assert prepare(folder, [marked(TALK, ["a.jpg", "b.jpg", "c.jpg"])]) == 0
     assert main(["preview", str(folder / "out")]) == 0
-    told = capsys.readouterr().out
+    told = output()
     for line in ("system: Answer in JSON.", "user: [picture]", "user: And [picture][picture]?"):
         assert line in told
     assert "The Same." in told
     assert main(["verify", str(folder / "out")]) == 0
     assert main(["stats", str(folder / "out")]) == 0
-    assert "words a text" in capsys.readouterr().out
+    assert "words a text" in output()
     (sample,) = packed(folder / "out").values()
     assert open_dataset(folder / "out").kind == "chat"
     assert len(sample.images) == 3

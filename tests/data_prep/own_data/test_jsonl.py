@@ -89,9 +89,7 @@ def test_ten_answers_are_weighed_and_ids_are_kept(folder: Path) -> None:
     assert find_annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
 
 
-def test_empty_entries_of_lists_are_counted(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_entries_of_lists_are_counted(folder: Path, output: Any) -> None:
     rows = [
         {"image": "a.jpg", "caption": ["a", "", "b", None]},
         {"image": "b.jpg", "caption": []},
@@ -99,14 +97,12 @@ def test_empty_entries_of_lists_are_counted(
     ]
     assert prepare(folder, rows, task="caption") == 0
     assert [a["caption"] for a in packed(folder / "out")["a.jpg"].annotations] == ["a", "b"]
-    printed = capsys.readouterr().out
+    printed = output()
     assert "7 in = 2 written + 5 dropped" in printed
     assert "no caption: 5 (ids 1, 1, 2, 3, 3)" in printed
 
 
-def test_an_empty_answer_counts_as_one_of_ten_only(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_answer_counts_as_one_of_ten_only(folder: Path, output: Any) -> None:
     """In VQA v2 a person may have answered nothing."""
     lists = [["cat"] * 7 + ["", "dog", "dog"], ["cat"] * 8 + [None, "dog"], ["cat", ""], [""] * 10]
     rows = [{"image": "a.jpg", "question": f"q{n}", "answer": a} for n, a in enumerate(lists)]
@@ -115,7 +111,7 @@ def test_an_empty_answer_counts_as_one_of_ten_only(
     (question,) = sample.annotations
     assert question["answers"] == lists[0]
     assert question["label"] == {"cat": 1.0, "dog": 0.6}
-    printed = capsys.readouterr().out
+    printed = output()
     assert "4 in = 1 written + 3 dropped" in printed
     assert "empty answer in a list: 2 (ids 2, 3)" in printed
     assert "no answer: 1 (id 4)" in printed
@@ -183,7 +179,7 @@ def test_sentences_to_judge(folder: Path) -> None:
     assert "label" not in find_annotation(packed(folder / "test"), "4")
 
 
-def test_unusable_rows_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_rows_are_counted(folder: Path, output: Any) -> None:
     rows = [
         {"image": "a.jpg", "question": "q", "answer": "x"},
         {"image": "a.jpg", "question": " ", "answer": "x"},
@@ -195,7 +191,7 @@ def test_unusable_rows_are_counted(folder: Path, capsys: pytest.CaptureFixture[s
         {"image": "a.jpg", "question": "x " * LONGEST_TEXT, "answer": "x"},
     ]
     assert prepare(folder, rows) == 0
-    printed = capsys.readouterr().out
+    printed = output()
     assert "8 in = 1 written + 7 dropped" in printed
     for reason in (
         "no question: 1", "no answer: 1", "no image: 2", "half of a character in a text: 2",
@@ -219,7 +215,7 @@ def test_split_by_image(folder: Path) -> None:
     assert packed(folder / "two/test").keys() == test.keys()
 
 
-def test_what_pictures_lose_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_pictures_lose_is_told(folder: Path, output: Any) -> None:
     write(folder / "photos" / "k.gif", animation("GIF"))
     write(folder / "photos" / "l.tif", animation("TIFF"))
     ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
@@ -230,7 +226,7 @@ def test_what_pictures_lose_is_told(folder: Path, capsys: pytest.CaptureFixture[
         Image.fromarray(grey).save(folder / "photos" / name)
     rows = questions("a.jpg", "k.gif", "l.tif", *deep)
     assert prepare(folder, rows, name="rows.csv") == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if " samples show " in line]
+    shown = [line for line in output().splitlines() if " samples show " in line]
     told = {line.partition(": ")[0]: set(line.partition(": ")[2].split(", ")) for line in shown}
     assert told == {
         "2 samples show the first frame or page alone of a picture that has more": {

@@ -28,16 +28,14 @@ COCO = {
 
 
 @pytest.mark.parametrize("indent", [None, 1])
-def test_captions_of_coco(
-    indent: int | None, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_captions_of_coco(indent: int | None, folder: Path, output: Any) -> None:
     assert prepare(folder, json.dumps(COCO, indent=indent), task="caption", name="c.json") == 0
     (sample,) = packed(folder / "out").values()
     assert [(a["id"], a["caption"]) for a in sample.annotations] == [
         ("50", "A dog."),
         ("51", "A cat."),
     ]
-    assert "dropped: picture not in the file: 1 (id 52)" in capsys.readouterr().out
+    assert "dropped: picture not in the file: 1 (id 52)" in output()
 
 
 TWICE = COCO | {"images": [{"id": 5, "file_name": f"{name}.jpg"} for name in "ab"]}

@@ -66,11 +66,9 @@ FORMS: tuple[tuple[str, str, str, str], ...] = (
 
 
 @pytest.mark.parametrize(("head", "cells", "kind", "command"), FORMS, ids=lambda text: text)
-def test_tables(
-    head: str, cells: str, kind: str, command: str, desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables(head: str, cells: str, kind: str, command: str, desk: Path, output: Any) -> None:
     assert own(write(desk / "rows.csv", rows(head, cells))) == 0
-    said = capsys.readouterr().out
+    said = output()
     assert command in said
     assert {info.kind for info in packed().values()} == {kind}
     assert sizes().keys() == {"train", "val", "test"}
@@ -85,7 +83,7 @@ def test_few_groups_are_drawn_by_a_seed_that_divides_them_well(desk: Path) -> No
         assert sizes() == {"train": 18, "val": 6, "test": 6}
 
 
-def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_splits_of_the_rows_are_kept(desk: Path, output: Any) -> None:
     table = rows("image,question,answer,split,patient", "NAME,what?,COLOUR,PART,GROUP")
     lines = table.splitlines()
     parts = ["train"] * 20 + ["dev"] * 5 + ["test"] * 5
@@ -94,14 +92,14 @@ def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[s
     for more in ([], ["--group-field", "patient"]):
         assert own(write(desk / "rows.csv", table), *more) == 0
         assert sizes() == {"train": 20, "dev": 5, "test": 5}
-        assert "'patient': 2 of 10 are in several splits, as " in capsys.readouterr().out
+        assert "'patient': 2 of 10 are in several splits, as " in output()
         dataset = open_dataset("out/test")
         kept = {name for n in range(5) for _, name in groups_of(dataset.read(n))}
         assert kept == ({"g8", "g9"} if more else set())
 
 
 @pytest.mark.parametrize("cells", ["NAME,COLOUR,GROUP", "NAME,COLOUR thing of NUMBER,GROUP"])
-def test_groups_stay_together(cells: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_stay_together(cells: str, desk: Path, output: Any) -> None:
     """Of classes too, for which seeds are tried until train has them all."""
     what = "label" if cells.count(" ") == 0 else "caption"
     table = write(desk / "rows.csv", rows(f"image,{what},patient", cells))
@@ -117,28 +115,24 @@ def test_groups_stay_together(cells: str, desk: Path, capsys: pytest.CaptureFixt
     assert all(len(splits) == 1 for splits in groups.values())
 
 
-def test_a_draw_that_does_not_do_tells_no_classes(
-    desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_draw_that_does_not_do_tells_no_classes(desk: Path, output: Any) -> None:
     """The only group with a class must be in train; what other draws lack is of no interest."""
     lines = rows("image,label,patient", "NAME,COLOUR,GROUP").splitlines()
     lines[1:4] = [line.replace(line.split(",")[1], "rare") for line in lines[1:4]]
     table = write(desk / "rows.csv", "\n".join(lines))
     for seed in range(20):
         assert own(table, "--group-field", "patient", "--seed", str(seed)) == 0
-        told = capsys.readouterr().out
+        told = output()
         if "draw 1 of at most 20 does not do (--split-sizes leaves train no pict" in told:
             break
     assert told.count("test: no picture of 1 of 4 classes: 'rare'") == 1
     assert told.count("val: no picture of 1 of 4 classes: 'rare'") == 1
 
 
-def test_a_column_that_may_hold_groups_is_told(
-    desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_column_that_may_hold_groups_is_told(desk: Path, output: Any) -> None:
     table = rows("image,question,answer,patient", "NAME,what is NUMBER?,COLOUR,GROUP")
     assert own(write(desk / "rows.csv", table)) == 0
-    told = capsys.readouterr().out
+    told = output()
     assert "'patient' recurs: if its rows belong together, --group-field patient" in told
     assert "not learned, only kept beside the rows: 'patient'; what a model must know" in told
 

@@ -21,11 +21,9 @@ b.jpg,A dog.,perhaps
 """
 
 
-def test_statements_are_questions_with_two_answers(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_statements_are_questions_with_two_answers(folder: Path, output: Any) -> None:
     assert prepare(folder, STATEMENTS, task="statement") == 0
-    assert "dropped: label perhaps: 1 (id 5)" in capsys.readouterr().out
+    assert "dropped: label perhaps: 1 (id 5)" in output()
     dataset = open_dataset(str(folder / "out"))
     learnt = set()
     for number in range(dataset.num_samples):

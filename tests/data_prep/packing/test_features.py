@@ -110,7 +110,7 @@ def test_pairs_have_two(tmp_path: Path) -> None:
     ids=["shape", "nan", "large", "vector", "integers", "damaged"],
 )
 def test_what_cannot_be_used_is_dropped_with_its_reason(
-    bad: Any, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bad: Any, reason: str, tmp_path: Path, output: Any
 ) -> None:
     folder = npy(tmp_path / "features")
     if isinstance(bad, bytes):
@@ -120,7 +120,7 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(
     assert prepare(tmp_path, folder) == 0
     info = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert info["dropped"] == [{"id": f"{LAST}.jpg", "reason": reason}]
-    assert "2 written + 1 dropped" in capsys.readouterr().out
+    assert "2 written + 1 dropped" in output()
 
 
 def link(file: h5py.File, secret: Path) -> None:
@@ -141,7 +141,7 @@ def virtual_values(file: h5py.File, secret: Path) -> None:
 @pytest.mark.parametrize("pipe", [False, True])
 @pytest.mark.parametrize("lead", [link, external_values, virtual_values])
 def test_hdf5_does_not_lead_to_other_files(
-    lead: Any, pipe: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lead: Any, pipe: bool, tmp_path: Path, output: Any
 ) -> None:
     folder, secret = one_hdf5_each(tmp_path / "features"), tmp_path / "secret.h5"
     if pipe:
@@ -151,7 +151,7 @@ def test_hdf5_does_not_lead_to_other_files(
     with h5py.File(folder / f"{LAST}.h5", "w") as file:
         lead(file, secret)
     assert prepare(tmp_path, folder) == 0
-    told = capsys.readouterr().out
+    told = output()
     assert "dropped: features: a link, or values of another file: 1" in told
 
 
@@ -168,9 +168,7 @@ def damaged_deflate(archive: bytearray, entry: int) -> None:
 
 
 @pytest.mark.parametrize("harm", [encrypted, unknown_compression, damaged_deflate])
-def test_archives_that_zipfile_cannot_read(
-    harm: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_archives_that_zipfile_cannot_read(harm: Any, tmp_path: Path, output: Any) -> None:
     folder = npy(tmp_path / "features")
     (folder / f"{LAST}.npy").unlink()
     np.savez_compressed(folder / f"{LAST}.npz", features=array(0, (50, DIM)))
@@ -178,7 +176,7 @@ def test_archives_that_zipfile_cannot_read(
     harm(archive, archive.find(b"PK\1\2"))
     (folder / f"{LAST}.npz").write_bytes(archive)
     assert prepare(tmp_path, folder) == 0
-    assert "dropped: features: missing or damaged: 1" in capsys.readouterr().out
+    assert "dropped: features: missing or damaged: 1" in output()
 
 
 def zeros_in_npz(folder: Path) -> None:
@@ -195,14 +193,14 @@ def test_few_bytes_that_stand_for_many(
     make: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    output: Any,
 ) -> None:
     monkeypatch.setattr(data_prep.packing.source, "LARGEST_FILE", 1 << 14)
     folder = npy(tmp_path / "features")
     (folder / f"{LAST}.npy").unlink()
     make(folder)
     assert prepare(tmp_path, folder) == 0
-    assert "dropped: features: more than 16,384 bytes: 1" in capsys.readouterr().out
+    assert "dropped: features: more than 16,384 bytes: 1" in output()
 
 
 @pytest.mark.parametrize("make", [one_hdf5_each, one_hdf5_for_all])

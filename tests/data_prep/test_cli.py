@@ -51,32 +51,28 @@ def test_help_fits_a_terminal(root: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(
-    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_has_help(command: str, output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = output().splitlines()
     assert lines[0].startswith(f"usage: vlds data {command} ")
     assert any(line.startswith(f"  vlds data {command} ") for line in lines)
     assert max(map(len, lines)) <= 80
 
 
-def test_unknown_option_is_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["gqa", "--source", "x"]) == 2
-    assert "--src" in capsys.readouterr().err
+def test_unknown_option_is_code_2(refused: Any) -> None:
+    refused(main(["gqa", "--source", "x"]), "--src")
 
 
-def test_stats(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
+def test_stats(shards: Path, output: Any, refused: Any) -> None:
+    output()
     assert main(["stats", str(shards.parent)]) == 0
-    printed = capsys.readouterr().out
+    printed = output()
     assert "yes 67 %, no 33 %" in printed
     assert "40x24 100 %" in printed
-    assert main(["stats", str(shards.parent / "images")]) == 2
-    assert "give a folder of shards" in capsys.readouterr().err
+    refused(main(["stats", str(shards.parent / "images")]), "give a folder of shards")
 
 
 def test_tars_of_others_can_be_indexed(shards: Path) -> None:
@@ -95,26 +91,23 @@ def test_the_arguments_are_on_record(shards: Path) -> None:
     assert info["image"] == {"size": None, "square": False, "format": None}
 
 
-def test_a_format_without_a_size_is_refused(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--annotations", str(tmp_path / "rows.json"), "--images", str(tmp_path / "images")]
-    given = ["jsonl", "--task", "vqa", *arguments, "--out", str(shards)]
-    assert main([*given, "--image-format", "jpeg"]) == 2
-    assert "--image-format jpeg needs --image-size" in capsys.readouterr().err
-    assert main([*given, "--image-format", "jpeg", "--image-size", "12"]) == 0
+def repack(shards: Path, *more: str) -> int:
+    """The command that has packed them once more."""
+    place = shards.parent
+    words = ["--annotations", str(place / "rows.json"), "--images", str(place / "images")]
+    return main(["jsonl", "--task", "vqa", *words, "--out", str(shards), *more])
+
+
+def test_a_format_without_a_size_is_refused(shards: Path, refused: Any) -> None:
+    code = repack(shards, "--image-format", "jpeg")
+    refused(code, "--image-format jpeg needs --image-size")
+    assert repack(shards, "--image-format", "jpeg", "--image-size", "12") == 0
     info = json.loads((shards / "dataset.json").read_text())
     assert info["image"] == {"size": 12, "square": False, "format": "jpeg"}
 
 
-def test_a_folder_of_another_data_set_is_refused(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--annotations", str(tmp_path / "rows.json"), "--images", str(tmp_path / "images")]
-    more = ["--out", str(shards), "--name", "other"]
-    assert main(["jsonl", "--task", "vqa", *arguments, *more]) == 2
-    told = capsys.readouterr().err
-    assert "holds another data set" in told
+def test_a_folder_of_another_data_set_is_refused(shards: Path, refused: Any) -> None:
+    told = refused(repack(shards, "--name", "other"), "holds another data set")
     assert "choose another folder, or remove it" in told
     assert packed(shards)
 
@@ -127,10 +120,9 @@ def test_sizes(text: str, size: int) -> None:
     assert num_bytes(text) == size
 
 
-def test_a_size_that_is_none(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_size_that_is_none(shards: Path, refused: Any) -> None:
     given = ["gqa", "--src", str(shards), "--split", "val", "--out", "x", "--shard-size", "big"]
-    assert main(given) == 2
-    assert "'big' is not a size; give one such as 512MB or 1GiB" in capsys.readouterr().err
+    refused(main(given), "'big' is not a size; give one such as 512MB or 1GiB")
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "preview", "index"])

@@ -10,9 +10,7 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.files import json_lines, write
 from tests.toys.pictures import noise
-from tests.toys.shards import packed
 from tests.toys.streams import SPEC, ToyTokenizer
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
@@ -25,33 +23,6 @@ from vlds.schema import LONGEST_TEXT
 from vlds.tasks import VQA
 
 LONG = "x " * LONGEST_TEXT
-
-
-def test_preparation_drops_the_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "images" / "a.png", noise(0))
-    rows = [{"image": "a.png", "question": q, "answer": "x"} for q in ("what?", LONG, "where?")]
-    write(tmp_path / "rows.jsonl", json_lines(rows))
-    command = ["jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl")]
-    command += ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
-    assert main(command) == 0
-    assert "dropped: question of more than 100,000 characters: 1" in capsys.readouterr().out
-    (sample,) = packed(tmp_path / "out").values()
-    assert [annotation["id"] for annotation in sample.annotations] == ["1", "3"]
-    assert len(sample.annotations[1]["question"]) < LONGEST_TEXT
-    info = json.loads((tmp_path / "out" / "dataset.json").read_text("utf-8"))
-    assert info["dropped"][0]["id"] == "2"
-
-
-def test_preparation_drops_half_a_character(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "images" / "a.png", noise(0))
-    rows = [{"image": "a.png", "question": q, "answer": "x"} for q in ("what?", "wh\ud800t?")]
-    write(tmp_path / "rows.jsonl", json_lines(rows))
-    command = ["jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl")]
-    command += ["--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
-    assert main(command) == 0
-    assert "dropped: half of a character in a text: 1" in capsys.readouterr().out
 
 
 def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

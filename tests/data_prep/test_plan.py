@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,6 @@ from tests.toys.files import ROOT
 from tests.toys.official_sets import write_okvqa
 from tests.toys.shards import packed
 
-KNOWN = PUBLISHED
-
 
 def test_every_data_set_of_a_publisher_is_planned() -> None:
     commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
@@ -22,13 +21,13 @@ def test_every_data_set_of_a_publisher_is_planned() -> None:
         name for name, parser in commands.items()  # type: ignore[union-attr]
         if "--src" in parser._option_string_actions
     }  # fmt: skip
-    assert with_splits == KNOWN.keys()
+    assert with_splits == PUBLISHED.keys()
 
 
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_every_command_parses(name: str) -> None:
-    published = KNOWN[name]
+    published = PUBLISHED[name]
     for split in published.needs:
         words = words_of(published, split, Path("data"), Path("shards"))
         options = vars(build_parser().parse_args(words))
@@ -41,20 +40,19 @@ def test_every_command_parses(name: str) -> None:
 
 def test_a_file_that_the_command_would_not_look_for_is_named() -> None:
     """The answers to train on are an option, so that the packed split is that of the recipes."""
-    train = words_of(KNOWN["vqav2"], "karpathy-train", Path("data"), Path("shards"))
-    assert "--vocabulary data/COCO/trainval_ans2label.json --split karpathy-train" in " ".join(
-        train
-    )
-    test = words_of(KNOWN["vqav2"], "karpathy-test", Path("data"), Path("shards"))
+    train = words_of(PUBLISHED["vqav2"], "karpathy-train", Path("data"), Path("shards"))
+    told = "--vocabulary data/COCO/trainval_ans2label.json --split karpathy-train"
+    assert told in " ".join(train)
+    test = words_of(PUBLISHED["vqav2"], "karpathy-test", Path("data"), Path("shards"))
     assert "--vocabulary" not in test
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_page_lists_every_file(name: str) -> None:
     pages = (ROOT / "docs" / page for page in ("reproduce.md", "few_shot_data.md"))
     lines = [line for page in pages for line in page.read_text("utf-8").splitlines()]
     rows = [line for line in lines if line.startswith("|")]
-    for entry in downloads_of(KNOWN[name]):
+    for entry in downloads_of(PUBLISHED[name]):
         (row,) = [row for row in rows if f"`{entry.gives}`" in row]
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1:] == [entry.address, entry.size, entry.licence]
@@ -89,14 +87,11 @@ def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixt
     assert said.startswith("nothing is left to do: 0 splits packed now, 1 packed before, 1 without")
 
 
-def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "okvqqa", "--data", str(tmp_path)]) == 2
-    assert (
-        "okvqqa is not a publisher's data set; there are aokvqa, caltech101, "
-        in capsys.readouterr().err
-    )
-    assert main(["plan", "--data", str(tmp_path / "x")]) == 2
-    assert "x is not a folder; name that of the downloads" in capsys.readouterr().err
+def test_wrong_words(tmp_path: Path, refused: Any) -> None:
+    code = main(["plan", "okvqqa", "--data", str(tmp_path)])
+    refused(code, "okvqqa is not a publisher's data set; there are aokvqa, caltech101, ")
+    code = main(["plan", "--data", str(tmp_path / "x")])
+    refused(code, "x is not a folder; name that of the downloads")
 
 
 @pytest.mark.slow

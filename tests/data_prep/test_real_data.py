@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from data_prep.official.nlvr2 import parse_nlvr2
 from tests.toys.files import write
 from tests.toys.shards import packed
 from vlds.data.shards.pictures import decode_image
@@ -97,15 +96,3 @@ def test_drawings(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["preview", str(tmp_path / "out"), "--samples", "3"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("192x48, 1 annotation") == 3
-
-
-def test_sentences_of_nlvr2(shared: Path) -> None:
-    src = shared / "data/nlvr2_text"
-    dataset = parse_nlvr2(src, "dev", annotations=src / "balanced_dev.json")
-    lines = (src / "balanced_dev.json").read_text(encoding="utf-8").splitlines()
-    annotations = [a for sample in dataset.samples for a in sample.annotations]
-    assert len(annotations) == len(lines)
-    assert {a["id"] for a in annotations} == {json.loads(line)["identifier"] for line in lines}
-    share = sum(a["label"] for a in annotations) / len(annotations)
-    assert 0.45 < share < 0.55
-    assert all(len(sample.images) == 2 for sample in dataset.samples)

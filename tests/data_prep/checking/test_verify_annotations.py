@@ -79,10 +79,9 @@ def test_what_was_dropped_is_not_missing(tmp_path: Path, check: Check) -> None:
     ],
 )
 def test_files_without_ids_are_refused(
-    healthy: Path, capsys: pytest.CaptureFixture[str], text: str | None, told: str
+    healthy: Path, refused: Any, text: str | None, told: str
 ) -> None:
     file = healthy.parent / "rows.json"
     if text is not None:
         write(file, text)
-    assert main(["verify", str(healthy), "--annotations", str(file), "--workers", "1"]) == 2
-    assert told in capsys.readouterr().err
+    refused(main(["verify", str(healthy), "--annotations", str(file), "--workers", "1"]), told)

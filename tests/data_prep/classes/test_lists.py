@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,11 +76,10 @@ def test_missing_pictures_can_be_skipped(dtd: Path, tmp_path: Path) -> None:
 
 
 def test_a_list_needs_its_split(
-    dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Any
 ) -> None:
     plain = ["--lists", f"{dtd}/labels/train1.txt"]
-    assert pack_folders(dtd / "images", tmp_path / "out", *plain) == 2
-    assert "of which split? Give SPLIT=" in capsys.readouterr().err
+    refused(pack_folders(dtd / "images", tmp_path / "out", *plain), "of which split? Give SPLIT=")
     both = [*lists(dtd, "train"), "--layout", "classes"]
     assert pack_folders(dtd / "images", tmp_path / "out", *both) == 2
     assert "--layout is about folders of classes; leave it out" in capsys.readouterr().err
@@ -117,19 +117,14 @@ def test_coop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            {"train": [["a.jpg", 0, "x"], ["b.jpg", 0, "y"]]},
-            'train, row 2: class 0 is "y", and "x"',
-        ),
+        ({"train": [["a.jpg", 0, "x"], ["b.jpg", 0, "y"]]},
+         'train, row 2: class 0 is "y", and "x"'),
         ({"train": [["a.jpg", "0", "x"]]}, 'row 1: ["a.jpg", "0", "x"]; expected [picture, number'),
         ({"train": [["a.jpg", -1, "x"]]}, "expected [picture, number of the class, class]"),
         ({"train": {"a.jpg": 1}}, "'train' is {\"a.jpg\": 1}; expected a list"),
         ([], "expected an object {...}, found []"),
     ],
-)
-def test_coops_file_is_checked(
-    content: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+)  # fmt: skip
+def test_coops_file_is_checked(content: object, message: str, tmp_path: Path, refused: Any) -> None:
     file = write(tmp_path / "split.json", content)
-    assert pack_folders(tmp_path, tmp_path / "out", "--lists", str(file)) == 2
-    assert message in capsys.readouterr().err
+    refused(pack_folders(tmp_path, tmp_path / "out", "--lists", str(file)), message)

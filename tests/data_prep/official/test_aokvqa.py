@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from data_prep.cli import main
 from data_prep.official.aokvqa import parse_aokvqa
 from tests.toys.files import write
 from tests.toys.official_sets import AOKVQA_ROWS, write_aokvqa
-from tests.toys.shards import find_annotation, packed
+from tests.toys.shards import find_annotation
 
 
-def test_a_question_has_choices_and_direct_answers(tmp_path: Path) -> None:
-    src, out = write_aokvqa(tmp_path / "src"), tmp_path / "out"
-    assert main(["aokvqa", "--src", str(src), "--split", "val", "--out", str(out)]) == 0
-    samples = packed(out)
+def test_a_question_has_choices_and_direct_answers(tmp_path: Path, pack_split: Any) -> None:
+    samples = pack_split("aokvqa --split val", write_aokvqa(tmp_path))
     assert sorted(samples) == ["299207", "299208", "299209"]
     assert samples["299207"].kind == "multiple_choice"
     assert find_annotation(samples, "22MexNkBPpdZGX6sxbxVB1") == {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,10 +29,8 @@ def src(tmp_path: Path) -> Path:
         {"id": n, "file_name": f"COCO_val2014_{n:012d}.jpg", "height": 24, "width": 40}
         for n in (7, 8, 9)
     ]
-    write(
-        src / "annotations/captions_val2014.json",
-        {"info": {}, "images": pictures, "annotations": CAPTIONS},
-    )
+    captions = {"info": {}, "images": pictures, "annotations": CAPTIONS}
+    write(src / "annotations/captions_val2014.json", captions)
     tested = [{"id": 5, "file_name": "000000000005.jpg"}]
     write(src / "annotations/image_info_test2017.json", {"images": tested})
     for picture in pictures:
@@ -40,57 +39,44 @@ def src(tmp_path: Path) -> Path:
     return src
 
 
-def test_captions_are_gathered_by_picture(
-    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert main(["coco-captions", "--src", str(src), "--split", "val", "--out", str(out)]) == 0
-    samples = packed(out)
-    assert {key: [a["caption"] for a in s.annotations] for key, s in samples.items()} == {
-        "8": ["A cat"],
-        "9": ["A dog.", "Dog there"],
-    }
-    told = capsys.readouterr().out
+def test_captions_are_gathered_by_picture(src: Path, pack_split: Any, output: Any) -> None:
+    samples = pack_split("coco-captions --split val", src)
+    captions = {key: [a["caption"] for a in s.annotations] for key, s in samples.items()}
+    assert captions == {"8": ["A cat"], "9": ["A dog.", "Dog there"]}
+    told = output()
     assert "dropped: empty caption: 1" in told
     assert "dropped: no annotation: 1" in told
 
 
 def test_captions_of_pictures_that_are_not_there(
-    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    src: Path, tmp_path: Path, pack_split: Any, output: Any
 ) -> None:
     file = src / "annotations/captions_val2014.json"
     content = json.loads(file.read_text())
     content["annotations"].append({"image_id": 55, "id": 12, "caption": "Lost"})
     write(file, content)
-    given = ["--src", str(src), "--split", "val", "--out", str(tmp_path / "out")]
-    assert main(["coco-captions", *given]) == 0
-    told = capsys.readouterr().out
+    pack_split("coco-captions --split val", src)
+    told = output()
     assert re.search(r"annotations +5 in = 3 written \+ 2 dropped", told)
     assert "dropped: picture not in the file: 1" in told
     given = ["--annotations", str(file), "--workers", "1"]
     assert main(["verify", str(tmp_path / "out"), *given]) == 0
 
 
-def test_a_test_split_has_pictures_alone(src: Path, tmp_path: Path) -> None:
-    given = ["--src", str(src), "--split", "test", "--year", "2017", "--out", str(tmp_path / "out")]
-    assert main(["coco-captions", *given]) == 0
-    (sample,) = packed(tmp_path / "out").values()
+def test_a_test_split_has_pictures_alone(src: Path, pack_split: Any) -> None:
+    (sample,) = pack_split("coco-captions --split test --year 2017", src).values()
     assert sample.id == "5"
     assert list(sample.annotations) == [{"id": "5"}]
 
 
-def test_captions_of_a_test_split_are_kept(src: Path, tmp_path: Path) -> None:
+def test_captions_of_a_test_split_are_kept(src: Path, pack_split: Any) -> None:
     """Those of another file: COCO's own has none."""
-    file = src / "annotations/captions_val2014.json"
-    given = ["--src", str(src), "--split", "test", "--annotations", str(file)]
-    assert main(["coco-captions", *given, "--images", str(src / "val2014"),
-                 "--out", str(tmp_path / "out")]) == 0  # fmt: skip
-    assert [a["id"] for a in packed(tmp_path / "out")["9"].annotations] == ["3", "5"]
+    more = ("--annotations", src / "annotations/captions_val2014.json", "--images", src / "val2014")
+    samples = pack_split("coco-captions --split test", src, *more)
+    assert [a["id"] for a in samples["9"].annotations] == ["3", "5"]
 
 
-def test_a_share_of_the_pictures_is_a_test_set(
-    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_share_of_the_pictures_is_a_test_set(src: Path, tmp_path: Path, output: Any) -> None:
     """All captions of a picture, and all pictures of the same bytes, go to one side."""
     pictures = [{"id": n, "file_name": f"{n}.jpg"} for n in range(20)]
     for picture in pictures:
@@ -106,4 +92,4 @@ def test_a_share_of_the_pictures_is_a_test_set(
     assert not sides[0] & sides[1]
     assert sum(len(part) for part in parts) == 20
     assert all(len(sample.annotations) == 2 for part in parts for sample in part.values())
-    assert "10 pictures have the bytes of another one" in capsys.readouterr().out
+    assert "10 pictures have the bytes of another one" in output()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.cli import main
 from tests.toys.official_sets import FLICKR_CAPTIONS, write_flickr30k
-from tests.toys.shards import packed
 from vlds.tasks import Caption
 from vlds.tasks.metrics import coco_package
 
@@ -30,27 +30,21 @@ SCORES = {
 """What the scorers of pycocoevalcap 1.2 say of these captions."""
 
 
-@pytest.fixture
-def packed_test(tmp_path: Path) -> Path:
-    src, out = write_flickr30k(tmp_path / "src"), tmp_path / "out"
-    assert main(["flickr30k", "--src", str(src), "--split", "test", "--out", str(out)]) == 0
-    return out
-
-
-def test_samples_have_the_names_of_their_pictures(packed_test: Path) -> None:
-    samples = packed(packed_test)
+def test_samples_have_the_names_of_their_pictures(tmp_path: Path, pack_split: Any) -> None:
+    samples = pack_split("flickr30k --split test", write_flickr30k(tmp_path))
     captions = {key: [a["caption"] for a in s.annotations] for key, s in samples.items()}
     assert captions == FLICKR_CAPTIONS
     first = samples["10002456"].annotations[0]
     assert (first["id"], first["source"]["tokens"][:3]) == ("3", ["several", "men", "in"])
-    assert main(["verify", str(packed_test), "--workers", "1", "--annotations",
-                 str(packed_test.parent / "src/dataset_flickr30k.json")]) == 0  # fmt: skip
+    file = str(tmp_path / "dataset_flickr30k.json")
+    assert main(["verify", str(tmp_path / "out"), "--workers", "1", "--annotations", file]) == 0
 
 
 @pytest.mark.slow
 @needs_java
-def test_captions_are_scored_as_by_the_official_package(packed_test: Path) -> None:
+def test_captions_are_scored_as_by_the_official_package(tmp_path: Path, pack_split: Any) -> None:
+    samples = pack_split("flickr30k --split test", write_flickr30k(tmp_path))
     task = Caption(scores=list(SCORES))
-    examples = [task.example("c", sample, None, None) for sample in packed(packed_test).values()]
+    examples = [task.example("c", sample, None, None) for sample in samples.values()]
     scores = task.score(SAID, {example.id: example.reference for example in examples})
     assert scores == pytest.approx(SCORES, abs=1e-6)

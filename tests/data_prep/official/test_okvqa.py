@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from data_prep.cli import main
 from tests.toys.official_sets import write_okvqa
-from tests.toys.shards import find_annotation, packed
+from tests.toys.shards import find_annotation
 
 
-def test_questions_with_ten_answers_and_their_type(tmp_path: Path) -> None:
-    src, out = write_okvqa(tmp_path / "src"), tmp_path / "out"
-    assert main(["okvqa", "--src", str(src), "--split", "val", "--out", str(out)]) == 0
-    samples = packed(out)
+def test_questions_with_ten_answers_and_their_type(tmp_path: Path, pack_split: Any) -> None:
+    samples = pack_split("okvqa --split val", write_okvqa(tmp_path))
     assert {sample.kind for sample in samples.values()} == {"vqa"}
     assert find_annotation(samples, "516065") == {
         "id": "516065",

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import pytest
-
-from data_prep.cli import main
 from tests.toys.official_sets import write_scienceqa
-from tests.toys.shards import packed
 
 
-@pytest.fixture
-def src(tmp_path: Path) -> Path:
-    return write_scienceqa(tmp_path / "src")
-
-
-def test_a_question_has_choices_hint_and_groups(src: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert main(["scienceqa", "--src", str(src), "--split", "test", "--out", str(out)]) == 0
-    (annotation,) = packed(out)["5"].annotations
+def test_a_question_has_choices_hint_and_groups(tmp_path: Path, pack_split: Any) -> None:
+    (annotation,) = pack_split("scienceqa --split test", write_scienceqa(tmp_path))["5"].annotations
     assert annotation == {
         "id": "5",
         "question": "Which of these 5? Select one.",
@@ -44,15 +34,11 @@ def test_a_question_has_choices_hint_and_groups(src: Path, tmp_path: Path) -> No
     }
 
 
-def test_questions_without_a_picture(
-    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["scienceqa", "--src", str(src), "--split", "test"]
-    assert main([*given, "--out", str(tmp_path / "seen")]) == 0
-    assert "dropped: no picture: 12 " in capsys.readouterr().out
-    assert len(packed(tmp_path / "seen")) == 12
-    assert main([*given, "--text-rows", "--out", str(tmp_path / "all")]) == 0
-    samples = packed(tmp_path / "all")
+def test_questions_without_a_picture(tmp_path: Path, pack_split: Any, output: Any) -> None:
+    src = write_scienceqa(tmp_path)
+    assert len(pack_split("scienceqa --split test", src)) == 12
+    assert "dropped: no picture: 12 " in output()
+    samples = pack_split("scienceqa --split test --text-rows", src)
     assert len(samples) == 24
     assert samples["2"].images == ()
     groups = samples["2"].annotations[0]["groups"]

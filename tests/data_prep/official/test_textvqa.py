@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_prep.cli import main
 from data_prep.official.textvqa import parse_textvqa
 from tests.toys.files import write
 from tests.toys.official_sets import TEXTVQA_ANSWERS, write_textvqa
-from tests.toys.shards import find_annotation, packed
+from tests.toys.shards import find_annotation
 
 
-def test_samples_have_the_words_of_their_picture(tmp_path: Path) -> None:
-    src, out = write_textvqa(tmp_path / "src"), tmp_path / "out"
-    assert main(["textvqa", "--src", str(src), "--split", "val", "--out", str(out)]) == 0
-    samples = packed(out)
+def test_samples_have_the_words_of_their_picture(tmp_path: Path, pack_split: Any) -> None:
+    samples = pack_split("textvqa --split val", write_textvqa(tmp_path))
     words = [samples[f"003a8ae2ef43b90{n}"].extra["ocr_tokens"] for n in range(3)]
     assert words == [["NOKIA", "12:30"], [], ["one way"]]
     annotation = find_annotation(samples, "34603")

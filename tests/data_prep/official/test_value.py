@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_prep.cli import main
 from tests.toys.files import json_lines, write
-from tests.toys.shards import packed
 from vlds.tasks import VideoCaption, VideoQA
 
 LENGTHS = {"s1": 10, "s2": 64, "s3": 100}
@@ -23,14 +23,12 @@ def src(tmp_path: Path) -> Path:
     src = tmp_path / "value"
     asked = {f"a{n}": f"Choice {n}." for n in range(5)} | {"q": "Who?", "show_name": "Friends"}
     four = {key: text for key, text in asked.items() if key not in ("a4", "show_name")}
-    tvqa = json_lines(
-        [
-            {"qid": 0, "ts": "1.5-3", "vid_name": "s1", "answer_idx": 4, **asked},
-            {"qid": 7, "ts": "2-3", "vid_name": "s1", "answer_idx": 0, **asked},
-            {"qid": 8, "ts": "2-3", "vid_name": "s3", "answer_idx": 1, **asked},
-        ]
-    )
-    write(src / "ann/tvqa/tvqa_train.jsonl", tvqa)
+    tvqa = [
+        {"qid": 0, "ts": "1.5-3", "vid_name": "s1", "answer_idx": 4, **asked},
+        {"qid": 7, "ts": "2-3", "vid_name": "s1", "answer_idx": 0, **asked},
+        {"qid": 8, "ts": "2-3", "vid_name": "s3", "answer_idx": 1, **asked},
+    ]
+    write(src / "ann/tvqa/tvqa_train.jsonl", json_lines(tvqa))
     unlabelled = json_lines([{"qid": 9, "ts": "2-3", "vid_name": "s2", **asked}])
     write(src / "ann/tvqa/tvqa_test_release.jsonl", unlabelled)
     how2qa = json_lines([{"qid": 5, "ts": "0-1", "vid_name": "s1", "answer_idx": 3, **four}])
@@ -52,15 +50,8 @@ def src(tmp_path: Path) -> Path:
     return src
 
 
-def prepare(src: Path, task: str, split: str) -> Path:
-    out = src.parent / f"{task}-{split}"
-    given = ["--src", str(src), "--split", split, "--out", str(out)]
-    assert main([f"value-{task}", *given]) == 0
-    return out
-
-
-def test_questions_about_a_clip_are_one_sample(src: Path) -> None:
-    samples = packed(prepare(src, "tvqa", "train"))
+def test_questions_about_a_clip_are_one_sample(src: Path, pack_split: Any) -> None:
+    samples = pack_split("value-tvqa --split train", src)
     assert sorted(samples) == ["s1", "s3"]
     sample = samples["s1"]
     assert sample.kind == "video_qa"
@@ -74,73 +65,69 @@ def test_questions_about_a_clip_are_one_sample(src: Path) -> None:
     assert samples["s3"].extra["subtitles"] == []
 
 
-def test_clips_have_64_rows(src: Path) -> None:
-    out = prepare(src, "tvqa", "train")
-    short, long = (packed(out)[name].features[0] for name in ("s1", "s3"))
+def test_clips_have_64_rows(src: Path, tmp_path: Path, pack_split: Any) -> None:
+    samples = pack_split("value-tvqa --split train", src)
+    short, long = (samples[name].features[0] for name in ("s1", "s3"))
     assert short.shape == long.shape == (64, 5)
     assert short[9].any()
     assert not short[10:].any()
     stored = np.load(src / "vis_features/tv/clip-vit/s3.npz")["features"]
     np.testing.assert_array_equal(long[0], stored[:2].max(0))
-    info = json.loads((out / "dataset.json").read_text())
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
     assert (info["features"]["tokens"], info["features"]["dim"]) == (64, 5)
 
 
-def test_four_choices(src: Path) -> None:
-    (sample,) = packed(prepare(src, "how2qa", "val")).values()
+def test_four_choices(src: Path, pack_split: Any) -> None:
+    (sample,) = pack_split("value-how2qa --split val", src).values()
     (annotation,) = sample.annotations
     assert len(annotation["choices"]) == 4
     assert annotation["answer_index"] == 3
 
 
-def test_a_test_split_says_nothing(src: Path) -> None:
-    (sample,) = packed(prepare(src, "tvqa", "test")).values()
+def test_a_test_split_says_nothing(src: Path, pack_split: Any) -> None:
+    (sample,) = pack_split("value-tvqa --split test", src).values()
     assert "answer_index" not in sample.annotations[0]
     assert VideoQA().example("tvqa", sample, 0, None).reference is None
-    (moment,) = packed(prepare(src, "tvc", "test")).values()
+    (moment,) = pack_split("value-tvc --split test", src, out="tvc").values()
     assert VideoCaption().example("tvc", moment, None, None).reference is None
 
 
-def test_each_moment_is_a_sample(src: Path) -> None:
-    samples = packed(prepare(src, "tvc", "val"))
+def test_each_moment_is_a_sample(src: Path, pack_split: Any) -> None:
+    samples = pack_split("value-tvc --split val", src)
     sample = samples["4"]
     assert sample.kind == "video_caption"
     assert sample.extra["span"] == [1.0, 2.5]
-    assert [(a["id"], a["caption"]) for a in sample.annotations] == [
-        ("31", "Ann waves."),
-        ("32", "Hi"),
-    ]
-    (step,) = packed(prepare(src, "yc2c", "train")).values()
+    captions = {a["id"]: a["caption"] for a in sample.annotations}
+    assert captions == {"31": "Ann waves.", "32": "Hi"}
+    (step,) = pack_split("value-yc2c --split train", src, out="yc2c").values()
     assert "span" not in step.extra
     assert step.annotations[0]["caption"] == "Ann waves."
 
 
-def test_a_choice_that_is_not_there(src: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_choice_that_is_not_there(src: Path, refused: Any) -> None:
     wrong = {"qid": 5, "q": "Who?", "ts": "0-1", "vid_name": "s1", "answer_idx": 2, "a0": "x"}
     write(src / "ann/how2qa_val_release.jsonl", json_lines([wrong]))
     given = ["--src", str(src), "--split", "val", "--out", str(src / "out")]
-    assert main(["value-how2qa", *given]) == 2
-    assert "question 5: answer_idx is 2, but it has 1 choices" in capsys.readouterr().err
+    refused(main(["value-how2qa", *given]), "question 5: answer_idx is 2, but it has 1 choices")
 
 
 def test_an_empty_description_is_dropped(
-    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    src: Path, tmp_path: Path, pack_split: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = [{"desc": " ", "desc_id": 31}, {"desc": "Hi", "desc_id": 32}]
     row = {"vid_name": "s2", "clip_id": 6, "duration": 3, "descs": told}
     file = write(src / "ann/yc2c/yc2c_train_release.jsonl", json_lines([row]))
-    out = prepare(src, "yc2c", "train")
-    assert [a["id"] for a in packed(out)["6"].annotations] == ["32"]
+    samples = pack_split("value-yc2c --split train", src)
+    assert [a["id"] for a in samples["6"].annotations] == ["32"]
     assert "dropped: empty caption: 1" in capsys.readouterr().out
     given = ["--annotations", str(file), "--workers", "1"]
-    assert main(["verify", str(out), *given]) == 0
+    assert main(["verify", str(tmp_path / "out"), *given]) == 0
 
 
-def test_features_that_are_missing(src: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_that_are_missing(src: Path, refused: Any) -> None:
     (src / "vis_features/tv/clip-vit/s3.npz").unlink()
     given = ["--src", str(src), "--split", "train", "--out", str(src / "out")]
-    assert main(["value-tvqa", *given]) == 2
-    told = capsys.readouterr().err
-    assert (
-        "clip-vit/s3 (.h5, .hdf5, .npz, .npy) is missing; annotation 8 of tvqa_train.jsonl" in told
+    refused(
+        main(["value-tvqa", *given]),
+        "clip-vit/s3 (.h5, .hdf5, .npz, .npy) is missing; annotation 8 of tvqa_train.jsonl",
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.cli import main
 from tests.toys.files import write
 from tests.toys.pictures import jpeg
-from tests.toys.shards import packed
 
 
 @pytest.fixture
@@ -20,21 +20,13 @@ def src(tmp_path: Path) -> Path:
     first = {"qa_id": 11, "image_id": 1, "question": "What is it? ", "answer": "A dog."}
     empty = {"qa_id": 12, "image_id": 1, "question": "Why?", "answer": " . "}
     old = {"qa_id": 21, "question": "Where?", "answer": "Outside", "q_objects": [], "a_objects": []}
-    write(
-        src / "question_answers.json",
-        [{"id": 1, "qas": [first, empty]}, {"image_id": 2, "qas": [old]}, {"id": 3, "qas": [old]}],
-    )
+    pictures = [{"id": 1, "qas": [first, empty]}, {"image_id": 2, "qas": [old]}]
+    write(src / "question_answers.json", [*pictures, {"id": 3, "qas": [old]}])
     box = {"x": 1, "y": 2, "width": 3, "height": 4}
     regions = [{"region_id": 5, "image_id": 1, "phrase": "a brown  dog", **box}]
     write(src / "region_descriptions.json", [{"id": 1, "regions": regions}])
-    write(
-        src / "image_data.json",
-        [
-            {"image_id": 1, "coco_id": None},
-            {"image_id": 2, "coco_id": 70},
-            {"id": 3, "coco_id": 80},
-        ],
-    )
+    of_coco = [{"image_id": 1, "coco_id": None}, {"image_id": 2, "coco_id": 70}]
+    write(src / "image_data.json", [*of_coco, {"id": 3, "coco_id": 80}])
     split = [{"cocoid": 70, "split": "restval"}, {"cocoid": 80, "split": "test"}]
     write(src / "dataset_coco.json", {"images": split})
     for part, number in (("VG_100K", 1), ("VG_100K_2", 2), ("VG_100K_2", 3)):
@@ -42,10 +34,11 @@ def src(tmp_path: Path) -> Path:
     return src
 
 
-def test_questions_without_those_about_pictures_of_coco_test(src: Path, tmp_path: Path) -> None:
-    given = ["--src", str(src), "--what", "questions", "--out", str(tmp_path / "out")]
-    assert main(["vg", *given, "--without-coco", str(src / "dataset_coco.json")]) == 0
-    samples = packed(tmp_path / "out")
+def test_questions_without_those_about_pictures_of_coco_test(
+    src: Path, tmp_path: Path, pack_split: Any
+) -> None:
+    without = ("--without-coco", src / "dataset_coco.json")
+    samples = pack_split("vg --what questions", src, *without)
     assert sorted(samples) == ["1", "2"]
     (annotation,) = samples["1"].annotations
     assert annotation == {
@@ -65,8 +58,9 @@ def test_questions_without_those_about_pictures_of_coco_test(src: Path, tmp_path
 
 @pytest.mark.parametrize(("what", "entries"), [("questions", "qas"), ("regions", "regions")])
 def test_pictures_of_coco_test_are_accounted_for(
-    what: str, entries: str, src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    what: str, entries: str, src: Path, tmp_path: Path, pack_split: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """With each of their annotations, so that none is missed afterwards."""
     texts = {"question": "What?", "answer": "A dog.", "phrase": "a dog"}
     name = {"questions": "qa_id", "regions": "region_id"}[what]
@@ -76,8 +70,7 @@ def test_pictures_of_coco_test_are_accounted_for(
     ]
     file = {"questions": "question_answers.json", "regions": "region_descriptions.json"}[what]
     write(src / file, rows)
-    given = ["--src", str(src), "--what", what, "--out", str(tmp_path / "out")]
-    assert main(["vg", *given, "--without-coco", str(src / "dataset_coco.json")]) == 0
+    pack_split(f"vg --what {what}", src, "--without-coco", src / "dataset_coco.json")
     told = capsys.readouterr().out
     assert re.search(r"samples +2 in = 1 written \+ 1 dropped", told)
     assert re.search(r"annotations +4 in = 1 written \+ 3 dropped", told)
@@ -85,23 +78,14 @@ def test_pictures_of_coco_test_are_accounted_for(
     assert main(["verify", str(tmp_path / "out"), *given]) == 0
 
 
-def test_ids_are_unique_over_all_pictures(
-    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ids_are_unique_over_all_pictures(src: Path, tmp_path: Path, refused: Any) -> None:
     given = ["--src", str(src), "--what", "questions", "--out", str(tmp_path / "out")]
-    assert main(["vg", *given]) == 2
-    assert "annotation id 21 occurs more than once" in capsys.readouterr().err
+    refused(main(["vg", *given]), "annotation id 21 occurs more than once")
 
 
-def test_regions_keep_their_box(src: Path, tmp_path: Path) -> None:
-    given = ["--src", str(src), "--what", "regions", "--out", str(tmp_path / "out")]
-    assert main(["vg", *given]) == 0
-    (sample,) = packed(tmp_path / "out").values()
+def test_regions_keep_their_box(src: Path, pack_split: Any) -> None:
+    (sample,) = pack_split("vg --what regions", src).values()
     assert sample.kind == "pair_text"
     assert list(sample.annotations) == [
-        {
-            "id": "5",
-            "text": "a brown dog",
-            "source": {"x": 1, "y": 2, "width": 3, "height": 4},
-        }
+        {"id": "5", "text": "a brown dog", "source": {"x": 1, "y": 2, "width": 3, "height": 4}}
     ]

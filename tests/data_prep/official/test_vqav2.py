@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from data_prep.official.vqav2 import parse_vqav2
 from tests.toys.files import write
 from tests.toys.official import VQA_ANSWERS, VQA_PICTURES, write_vqav2
 from tests.toys.pictures import jpeg
-from tests.toys.shards import find_annotation, packed
+from tests.toys.shards import find_annotation
 
 
 @pytest.fixture
@@ -21,10 +22,8 @@ def official(tmp_path: Path) -> Path:
     return write_vqav2(tmp_path / "vqa")
 
 
-def test_annotations_as_a_run_reads_them(official: Path, tmp_path: Path) -> None:
-    out = tmp_path / "shards"
-    assert main(["vqav2", "--src", str(official), "--split", "val", "--out", str(out)]) == 0
-    samples = packed(out)
+def test_annotations_as_a_run_reads_them(official: Path, pack_split: Any) -> None:
+    samples = pack_split("vqav2 --split val", official)
     assert sorted(samples) == ["1", "2", "3", "9"]
     assert find_annotation(samples, "1000") == {
         "id": "1000",
@@ -39,35 +38,24 @@ def test_annotations_as_a_run_reads_them(official: Path, tmp_path: Path) -> None
     # or white space.
     assert find_annotation(samples, "1001")["answers"] == VQA_ANSWERS[1001]
     assert find_annotation(samples, "1001")["label"] == {
-        "Black-and-white": 0.9,
-        "black\nand white": 0.6,
-        "grey": 0.6,
-        "b": 0.6,
-        "gray": 0.3,
-    }
+        "Black-and-white": 0.9, "black\nand white": 0.6, "grey": 0.6, "b": 0.6, "gray": 0.3,
+    }  # fmt: skip
     assert find_annotation(samples, "2000")["label"] == {"2": 1.0, "two": 0.3}
     assert find_annotation(samples, "9000")["label"]["netting"] == 0.9
     assert len(samples["1"].annotations) == 2
-
-
-def test_pictures_get_their_true_extension_and_stand_upright(
-    official: Path, tmp_path: Path
-) -> None:
-    main(["vqav2", "--src", str(official), "--split", "val", "--out", str(tmp_path / "shards")])
-    samples = packed(tmp_path / "shards")
     assert samples["9"].images == (VQA_PICTURES[9],)
     assert samples["2"].images == (VQA_PICTURES[2],)
-    assert samples["3"].extra["size"] == [[24, 40]]
+    assert samples["3"].extra["size"] == [[24, 40]]  # it stands upright
 
 
 def test_nothing_is_dropped_in_silence(
-    official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    official: Path, tmp_path: Path, pack_split: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["vqav2", "--src", str(official), "--split", "val", "--out", str(tmp_path / "shards")])
+    pack_split("vqav2 --split val", official)
     printed = capsys.readouterr().out
     assert "5 in = 4 written + 1 dropped" in printed
     assert "6 in = 5 written + 1 dropped" in printed
-    info = json.loads((tmp_path / "shards/dataset.json").read_text())
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
     assert info["dropped"] == [{"id": "7", "reason": "picture: truncated or damaged"}]
     assert [entry["file"] for entry in info["source"]] == [
         "v2_OpenEnded_mscoco_val2014_questions.json",
@@ -110,21 +98,17 @@ def test_test_split_has_no_labels(tmp_path: Path) -> None:
     assert dataset.samples[0].images[0].is_file()
 
 
-def test_karpathys_split(official: Path, tmp_path: Path) -> None:
+def test_karpathys_split(official: Path, pack_split: Any) -> None:
     """Train has the questions about his train and restval pictures, from both official subsets."""
     for part in ("questions", "annotations"):
         empty = {"questions": [], "annotations": []}
         names = {"questions": "v2_OpenEnded_mscoco", "annotations": "v2_mscoco"}
         write(official / f"{names[part]}_train2014_{part}.json", {part: empty[part]})
     splits = {1: "restval", 2: "test", 3: "train", 7: "val", 9: "test"}
-    pictures = [{"cocoid": number, "split": split} for number, split in splits.items()]
-    write(official / "dataset_coco.json", {"images": pictures})
-    found = {}
-    for split in ("karpathy-train", "karpathy-test"):
-        given = ["--src", str(official), "--split", split, "--out", str(tmp_path / split)]
-        assert main(["vqav2", *given]) == 0
-        found[split] = sorted(packed(tmp_path / split))
-    assert found == {"karpathy-train": ["1", "3"], "karpathy-test": ["2", "9"]}
+    images = [{"cocoid": number, "split": split} for number, split in splits.items()]
+    write(official / "dataset_coco.json", {"images": images})
+    for split, pictures in (("karpathy-train", ["1", "3"]), ("karpathy-test", ["2", "9"])):
+        assert sorted(pack_split(f"vqav2 --split {split}", official, out=split)) == pictures
 
 
 LXMERT = [
@@ -134,11 +118,9 @@ LXMERT = [
 ]  # fmt: skip
 
 
-def test_questions_of_lxmert(official: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "minival.json", LXMERT)
-    given = ["--src", str(official), "--split", "val", "--questions", str(file)]
-    assert main(["vqav2", *given, "--out", str(tmp_path / "soft")]) == 0
-    (sample,) = packed(tmp_path / "soft").values()
+def test_questions_of_lxmert(official: Path, tmp_path: Path, pack_split: Any) -> None:
+    given = ("--questions", write(tmp_path / "minival.json", LXMERT))
+    (sample,) = pack_split("vqav2 --split val", official, *given).values()
     assert sample.id == "COCO_val2014_000000000001"
     assert list(sample.annotations) == [
         {"id": "1000", "question": "What?", "label": {"net": 1.0, "mesh": 0.3},
@@ -146,18 +128,7 @@ def test_questions_of_lxmert(official: Path, tmp_path: Path) -> None:
         {"id": "77", "question": "Why?", "label": {}},
     ]  # fmt: skip
     labels = official / "v2_mscoco_val2014_annotations.json"
-    more = ["--annotations", str(labels), "--out", str(tmp_path / "ten")]
-    assert main(["vqav2", *given, *more]) == 0
-    (sample,) = packed(tmp_path / "ten").values()
+    more = (*given, "--annotations", labels)
+    (sample,) = pack_split("vqav2 --split val", official, *more).values()
     assert sample.annotations[0]["answers"] == ["yes"] * 10
     assert "answers" not in sample.annotations[1]
-
-
-def test_a_label_that_is_none(
-    official: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = write(tmp_path / "minival.json", [LXMERT[0] | {"label": "net"}])
-    given = ["--src", str(official), "--split", "val", "--questions", str(file)]
-    assert main(["vqav2", *given, "--out", str(tmp_path / "soft")]) == 2
-    told = capsys.readouterr().err
-    assert 'label "net" of question 1000 must map answers to scores' in told

@@ -6,8 +6,9 @@ import base64
 import io
 import json
 import math
+import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -117,16 +118,20 @@ def stored(talk: Turns) -> list[dict[str, Any]]:
     return turns
 
 
-def prepare(folder: Path, rows: object, *more: str, name: str = "rows.jsonl") -> int:
+def chat_command(file: Path, out: Path, *more: str) -> int:
+    return main(["chat", "--annotations", str(file), "--out", str(out), *more])
+
+
+def prepare(folder: Path, rows: object, *more: str) -> int:
     if isinstance(rows, list):
         rows = "\n".join(map(json.dumps, rows))
-    words = ["--annotations", str(write(folder / name, rows)), "--out", str(folder / "out")]
-    return main(["chat", *words, "--images", str(folder / "photos"), *more])
+    file = write(folder / "rows.jsonl", rows)
+    return chat_command(file, folder / "out", "--images", str(folder / "photos"), *more)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    photos(tmp_path / "photos", *(f"{letter}.jpg" for letter in "abcdef"))
+    photos(tmp_path / "photos", *(f"{letter}.jpg" for letter in "abcdef"), "row 1")
     return tmp_path
 
 
@@ -193,9 +198,7 @@ def test_pictures_inside_rows_and_in_a_tar_file(folder: Path) -> None:
         for c in coded
     ]
     rows += [marked([("user", [None, "q"]), ("assistant", ["2"])], [c]) for c in coded]
-    icon = base64.b64decode(  # of 35 bytes
-        "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-    )
+    icon = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # 35 bytes
     small = {"bytes": base64.b64encode(icon).decode(), "path": "icon.gif"}
     data, rows = [*data, icon], [*rows, marked([("user", [None]), ("assistant", ["3"])], [small])]
     assert prepare(folder, rows) == 0
@@ -206,9 +209,9 @@ def test_pictures_inside_rows_and_in_a_tar_file(folder: Path) -> None:
         for name in ("a.jpg", "b.jpg"):
             tar.add(folder / "photos" / name, f"deep/{name}")
     rows = [marked([("user", [None]), ("assistant", ["x"])], ["deep/a.jpg"])]
-    words = ["--annotations", str(write(folder / "r.json", rows)), "--out", str(folder / "tarred")]
-    assert main(["chat", *words, "--images", str(folder / "photos.tar")]) == 0
-    (sample,) = packed(folder / "tarred").values()
+    file, tarred = write(folder / "r.json", rows), folder / "tarred"
+    assert chat_command(file, tarred, "--images", str(folder / "photos.tar")) == 0
+    (sample,) = packed(tarred).values()
     assert bytes(sample.images[0]) == data[0]
     assert sample.id == "deep/a.jpg"
     left = {path.name for path in folder.iterdir()}
@@ -224,124 +227,107 @@ def test_pictures_that_lie_on_the_disk_twice(
     assert "GB of pictures and clips from rows or tar files lie in" in capsys.readouterr().out
     with tarfile.open(folder / "photos.tar", "w") as tar:
         tar.add(folder / "photos" / "a.jpg", "a.jpg")
-    rows = write(folder / "r.json", [marked([("user", [None]), BOT], ["a.jpg"])])
-    words = ["--annotations", str(rows), "--images", str(folder / "photos.tar")]
-    assert main(["chat", *words, "--out", str(folder / "tarred")]) != 0
+    file = write(folder / "r.json", [SHOWN])
+    assert chat_command(file, folder / "tarred", "--images", str(folder / "photos.tar")) != 0
     said = capsys.readouterr().err
     assert "are unpacked beside --out until the shards are written, and 1e-07 GB are free" in said
     assert not (folder / "tarred").exists()
 
 
 USER, BOT = ("user", ["q"]), ("assistant", ["a"])
-MESSAGE = {"role": "assistant", "content": "a"}
-DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
-    "marks": (marked([("user", [None, None]), BOT], ["a.jpg"]), "2 marks for 1 picture"),
-    "pictures": (marked([("user", [None]), BOT], ["a.jpg", "b.jpg"]), "1 mark for 2 pictures"),
-    "no picture": (marked([("user", [None]), BOT], []), "1 mark for 0 pictures"),
-    "server": (openai([("user", [None]), BOT], ["https://x.org/a.jpg"]), "a picture on a server"),
-    "video": (marked([("user", ["<video>q"]), BOT], []), "1 mark for 0 clips"),
-    "videos": (marked([USER, BOT], []) | {"videos": ["v.mp4"]}, "a clip by name, without --videos"),
-    "tools": (marked([USER, BOT], []) | {"tools": "[{}]"}, "tools, which are not read"),
-    "end": (marked([USER, BOT, USER], []), "no answer to the last question"),
-    "question": (marked([BOT], []), "no question"),
-    "first": (marked([BOT, USER, BOT], []), "an answer before any question"),
-    "speaker": ({"messages": [{"role": "narrator", "content": "x"}]}, 'a turn of "narrator"'),
-    "nobody": ({"messages": [{"content": "x"}]}, "a turn without a speaker"),
-    "number": ({"messages": [{"role": "user", "content": 3}]}, "a turn whose content is 3"),
-    "absent": ({"messages": [{"role": "user"}]}, "a turn without content"),
-    "object": (
-        {"messages": [{"role": "user", "content": "q"},
-                      {"role": "assistant", "content": {"Vendor": "ACME"}}]},
-        "a turn whose content is an object; write JSON as a text",
-    ),
-    "two talks": (marked([USER, BOT], []) | {"conversations": []}, "both messages and"),
-    "boxes": (
-        marked([("user", ["where <bbox>?"]), BOT], []) | {"objects": {"bbox": [[1, 2, 3, 4]]}},
-        "objects with marks in the texts",
-    ),
-    "part": (
-        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
-        'a part of type "input_audio"',
-    ),
-    "calls": (
-        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-        "a turn with tool_calls",
-    ),
-    "painted": (openai([USER, ("assistant", [None])], ["a.jpg"]), "a picture in an answer"),
-    "late": (marked([USER, BOT, ("system", ["s"]), USER, BOT], []), "a system message behind"),
-    "nothing": ({"messages": []}, "no question"),
-    "both": (marked([("user", [None]), BOT], ["a.jpg"]) | {"image": "b.jpg"}, "pictures in images"),
-    "weight": (
-        {"messages": [{"role": "user", "content": "q"},
-                      {"role": "assistant", "content": "a", "weight": 0.5}]},
-        "a turn with a weight of 0.5",
-    ),
-    "instruction": ({"instruction": ["q"], "output": "o"}, "an instruction that is not text"),
-    "history": ({"instruction": "q", "output": "o", "history": 5}, "a history that is not pairs"),
-    "data": (openai([("user", [None]), BOT], ["data:,x"]), "a picture in an address"),
-    "system": (marked([("system", ["s"]), BOT, USER, BOT], []), "an answer before any question"),
-    "beside": (
-        {"messages": [{"role": "user", "content": "q", "images": ["a.jpg"]}, MESSAGE]},
-        "a turn with images",
-    ),
-    "qwen": (marked([("user", ["<img>a.jpg</img>q"]), BOT], []), "a picture named between <img>"),
-    "sound": (marked([("user", ["<audio>q"]), BOT], []), "sound, which is not read"),
-    "two questions": (
-        {"instruction": "Look.", "question": "q", "answer": "a"},
-        "both instruction and question; name one of them by --question-field",
-    ),
-    "two answers": (
-        {"question": "q", "answer": "a", "output": "b", "response": ""},
-        "both output and answer; name one of them by --answer-field",
-    ),
-    "long": (marked([("user", ["x" * 100_001]), BOT], []), "turns of more than 100,000"),
-    "surrogate": (marked([("user", ["\ud800"]), BOT], []), "half of a character in a text"),
-}  # fmt: skip
+ANSWER = {"role": "assistant", "content": "a"}
+TALKED = marked([USER, BOT], [])
+SHOWN = marked([("user", [None]), BOT], ["a.jpg"])
+
+
+def turn(**fields: Any) -> dict[str, Any]:
+    """A question with these fields, and no more."""
+    return {"messages": [{"role": "user"} | fields]}
+
+
+def answered(**fields: Any) -> dict[str, Any]:
+    """A question, and an answer with these fields."""
+    return {"messages": [{"role": "user", "content": "q"}, ANSWER | fields]}
+
+
+DROPPED: Sequence[tuple[dict[str, Any], str]] = (
+    (marked([("user", [None, None]), BOT], ["a.jpg"]), "2 marks for 1 picture"),
+    (marked([("user", [None]), BOT], ["a.jpg", "b.jpg"]), "1 mark for 2 pictures"),
+    (openai([("user", [None]), BOT], ["https://x.org/a.jpg"]), "a picture on a server"),
+    (marked([("user", ["<video>q"]), BOT], []), "1 mark for 0 clips"),
+    (TALKED | {"videos": ["v.mp4"]}, "a clip by name, without --videos"),
+    (TALKED | {"tools": "[{}]"}, "tools, which are not read"),
+    (marked([USER, BOT, USER], []), "no answer to the last question"),
+    (marked([BOT], []), "no question"),
+    (marked([BOT, USER, BOT], []), "an answer before any question"),
+    (turn(role="narrator", content="x"), 'a turn of "narrator"'),
+    ({"messages": [{"content": "x"}]}, "a turn without a speaker"),
+    (turn(content=3), "a turn whose content is 3"),
+    (turn(), "a turn without content"),
+    (answered(content={"Vendor": "ACME"}),
+     "a turn whose content is an object; write JSON as a text"),
+    (TALKED | {"conversations": []}, "both messages and"),
+    (marked([("user", ["where <bbox>?"]), BOT], []) | {"objects": {"bbox": [[1, 2, 3, 4]]}},
+     "objects with marks in the texts"),
+    (turn(content=[{"type": "input_audio"}]), 'a part of type "input_audio"'),
+    (turn(role="assistant", content="", tool_calls=[{}]), "a turn with tool_calls"),
+    (openai([USER, ("assistant", [None])], ["a.jpg"]), "a picture in an answer"),
+    (marked([USER, BOT, ("system", ["s"]), USER, BOT], []), "a system message behind"),
+    ({"messages": []}, "no question"),
+    (SHOWN | {"image": "b.jpg"}, "pictures in images"),
+    (answered(weight=0.5), "a turn with a weight of 0.5"),
+    ({"instruction": ["q"], "output": "o"}, "an instruction that is not text"),
+    ({"instruction": "q", "output": "o", "history": 5}, "a history that is not pairs"),
+    (openai([("user", [None]), BOT], ["data:,x"]), "a picture in an address"),
+    (marked([("system", ["s"]), BOT, USER, BOT], []), "an answer before any question"),
+    (turn(content="q", images=["a.jpg"]), "a turn with images"),
+    (marked([("user", ["<img>a.jpg</img>q"]), BOT], []), "a picture named between <img>"),
+    (marked([("user", ["<audio>q"]), BOT], []), "sound, which is not read"),
+    ({"instruction": "Look.", "question": "q", "answer": "a"},
+     "both instruction and question; name one of them by --question-field"),
+    ({"question": "q", "answer": "a", "output": "b", "response": ""},
+     "both output and answer; name one of them by --answer-field"),
+    (marked([("user", ["x" * 100_001]), BOT], []), "turns of more than 100,000"),
+    (marked([("user", ["\ud800"]), BOT], []), "half of a character in a text"),
+)  # fmt: skip
 
 
 def test_what_cannot_be_kept_whole_is_dropped_and_counted(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], refused: Any
 ) -> None:
-    rows = [marked([USER, BOT], []), *(row for row, _ in DROPPED.values())]
+    rows = [TALKED, *(row for row, _ in DROPPED)]
     assert prepare(folder, rows) == 0
     told = capsys.readouterr().out
-    for number, (_, reason) in enumerate(DROPPED.values(), 2):
+    for number, (_, reason) in enumerate(DROPPED, 2):
         line = next(line for line in told.splitlines() if f"dropped: {reason}" in line)
-        assert str(number) in line.partition("id")[2].replace(")", "").replace(",", "").split(), (
-            line
-        )
+        assert str(number) in re.findall(r"\d+", line.partition("id")[2]), line
     assert len(packed(folder / "out")) == 1
-    assert prepare(folder, rows, "--strict", "--out", str(folder / "strict")) == 2
-    error = capsys.readouterr().err
-    assert f"--strict: {len(DROPPED)} rows cannot be kept whole: " in error
-    assert not (folder / "strict").exists()
+    strict = ("--strict", "--out", str(folder / "strict"))
+    refused(prepare(folder, rows, *strict), f"--strict: {len(DROPPED)} rows cannot be kept whole: ")
     write(folder / "photos/bad.png", b"\x89PNG\r\n\x1a\n nothing")
-    damaged = [marked([("user", [None]), BOT], ["bad.png"])]
-    assert prepare(folder, damaged, "--strict", "--out", str(folder / "strict")) == 2
+    assert prepare(folder, [SHOWN | {"images": ["bad.png"]}], *strict) == 2
     assert "picture: truncated or damaged: 1 (bad.png)" in capsys.readouterr().err
     assert not (folder / "strict").exists()
 
 
 def test_pictures_without_a_place_stand_before_the_first_question(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, output: Any
 ) -> None:
     assert prepare(folder, [marked([USER, BOT], ["a.jpg", "b.jpg"])]) == 0
-    assert "1 rows do not say where their pictures or clips stand" in capsys.readouterr().out
+    assert "1 rows do not say where their pictures or clips stand" in output()
     (annotation,) = find_all(folder / "out")
     assert annotation["turns"] == stored([("user", [None, None, "q"])])
 
 
-def test_fields_of_parts_that_are_not_kept_are_told(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fields_of_parts_that_are_not_kept_are_told(folder: Path, output: Any) -> None:
     address = {"url": "a.jpg", "detail": "high"}
     part = {"type": "image_url", "image_url": address, "max_pixels": 9, "path": None}
     question = {"role": "user", "content": [part, {"type": "text", "text": "q"}]}
-    rows = [{"messages": [question, MESSAGE]}, marked([USER, BOT], [])]
+    rows = [{"messages": [question, ANSWER]}, TALKED]
     assert prepare(folder, rows) == 0
     assert (
         "fields of parts that are not kept, of so many conversations: detail (1), max_pixels (1)\n"
-    ) in capsys.readouterr().out
+    ) in output()
 
 
 def find_all(folder: Path) -> list[dict[str, Any]]:
@@ -360,7 +346,7 @@ def test_each_answer_can_be_an_annotation(folder: Path) -> None:
     assert sorted(example.reference["turn"] for example in examples) == [1, 2]
 
 
-def test_turns_that_are_not_learned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_turns_that_are_not_learned(folder: Path, output: Any) -> None:
     row = marked([USER, BOT, USER, BOT], [])
     row["messages"][1]["weight"], row["messages"][3]["loss"] = 0, False
     assert prepare(folder, [row, marked([USER, BOT, USER, BOT], [])]) == 0
@@ -371,12 +357,12 @@ def test_turns_that_are_not_learned(folder: Path, capsys: pytest.CaptureFixture[
             assert learned == ([False] * 4 if example.id == "1" else [False, True, False, True])
             last = Chat(learn="last").example("c", sample, n, None)
             assert not any(turn.learned for turn in last.turns)
-    assert "\n1 of 2 conversations mark none of their answers" in "\n" + capsys.readouterr().out
+    assert "\n1 of 2 conversations mark none of their answers" in "\n" + output()
 
 
 def test_a_test_split_has_no_answers(folder: Path) -> None:
-    assert prepare(folder, [marked([USER, BOT, USER], []), marked([USER, BOT], [])],
-                   "--no-answers", "--split", "test") == 0  # fmt: skip
+    rows = [marked([USER, BOT, USER], []), TALKED]
+    assert prepare(folder, rows, "--no-answers", "--split", "test") == 0
     (annotation,) = find_all(folder / "out")
     assert annotation == {"id": "1", "turns": stored([USER, BOT, USER])}
 
@@ -429,21 +415,19 @@ def test_names_of_parquet_files_say_their_splits(
     names: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in names:
-        parquet(folder / f"set/{name}.parquet", [marked([USER, BOT], []) | {"images": None}])
-    words = ["--annotations", str(folder / "set"), "--out", str(folder / "out")]
-    assert main(["chat", *words]) == 0
+        parquet(folder / f"set/{name}.parquet", [TALKED | {"images": None}])
+    assert chat_command(folder / "set", folder / "out") == 0
     assert {path.name for path in (folder / "out").iterdir()} == {"train", "test"}
-    assert main(["chat", *words, "--split-sizes", "val=0.5"]) == 2
+    assert chat_command(folder / "set", folder / "out", "--split-sizes", "val=0.5") == 2
     assert "name their splits; give one of them" in capsys.readouterr().err
 
 
 def test_values_of_parquet_that_json_lacks(folder: Path) -> None:
-    row = marked([USER, BOT], []) | {"images": None}
     more = {"day": date(2020, 1, 2), "price": Decimal("1.50"), "mask": {"bytes": b"abc"},
             "share": math.nan, "list": [b"a"]}  # fmt: skip
-    parquet(folder / "x.bin", [row | more])  # found by its content
-    assert main(["chat", "--annotations", str(folder / "x.bin"), "--out", str(folder / "o")]) == 0
-    (annotation,) = find_all(folder / "o")
+    parquet(folder / "x.bin", [TALKED | {"images": None} | more])  # found by its content
+    assert chat_command(folder / "x.bin", folder / "out") == 0
+    (annotation,) = find_all(folder / "out")
     assert annotation["source"] == {
         "day": "2020-01-02", "price": "1.50", "mask": {"bytes": "3 bytes"}, "share": "nan",
         "list": ["1 bytes"],
@@ -469,38 +453,23 @@ def test_answers_of_one_conversation_stay_together(folder: Path) -> None:
     assert splits[0] == splits[1]
 
 
-def test_a_picture_may_be_called_as_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    photos(folder / "photos", "row 1")
-    rows = [marked([("user", [None, None]), BOT], ["a.jpg", "b.jpg"]),
-            marked([("user", [None]), BOT], ["row 1"])]  # fmt: skip
-    # Two samples of one name, and not one of both.
-    assert prepare(folder, rows) == 2
-    assert "sample id row 1 occurs more than once" in capsys.readouterr().err
-
-
-def test_answers_that_are_no_numbers_are_dropped(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_that_are_no_numbers_are_dropped(folder: Path, output: Any) -> None:
     rows = [{"question": f"how much is {n}?", "answer": n} for n in (1.5, math.nan, math.inf)]
     parquet(folder / "x.parquet", rows)
-    assert (
-        main(["chat", "--annotations", str(folder / "x.parquet"), "--out", str(folder / "o")]) == 0
-    )
-    said = capsys.readouterr().out
+    assert chat_command(folder / "x.parquet", folder / "out") == 0
+    said = output()
     assert "an answer that is nan: 1" in said
     assert "an answer that is inf: 1" in said
-    assert open_dataset(folder / "o").num_samples == 1
+    assert open_dataset(folder / "out").num_samples == 1
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 def test_data_sets_of_hugging_face(form: str, folder: Path) -> None:
     pictures = [jpeg(width=40 + n) for n in range(5)]
+    talks = [[("user", [None, "A?"]), ("assistant", [f"Yes {n}"])] for n in range(5)]
     rows = [
-        hugging_face(
-            [("user", [None, "A?"]), ("assistant", [f"Yes {n}"])],
-            [{"bytes": data, "path": f"{n}.jpg"}],
-        )
-        for n, data in enumerate(pictures)
+        hugging_face(talk, [{"bytes": data, "path": f"{n}.jpg"}])
+        for n, (talk, data) in enumerate(zip(talks, pictures, strict=True))
     ]
     place = folder / "set"
     if form == "parquet":
@@ -510,26 +479,25 @@ def test_data_sets_of_hugging_face(form: str, folder: Path) -> None:
         write(place / "dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
         arrow(place / "train/data-00000-of-00001.arrow", rows[:3])
         arrow(place / "test/data-00000-of-00001.arrow", rows[3:])
-    assert main(["chat", "--annotations", str(place), "--out", str(folder / "out")]) == 0
+    assert chat_command(place, folder / "out") == 0
     for split, numbers in (("train", range(3)), ("test", range(3, 5))):
         samples = packed(folder / "out" / split).values()
         found = {s.annotations[0]["answer"]: bytes(s.images[0]) for s in samples}
         assert found == {f"Yes {n}": pictures[n] for n in numbers}
-    whole = ["--annotations", str(place), "--split", "all", "--out", str(folder / "all")]
-    assert main(["chat", *whole]) == 0
+    assert chat_command(place, folder / "all", "--split", "all") == 0
     assert len(packed(folder / "all")) == 5
 
 
-def test_what_shards_hold_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_shards_hold_is_shown(folder: Path, output: Any) -> None:
     assert prepare(folder, [marked(TALK, ["a.jpg", "b.jpg", "c.jpg"])]) == 0
     assert main(["preview", str(folder / "out")]) == 0
-    told = capsys.readouterr().out
+    told = output()
     for line in ("system: Answer in JSON.", "user: [picture]", "user: And [picture][picture]?"):
         assert line in told
     assert "The Same." in told
     assert main(["verify", str(folder / "out")]) == 0
     assert main(["stats", str(folder / "out")]) == 0
-    assert "words a text" in capsys.readouterr().out
+    assert "words a text" in output()
     (sample,) = packed(folder / "out").values()
     assert open_dataset(folder / "out").kind == "chat"
     assert len(sample.images) == 3
@@ -538,28 +506,28 @@ def test_what_shards_hold_is_shown(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("rows", "more", "message"),
     [
-        ([marked([("user", [None]), BOT], ["z.jpg"])], (), "photos/z.jpg is missing"),
-        ([marked([USER, BOT], [])], ("--images", "nowhere"), "--images nowhere does not exist"),
-        ([marked([USER, BOT], [])], ("--id-field", "key"), "line 1: no 'key'; name another field"),
-        ([marked([USER, BOT], []) | {"key": 1}] * 2, ("--id-field", "key"), "'key' is '1' in both"),
+        ("", (), "no rows"),
+        ("\n\n", (), "no rows"),
+        ("[]", (), "no rows"),
+        (b"PAR1 nothing", (), "rows.jsonl cannot be read: "),
+        ([SHOWN | {"images": ["z.jpg"]}], (), "photos/z.jpg is missing"),
+        # Two samples of one name, and not one of both.
+        ([marked([("user", [None, None]), BOT], ["a.jpg", "b.jpg"]), SHOWN | {"images": ["row 1"]}],
+         (), "sample id row 1 occurs more than once"),
+        ([TALKED], ("--images", "nowhere"), "--images nowhere does not exist"),
+        ([TALKED], ("--id-field", "key"), "line 1: no 'key'; name another field"),
+        ([TALKED | {"key": 1}] * 2, ("--id-field", "key"), "'key' is '1' in both"),
         ([marked([USER], [])], (), "no usable sample for split 'train'; dropped: no answer"),
-        ([marked([USER, BOT], [])], ("--split-sizes", "test=0.6", "val=0.5"), "what is left"),
+        ([TALKED], ("--split-sizes", "test=0.6", "val=0.5"), "what is left"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_name_place_and_cure(
-    rows: Any, more: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    rows: Any, more: tuple[str, ...], message: str, folder: Path, refused: Any
 ) -> None:
-    assert prepare(folder, rows, *more) == 2
-    error = capsys.readouterr().err
-    assert message in error
+    if isinstance(rows, bytes):
+        pytest.importorskip("pyarrow")
+    error = refused(prepare(folder, rows, *more), message)
     assert error.count("\n") == 1
-
-
-def test_a_damaged_parquet_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pyarrow")
-    place = write(folder / "x.parquet", b"PAR1 nothing")
-    assert main(["chat", "--annotations", str(place), "--out", str(folder / "out")]) == 2
-    assert "x.parquet cannot be read: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "link"), [("../escaped.jpg", ""), ("a.jpg", "none.jpg")])
@@ -571,18 +539,12 @@ def test_a_tar_file_writes_nowhere_else(
         member.size, member.linkname = 0 if link else 3, link
         member.type = tarfile.LNKTYPE if link else tarfile.REGTYPE
         tar.addfile(member, io.BytesIO(b"abc"))
-    rows = [marked([("user", [None]), BOT], [name])]
+    file = write(folder / "r.json", [SHOWN | {"images": [name]}])
     with TemporaryDirectory(dir=folder) as inner:
-        words = ["--annotations", str(write(folder / "r.json", rows)), "--out", f"{inner}/out"]
-        assert main(["chat", *words, "--images", str(folder / "photos.tar")]) == 2
+        images = ("--images", str(folder / "photos.tar"))
+        assert chat_command(file, Path(inner, "out"), *images) == 2
         assert "photos.tar cannot be read as a tar file" in capsys.readouterr().err
         assert not [path for path in folder.rglob("escaped.jpg")]
-
-
-def test_nothing_is_no_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for text in ("", "\n\n", "[]"):
-        assert prepare(folder, text) == 2
-        assert "no rows" in capsys.readouterr().err
 
 
 def test_what_else_rows_may_hold() -> None:
@@ -596,9 +558,8 @@ def test_what_else_rows_may_hold() -> None:
 
 
 def test_a_conversation_without_pictures_is_one() -> None:
-    assert conversation_of(marked([USER, BOT], [])) == Conversation(
-        stored([USER, BOT]), [], {"messages", "images"}
-    )
+    talk = Conversation(stored([USER, BOT]), [], {"messages", "images"})
+    assert conversation_of(TALKED) == talk
     with pytest.raises(Unusable, match="no messages and no conversations"):
         conversation_of({"text": "x"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from PIL import Image
 
 from data_prep.packing.picture import ALMOST_BLACK
 from data_prep.packing.splits import HashSplit
+from tests.toys import own_rows
 from tests.toys.files import write
 from tests.toys.own_rows import pack_rows, photos, questions
 from tests.toys.pictures import animation, jpeg
 from tests.toys.shards import find_annotation, packed
 from vlds.data.shards.store import open_dataset
+from vlds.schema import LONGEST_TEXT
 from vlds.tasks import Entailment
 
 ROWS: list[dict[str, Any]] = [
@@ -29,10 +32,13 @@ FIELDS = ["--image-field", "file", "--question-field", "ask", "--answer-field", 
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     for width, name in enumerate("abcdefghij", 30):
-        write(tmp_path / "images" / f"{name}.jpg", jpeg(width=width))
-    return tmp_path / "images"
+        write(tmp_path / "photos" / f"{name}.jpg", jpeg(width=width))
+    return tmp_path
+
+
+prepare = partial(own_rows.prepare, name="rows.json")
 
 
 def as_csv(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
@@ -46,18 +52,18 @@ def as_csv(rows: list[dict[str, Any]], path: Path, **options: Any) -> Path:
 @pytest.mark.parametrize(
     "form", ["lines", "list", "csv", "tsv", "csv without extension", "spreadsheet"]
 )
-def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Path) -> None:
+def test_three_forms_give_the_same_samples(form: str, folder: Path) -> None:
     lines = "\n".join(map(json.dumps, ROWS))
     path = {
-        "lines": lambda: write(tmp_path / "rows.jsonl", lines),
-        "list": lambda: write(tmp_path / "rows.json", ROWS),
-        "csv": lambda: as_csv(ROWS, tmp_path / "rows.csv"),
-        "tsv": lambda: as_csv(ROWS, tmp_path / "rows.tsv", delimiter="\t"),
-        "csv without extension": lambda: as_csv(ROWS, tmp_path / "rows"),
-        "spreadsheet": lambda: as_csv(ROWS, tmp_path / "rows.csv", delimiter=";"),
+        "lines": lambda: write(folder / "rows.jsonl", lines),
+        "list": lambda: write(folder / "rows.json", ROWS),
+        "csv": lambda: as_csv(ROWS, folder / "rows.csv"),
+        "tsv": lambda: as_csv(ROWS, folder / "rows.tsv", delimiter="\t"),
+        "csv without extension": lambda: as_csv(ROWS, folder / "rows"),
+        "spreadsheet": lambda: as_csv(ROWS, folder / "rows.csv", delimiter=";"),
     }[form]()
-    assert pack_rows(path, images, tmp_path / "out", *FIELDS) == 0
-    samples = packed(tmp_path / "out")
+    assert pack_rows(path, folder / "photos", folder / "out", *FIELDS) == 0
+    samples = packed(folder / "out")
     assert sorted(samples) == ["a.jpg", "b.jpg"]
     first, second, third = ("1", "2", "3") if form in ("lines", "list") else ("2", "4", "5")
     assert find_annotation(samples, first) == {
@@ -72,83 +78,72 @@ def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Pa
     assert find_annotation(samples, third)["label"] == {"a cat, asleep": 1.0}
 
 
-def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) -> None:
+def test_ten_answers_are_weighed_and_ids_are_kept(folder: Path) -> None:
     rows = [
         {"image": "a.jpg", "question": "q", "answer": ["Cat"] * 8 + ["dog"] * 2, "qid": "007"},
         {"image": "b.jpg", "question": "q", "answer": ["cat", "kitten"], "qid": "008"},
     ]
-    assert (
-        pack_rows(write(tmp_path / "r.json", rows), images, tmp_path / "o", "--id-field", "qid")
-        == 0
-    )
-    samples = packed(tmp_path / "o")
+    assert prepare(folder, rows, "--id-field", "qid") == 0
+    samples = packed(folder / "out")
     assert find_annotation(samples, "007")["label"] == {"Cat": 1.0, "dog": 0.6}
     assert find_annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
 
 
-def test_empty_entries_of_lists_are_counted(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_entries_of_lists_are_counted(folder: Path, output: Any) -> None:
     rows = [
         {"image": "a.jpg", "caption": ["a", "", "b", None]},
         {"image": "b.jpg", "caption": []},
         {"image": "b.jpg", "caption": [None, " "]},
     ]
-    path = write(tmp_path / "rows.json", rows)
-    assert pack_rows(path, images, tmp_path / "out", task="caption") == 0
-    assert [a["caption"] for a in packed(tmp_path / "out")["a.jpg"].annotations] == ["a", "b"]
-    printed = capsys.readouterr().out
+    assert prepare(folder, rows, task="caption") == 0
+    assert [a["caption"] for a in packed(folder / "out")["a.jpg"].annotations] == ["a", "b"]
+    printed = output()
     assert "7 in = 2 written + 5 dropped" in printed
     assert "no caption: 5 (ids 1, 1, 2, 3, 3)" in printed
 
 
-def test_an_empty_answer_counts_as_one_of_ten_only(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_answer_counts_as_one_of_ten_only(folder: Path, output: Any) -> None:
     """In VQA v2 a person may have answered nothing."""
     lists = [["cat"] * 7 + ["", "dog", "dog"], ["cat"] * 8 + [None, "dog"], ["cat", ""], [""] * 10]
     rows = [{"image": "a.jpg", "question": f"q{n}", "answer": a} for n, a in enumerate(lists)]
-    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
-    (sample,) = packed(tmp_path / "out").values()
+    assert prepare(folder, rows) == 0
+    (sample,) = packed(folder / "out").values()
     (question,) = sample.annotations
     assert question["answers"] == lists[0]
     assert question["label"] == {"cat": 1.0, "dog": 0.6}
-    printed = capsys.readouterr().out
+    printed = output()
     assert "4 in = 1 written + 3 dropped" in printed
     assert "empty answer in a list: 2 (ids 2, 3)" in printed
     assert "no answer: 1 (id 4)" in printed
 
 
-def test_ids_repeat_in_other_splits_and_in_dropped_rows(images: Path, tmp_path: Path) -> None:
+def test_ids_repeat_in_other_splits_and_in_dropped_rows(folder: Path) -> None:
     rows = "image,question,answer,key,part\na,q,x,1,train\na,q,,1,train\nb,q,x, 1 ,test\n"
-    path = write(tmp_path / "rows.csv", rows)
     more = ("--id-field", "key", "--split-field", "part")
-    assert pack_rows(path, images, tmp_path / "out", *more) == 0
+    assert prepare(folder, rows, *more, name="rows.csv") == 0
     for part in ("train", "test"):
-        (sample,) = packed(tmp_path / "out" / part).values()
+        (sample,) = packed(folder / "out" / part).values()
         assert [a["id"] for a in sample.annotations] == ["1"]
 
 
-def test_captions(images: Path, tmp_path: Path) -> None:
+def test_captions(folder: Path) -> None:
     rows = [
         {"image": "a.jpg", "text": "A cat.", "page": 3},
         {"image": "a.jpg", "text": ["Two  cats.", "", "Cats."]},
         {"image": "b.jpg", "text": ""},
     ]
-    path = write(tmp_path / "rows.json", rows)
-    more = ("--caption-field", "text")
-    assert pack_rows(path, images, tmp_path / "out", *more, task="caption") == 0
-    samples = packed(tmp_path / "out")
+    assert prepare(folder, rows, "--caption-field", "text", task="caption") == 0
+    samples = packed(folder / "out")
     assert list(samples["a.jpg"].annotations) == [
         {"id": "1", "caption": "A cat.", "source": {"page": 3}},
         {"id": "2-0", "caption": "Two cats."},
         {"id": "2-1", "caption": "Cats."},
     ]
-    info = json.loads((tmp_path / "out/dataset.json").read_text())
+    info = json.loads((folder / "out/dataset.json").read_text())
     assert info["dropped"] == [{"id": row, "reason": "no caption"} for row in ("2", "3")]
 
 
-def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
+def test_sentences_to_judge(folder: Path) -> None:
     """Rows, shards, and what a task learns from them."""
     rows = [
         {"file": "a.jpg", "claim": "It is\n red.", "verdict": " Entailment", "page": 3},
@@ -157,12 +152,11 @@ def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
         {"file": "b", "claim": "A dog.", "verdict": "-"},
         {"file": "b", "claim": "", "verdict": "neutral"},
     ]
-    path = write(tmp_path / "rows.json", rows)
     fields = ["--image-field", "file", "--hypothesis-field", "claim", "--label-field", "verdict"]
-    assert pack_rows(path, images, tmp_path / "out", *fields, task="entailment") == 0
-    dataset = open_dataset(str(tmp_path / "out"))
+    assert prepare(folder, rows, *fields, task="entailment") == 0
+    dataset = open_dataset(str(folder / "out"))
     assert dataset.kind == "entailment"
-    assert json.loads((tmp_path / "out/dataset.json").read_text())["dropped"] == [
+    assert json.loads((folder / "out/dataset.json").read_text())["dropped"] == [
         {"id": "4", "reason": "label -"},
         {"id": "5", "reason": "no hypothesis"},
     ]
@@ -179,16 +173,13 @@ def test_sentences_to_judge(images: Path, tmp_path: Path) -> None:
         ("a.jpg", "2", "entailment: It is wide.", "neutral"),
         ("b.jpg", "3", "entailment: A cat.", "contradiction"),
     }
-    assert find_annotation(packed(tmp_path / "out"), "1")["source"] == {"page": 3}
-    more = [*fields[:4], "--no-answers", "--split", "test"]
-    assert pack_rows(path, images, tmp_path / "test", *more, task="entailment") == 0
-    asked = packed(tmp_path / "test")
-    assert "label" not in find_annotation(asked, "4")
+    assert find_annotation(packed(folder / "out"), "1")["source"] == {"page": 3}
+    more = [*fields[:4], "--no-answers", "--split", "test", "--out", str(folder / "test")]
+    assert prepare(folder, rows, *more, task="entailment") == 0
+    assert "label" not in find_annotation(packed(folder / "test"), "4")
 
 
-def test_unusable_rows_are_counted(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_rows_are_counted(folder: Path, output: Any) -> None:
     rows = [
         {"image": "a.jpg", "question": "q", "answer": "x"},
         {"image": "a.jpg", "question": " ", "answer": "x"},
@@ -196,46 +187,46 @@ def test_unusable_rows_are_counted(
         {"image": None, "question": "q", "answer": "x"},
         {"question": "q", "answer": "x"},
         {"image": "no\ud800.jpg", "question": "q", "answer": "x"},
+        {"image": "a.jpg", "question": "wh\ud800t?", "answer": "x"},
+        {"image": "a.jpg", "question": "x " * LONGEST_TEXT, "answer": "x"},
     ]
-    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
-    printed = capsys.readouterr().out
-    assert "6 in = 1 written + 5 dropped" in printed
+    assert prepare(folder, rows) == 0
+    printed = output()
+    assert "8 in = 1 written + 7 dropped" in printed
     for reason in (
-        "no question: 1", "no answer: 1", "no image: 2", "half of a character in a text: 1",
+        "no question: 1", "no answer: 1", "no image: 2", "half of a character in a text: 2",
+        "question of more than 100,000 characters: 1 (id 8)",
     ):  # fmt: skip
         assert reason in printed
 
 
-def test_split_by_image(images: Path, tmp_path: Path) -> None:
+def test_split_by_image(folder: Path) -> None:
     rows = [
         {"image": f"{name}.jpg", "question": f"q{number}", "answer": "x"}
         for number in range(3)
         for name in "abcdefghij"
     ]
-    path = write(tmp_path / "rows.json", rows)
-    assert pack_rows(path, images, tmp_path / "one", "--split-by-image", "0.4") == 0
-    assert pack_rows(path, images, tmp_path / "two", "--split-by-image", "0.4") == 0
-    test, train = packed(tmp_path / "one/test"), packed(tmp_path / "one/train")
+    for out in ("one", "two"):
+        assert prepare(folder, rows, "--split-by-image", "0.4", "--out", str(folder / out)) == 0
+    test, train = packed(folder / "one/test"), packed(folder / "one/train")
     assert not test.keys() & train.keys()
     assert len(test) + len(train) == 10
     assert all(len(sample.annotations) == 3 for sample in (*test.values(), *train.values()))
-    assert packed(tmp_path / "two/test").keys() == test.keys()
+    assert packed(folder / "two/test").keys() == test.keys()
 
 
-def test_what_pictures_lose_is_told(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(images / "k.gif", animation("GIF"))
-    write(images / "l.tif", animation("TIFF"))
+def test_what_pictures_lose_is_told(folder: Path, output: Any) -> None:
+    write(folder / "photos" / "k.gif", animation("GIF"))
+    write(folder / "photos" / "l.tif", animation("TIFF"))
     ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     masked = np.where(ramp > 0.5, np.nan, ramp)
     deep = {"m.png": ramp * 4095, "n.png": ramp * 65535, "o.tif": masked, "p.png": ramp * 0}
     for name, values in deep.items():
         grey = values if name == "o.tif" else values.astype(np.uint16)
-        Image.fromarray(grey).save(images / name)
-    rows = write(tmp_path / "rows.csv", questions("a.jpg", "k.gif", "l.tif", *deep))
-    assert pack_rows(rows, images, tmp_path / "out") == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if " samples show " in line]
+        Image.fromarray(grey).save(folder / "photos" / name)
+    rows = questions("a.jpg", "k.gif", "l.tif", *deep)
+    assert prepare(folder, rows, name="rows.csv") == 0
+    shown = [line for line in output().splitlines() if " samples show " in line]
     told = {line.partition(": ")[0]: set(line.partition(": ")[2].split(", ")) for line in shown}
     assert told == {
         "2 samples show the first frame or page alone of a picture that has more": {
@@ -253,15 +244,14 @@ def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
     assert chosen != {name for name in names if HashSplit({"test": 0.2}, 2).of(name) == "test"}
 
 
-def test_split_field(images: Path, tmp_path: Path) -> None:
+def test_split_field(folder: Path) -> None:
     rows = [
         {"image": "a.jpg", "question": "q", "answer": "x", "part": "val"},
         {"image": "b.jpg", "question": "q", "answer": "x", "part": "train"},
     ]
-    path = write(tmp_path / "rows.json", rows)
-    assert pack_rows(path, images, tmp_path / "out", "--split-field", "part") == 0
-    assert list(packed(tmp_path / "out/val")) == ["a.jpg"]
-    assert list(packed(tmp_path / "out/train")) == ["b.jpg"]
+    assert prepare(folder, rows, "--split-field", "part") == 0
+    assert list(packed(folder / "out/val")) == ["a.jpg"]
+    assert list(packed(folder / "out/train")) == ["b.jpg"]
 
 
 ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
@@ -271,79 +261,46 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
-        ([{"image": "z.jpg", "question": "q", "answer": "x"}], (), "images/z.jpg is missing"),
+        ([{"image": "z.jpg", "question": "q", "answer": "x"}], (), "photos/z.jpg is missing"),
         ([{"img": "a.jpg"}], (), "line 1: no field 'image'; did you mean 'img'? it has img. Name"),
         ([], (), "no rows"),
         ([{"question": "q"}], (), "options; --text-rows keeps rows without pictures"),
-        (
-            [ROW | {"image": ["a.jpg", "b.jpg"]}],
-            ("--text-rows",),
-            '\'image\' is ["a.jpg", "b.jpg"]; expected text or a number',
-        ),
+        ([ROW | {"image": ["a.jpg", "b.jpg"]}], ("--text-rows",),
+         '\'image\' is ["a.jpg", "b.jpg"]; expected text or a number'),
         ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
         ('image,question,answer\n"a.jpg",q,x,y\n', (), "line 2: 4 cells, but the head line has 3"),
         ([3], (), "line 1: expected an object {...}, found 3"),
         ('image,question,answer\n1,q,"a\n', (), "line 2: a quote opens a cell and is not closed"),
-        (
-            "image,question,answer\n1,q,café\n".encode("latin-1"),
-            (),
-            "is not UTF-8 (byte 0xe9 in line 2)",
-        ),
+        ("image,question,answer\n1,q,café\n".encode("latin-1"), (),
+         "is not UTF-8 (byte 0xe9 in line 2)"),
         ('[{"image": "é"}]'.encode("latin-1"), (), "save it as UTF-8"),
         ('{"image": "é"}'.encode("latin-1"), (), "save it as UTF-8"),
-        (
-            [ROW | {"answer": {"a": 1}}],
-            (),
-            "line 1: 'answer' is {\"a\": 1}; expected text, a number",
-        ),
+        ([ROW | {"answer": {"a": 1}}], (),
+         "line 1: 'answer' is {\"a\": 1}; expected text, a number"),
         ([ROW | {"answer": ["x", ["y"]]}], (), "expected text, a number or a list of them"),
-        (
-            [ROW | {"question": ["q"]}],
-            (),
-            "line 1: 'question' is [\"q\"]; expected text or a number",
-        ),
-        (
-            '{"image": "a.jpg"}\n{"image": "a.jpg", "question": "q", "answer": NaN}',
-            (),
-            "rows.json, line 2: NaN is not a number; give a finite one, text or null",
-        ),
-        (
-            '[{"image": "a.jpg", "question": "NaN",\n "answer": -Infinity}]',
-            (),
-            "rows.json, line 2: -Infinity is not a number",
-        ),
+        ([ROW | {"question": ["q"]}], (),
+         "line 1: 'question' is [\"q\"]; expected text or a number"),
+        ('{"image": "a.jpg"}\n{"image": "a.jpg", "question": "q", "answer": NaN}', (),
+         "rows.json, line 2: NaN is not a number; give a finite one, text or null"),
+        ('[{"image": "a.jpg", "question": "NaN",\n "answer": -Infinity}]', (),
+         "rows.json, line 2: -Infinity is not a number"),
         ([ROW | {"answer_type": {"a": 1}}], (), "line 1: 'answer_type' is {\"a\": 1}; expected"),
         ([ROW | {"part": "../x"}], ("--split-field", "part"), "split '../x': it becomes part"),
         ([ROW | {"part": "a\0"}], ("--split-field", "part"), "split 'a\\x00': it becomes part"),
         ([ROW | {"key": None}], ("--id-field", "key"), "line 1: 'key' is null; expected text or"),
         ([ROW | {"key": True}], ("--id-field", "key"), "line 1: 'key' is true; expected text or"),
         ([ROW | {"part": None}], ("--split-field", "part"), "line 1: 'part' is null; expected"),
-        (
-            [ROW | {"key": " "}],
-            ("--id-field", "key"),
-            "rows.json, line 1: 'key' is empty; give each",
-        ),
-        (
-            "image,question,answer,key\na,q,x,1\na,r,x,2\nb,q,x,1 \nb,r,x, 2\n",
-            ("--id-field", "key"),
-            "rows.json, line 2 and line 4: 'key' is '1' in both (and 1 more such row); ids must b",
-        ),
-        (
-            '{"image": "a", "question": "q", "answer": "x"}\n{"image": "a", "a": 1, "a": 2}\n',
-            (),
-            "rows.json, line 2: the object has 'a' twice; keep one of them",
-        ),
+        ([ROW | {"key": " "}], ("--id-field", "key"),
+         "rows.json, line 1: 'key' is empty; give each"),
+        ("image,question,answer,key\na,q,x,1\na,r,x,2\nb,q,x,1 \nb,r,x, 2\n", ("--id-field", "key"),
+         "rows.json, line 2 and line 4: 'key' is '1' in both (and 1 more such row); ids must b"),
+        ('{"image": "a", "question": "q", "answer": "x"}\n{"image": "a", "a": 1, "a": 2}\n', (),
+         "rows.json, line 2: the object has 'a' twice; keep one of them"),
         ('[{"image": "a"},\n {"image": "a", "image": "b"}]', (), "line 2: the object has 'image'"),
-        (
-            '{"image": "a"}\n{"image": "b"} {"image": "c"}\n',
-            (),
-            "rows.json, line 2: not JSON: Extra data: column 16; write one object per line,",
-        ),
-        (
-            '{\n"image": "a"}\n{\n"image": "b"}\n',
-            (),
-            "rows.json is not JSON: Extra data: line 3 column 1; it holds several values: put them",
-        ),
+        ('{"image": "a"}\n{"image": "b"} {"image": "c"}\n', (),
+         "rows.json, line 2: not JSON: Extra data: column 16; write one object per line,"),
+        ('{\n"image": "a"}\n{\n"image": "b"}\n', (),
+         "rows.json is not JSON: Extra data: line 3 column 1; it holds several values: put them"),
         ([ROW], ("--workers", "0"), "--workers: got 0; give 1 or more"),
         ([ROW], ("--image-size", "0"), "--image-size: got 0; give 1 or more"),
         ([ROW], ("--shard-samples", "0"), "--shard-samples: got 0; give 1 or more"),
@@ -355,126 +312,86 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ([ROW], ("--split-by-image", "0.5"), "leaves no"),
         ([ROW], ("--name", "a.b"), "without dots"),
     ],
-)
+)  # fmt: skip
 def test_errors_are_one_line_and_code_2(
-    content: Any,
-    more: tuple[str, ...],
-    message: str,
-    images: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    content: Any, more: tuple[str, ...], message: str, folder: Path, refused: Any
 ) -> None:
-    path = write(tmp_path / "rows.json", content)
-    there = sorted(path.name for path in tmp_path.iterdir())
-    assert pack_rows(path, images, tmp_path / "out", *more) == 2
-    error = capsys.readouterr().err
-    assert message in error
+    write(folder / "rows.json", content)
+    there = sorted(path.name for path in folder.iterdir())
+    error = refused(prepare(folder, content, *more), message)
     assert error.startswith("error: ")
     assert error.count("\n") == 1
-    assert not list(tmp_path.glob("out/*"))
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "out") == there
+    assert not list(folder.glob("out/*"))
+    assert sorted(path.name for path in folder.iterdir() if path.name != "out") == there
 
 
-def test_types_of_questions(images: Path, tmp_path: Path) -> None:
+def test_types_of_questions(folder: Path) -> None:
     """Those of the rows, of which null is none; else few questions that recur are types."""
-    path = write(tmp_path / "rows.json", [ROW | {"answer_type": None, "question_type": "what"}])
-    assert pack_rows(path, images, tmp_path / "out") == 0
-    found = find_annotation(packed(tmp_path / "out"), "1")
+    assert prepare(folder, [ROW | {"answer_type": None, "question_type": "what"}]) == 0
+    found = find_annotation(packed(folder / "out"), "1")
     assert "answer_type" not in found
     assert found["question_type"] == "what"
     for times, types in ((20, ["Is it?", "What?"]), (19, [None, None])):
         asked = [{"image": "a", "question": q, "answer": "x"} for q in ("Is it?", "What?") * times]
-        out = tmp_path / f"out {times}"
-        assert pack_rows(write(tmp_path / "rows.json", asked), images, out) == 0
-        samples = packed(out)
+        assert prepare(folder, asked) == 0
+        samples = packed(folder / "out")
         assert [find_annotation(samples, id).get("question_type") for id in ("1", "2")] == types
 
 
-def test_a_file_is_no_folder_to_write(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_is_no_folder_to_write(folder: Path, refused: Any) -> None:
     """Said before pictures are looked for."""
-    file = write(tmp_path / "rows.json", [ROW | {"image": "absent.jpg"}])
+    file = folder / "rows.json"
     for out in (file, file / "below"):
-        assert pack_rows(file, images, out) == 2
-        assert f"--out {out}: {file} is a file; give a folder" in capsys.readouterr().err
+        code = prepare(folder, [ROW | {"image": "absent.jpg"}], "--out", str(out))
+        refused(code, f"--out {out}: {file} is a file; give a folder")
 
 
-def test_radiographs(shared: Path, tmp_path: Path) -> None:
-    """Forty real rows: JSON-number answers, blanks behind types, pictures of every size."""
-    source = shared / "data/vqa_rad"
-    if not source.is_dir():
-        pytest.skip(f"no {source}")
-    rows = json.loads((source / "vqa_rad_dev.json").read_text())
-    odd = [r for r in rows if not isinstance(r["answer"], str) or r["answer_type"] == "CLOSED "]
-    some = {row["qid"]: row for row in (*odd, *rows[:30])}
-    path = write(tmp_path / "rows.json", list(some.values()))
-    more = ("--image-field", "image_name", "--id-field", "qid", "--image-size", "64")
-    assert pack_rows(path, source / "images", tmp_path / "out", *more) == 0
-    samples = packed(tmp_path / "out")
-    found = [a for sample in samples.values() for a in sample.annotations]
-    assert len(found) == len(some)
-    for row in found:
-        assert row["answers"] == [str(some[int(row["id"])]["answer"]).strip()]
-        assert row["answer_type"] in ("OPEN", "CLOSED")
-    assert {min(sample.extra["size"][0]) for sample in samples.values()} == {64}
-
-
-def test_another_seed_is_another_order(images: Path, tmp_path: Path) -> None:
+def test_another_seed_is_another_order(folder: Path) -> None:
     """Of the samples in the shards, which are the same ones."""
-    rows = write(tmp_path / "rows.json", [{"file": name, "text": name} for name in "abcdefghij"])
-    fields = ["--image-field", "file", "--caption-field", "text"]
+    rows = [{"image": name, "caption": name} for name in "abcdefghij"]
     orders = []
-    for number, seed in enumerate(["0", "7", "7"]):
-        out = tmp_path / str(number)
-        assert pack_rows(rows, images, out, *fields, "--seed", seed, task="caption") == 0
-        orders.append(list(packed(out)))
+    for seed in ("0", "7", "7"):
+        assert prepare(folder, rows, "--seed", seed, task="caption") == 0
+        orders.append(list(packed(folder / "out")))
     assert orders[0] != orders[1] == orders[2]
     assert sorted(orders[0]) == sorted(orders[1]) == [f"{name}.jpg" for name in "abcdefghij"]
 
 
-def test_an_output_with_other_files_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_with_other_files_is_refused(tmp_path: Path, refused: Any) -> None:
     """Shards would mix with the pictures, or with other data sets."""
-    rows = write(tmp_path / "rows.csv", questions("a.jpg"))
     images = photos(tmp_path / "photos", "a.jpg")
-    for out, held in ((images, "a.jpg"), (tmp_path, "photos, rows.csv")):
-        assert pack_rows(rows, images, out) == 2
-        assert f"--out: {out} holds other files ({held})" in capsys.readouterr().err
+    for out, held in ((images, "a.jpg"), (tmp_path, "photos, rows.json")):
+        code = prepare(tmp_path, [ROW], "--out", str(out))
+        refused(code, f"--out: {out} holds other files ({held})")
     assert [path.name for path in images.iterdir()] == ["a.jpg"]
 
 
-def test_rows_of_a_group_stay_in_one_split(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_of_a_group_stay_in_one_split(folder: Path, refused: Any) -> None:
     rows = [
         {"image": f"{letter}.jpg", "question": "q", "answer": "x", "patient": f"p{number // 3}"}
         for number, letter in enumerate("abcdefghi")
     ]
-    path = write(tmp_path / "rows.json", rows)
     words = ("--split-sizes", "val=0.3", "test=0.3", "--group-field", "patient", "--seed", "3")
-    assert pack_rows(path, images, tmp_path / "out", *words) == 0
+    assert prepare(folder, rows, *words) == 0
     groups = [
-        {a["source"]["patient"] for s in packed(tmp_path / "out" / split).values()
+        {a["source"]["patient"] for s in packed(folder / "out" / split).values()
          for a in s.annotations}
         for split in ("train", "val", "test")
     ]  # fmt: skip
     assert sorted(patient for found in groups for patient in found) == ["p0", "p1", "p2"]
-    path = write(tmp_path / "some.json", [*rows[:2], rows[2] | {"patient": None}])
-    assert pack_rows(path, images, tmp_path / "some", *words) == 2
-    assert "row 3: 'patient' is empty; give each row its group" in capsys.readouterr().err
+    code = prepare(folder, [*rows[:2], rows[2] | {"patient": None}], *words)
+    refused(code, "row 3: 'patient' is empty; give each row its group")
 
 
-def test_truth_values_and_names_on_two_lines(images: Path, tmp_path: Path) -> None:
+def test_truth_values_and_names_on_two_lines(folder: Path) -> None:
     """`true` is an answer as JSON writes it; what is no name of a file is dropped, and counted."""
     rows = [
         {"image": "a.jpg", "question": "Is it red?", "answer": True},
         {"image": "b.jpg", "question": "Is it red?", "answer": [False, 1]},
         {"image": "c\n.jpg", "question": "Is it red?", "answer": "yes"},
     ]
-    assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
-    answers = [a["answers"] for s in packed(tmp_path / "out").values() for a in s.annotations]
+    assert prepare(folder, rows) == 0
+    answers = [a["answers"] for s in packed(folder / "out").values() for a in s.annotations]
     assert sorted(answers) == [["false", "1"], ["true"]]
-    (dropped,) = open_dataset(str(tmp_path / "out")).info.dropped
+    (dropped,) = open_dataset(str(folder / "out")).info.dropped
     assert dropped["reason"] == "line break or control character in the picture's name"

@@ -33,10 +33,8 @@ def test_what_spreadsheets_add_is_not_data(encoding: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        (
-            HEAD + 'a,q,x\nb,"q,x\n' + "c,q,x\n" * 50000,
-            "line 3: a quote opens a cell and is not closed; close it, and double the quotes",
-        ),
+        (HEAD + 'a,q,x\nb,"q,x\n' + "c,q,x\n" * 50000,
+         "line 3: a quote opens a cell and is not closed; close it, and double the quotes"),
         (HEAD + 'a,"two\nlines","x\nb,q,x\n', "line 3: a quote opens a cell and is not closed"),
         (HEAD + 'a,"q,x\nb,"q",x\n', "line 2: a quote opens a cell and is not closed"),
         (HEAD + 'a,q,x\nb,"so "called" q",x\n', "line 3: text after a closing quote; double"),
@@ -55,14 +53,10 @@ def test_what_spreadsheets_add_is_not_data(encoding: str, tmp_path: Path) -> Non
             "line 2: 5 cells, but the head line has 3 (image, question, answer); a quoted cell "
             "continues to line 3: should its quote close earlier?",
         ),
-        (
-            HEAD + f"a,q,x\nb,{'q' * 200_000},x\n",
-            "line 3: 'question' has more than 131,072 characters; shorten it, or remove the row",
-        ),
-        (
-            HEAD + f'a,q,x\n"b","{"q" * 200_000}","x"\n',
-            "line 3: 'question' has more than 131,072 characters; shorten it, or remove the row",
-        ),
+        (HEAD + f"a,q,x\nb,{'q' * 200_000},x\n",
+         "line 3: 'question' has more than 131,072 characters; shorten it, or remove the row"),
+        (HEAD + f'a,q,x\n"b","{"q" * 200_000}","x"\n',
+         "line 3: 'question' has more than 131,072 characters; shorten it, or remove the row"),
         ("q" * 200_000 + ",answer\n", "line 1: column 1 has more than 131,072 characters; shorten"),
         (
             HEAD + 'a,"' + "q" * 200_000 + ",x\nb,q,x\n",
@@ -71,7 +65,7 @@ def test_what_spreadsheets_add_is_not_data(encoding: str, tmp_path: Path) -> Non
         ),
         ("image\tq\tq\na\tb\tc\n", "line 1: two columns are called 'q'; rename one"),
     ],
-)
+)  # fmt: skip
 def test_the_line_at_fault_is_named(content: str, fault: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line") as caught:
         rows(tmp_path, content)

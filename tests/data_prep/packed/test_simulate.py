@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,10 @@ from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 
 
+def asked(number: int) -> list[dict[str, str]]:
+    return [{"id": f"{number}-{n}", "question": "?", "answer": "x"} for n in range(2)]
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
     """Two data sets of 32 and 8 shards with four annotations each."""
@@ -23,13 +29,7 @@ def folders(tmp_path: Path) -> list[Path]:
     for name, num_shards in (("many", 32), ("few", 8)):
         records = [
             SampleRecord(
-                id=f"{name}-{n}",
-                members=[("jpg", jpeg())],
-                json={
-                    "annotations": [
-                        {"id": f"{n}-{i}", "question": "?", "answer": "x"} for i in range(2)
-                    ]
-                },
+                id=f"{name}-{n}", members=[("jpg", jpeg())], json={"annotations": asked(n)}
             )
             for n in range(2 * num_shards)
         ]
@@ -39,25 +39,31 @@ def folders(tmp_path: Path) -> list[Path]:
     return made
 
 
-def simulated(capsys: pytest.CaptureFixture[str], *words: object) -> list[list[str]]:
-    capsys.readouterr()
-    assert main(["simulate-order", *map(str, words)]) == 0
-    printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines())) <= 80
-    return [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if line.strip()]
+@pytest.fixture
+def simulated(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[list[str]]]:
+    """Run the command: the cells of each line."""
+
+    def run(*words: object) -> list[list[str]]:
+        capsys.readouterr()
+        assert main(["simulate-order", *map(str, words)]) == 0
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= 80
+        return [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines() if line.strip()]
+
+    return run
 
 
-def test_mixture_and_epochs(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    rows = simulated(capsys, *folders, "--weights", 3, 1, "--global-batch-size", 8, "--steps", 16)
+def test_mixture_and_epochs(folders: list[Path], simulated: Any) -> None:
+    rows = simulated(*folders, "--weights", 3, 1, "--global-batch-size", 8, "--steps", 16)
     assert ["many-train", "128", "75.00%", "96", "21.3"] in rows
     assert ["few-train", "32", "25.00%", "32", "16.0"] in rows
     (node,) = [row for row in rows if row[0] == "0"]
     assert re.fullmatch(r"\d+ of 40", node[1])
 
 
-def test_batches_of_one_task(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_batches_of_one_task(folders: list[Path], simulated: Any) -> None:
     """128 annotations in 16 batches of 8 and 32 in 16 of 2."""
-    rows = simulated(capsys, *folders, "--unit", "global_batch", "--batch-sizes", 8, 2,
+    rows = simulated(*folders, "--unit", "global_batch", "--batch-sizes", 8, 2,
                      "--temperature", 1, "--nodes", 2, "--steps", 64)  # fmt: skip
     assert ["steps 0 to 64, 2 or 8 examples each, on 2 x 1 ranks"] in rows
     assert ["many-train", "128", "50.00%", "256", "32.0"] in rows
@@ -67,21 +73,19 @@ def test_batches_of_one_task(folders: list[Path], capsys: pytest.CaptureFixture[
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("lanes", "least", "most"), [(1, 25, 40), (4, 9, 12)])
 def test_lanes_keep_nodes_apart(
-    lanes: int, least: int, most: int, folders: list[Path], capsys: pytest.CaptureFixture[str]
+    lanes: int, least: int, most: int, folders: list[Path], simulated: Any
 ) -> None:
     """One epoch of each data set: a node with two of eight ranks needs a quarter of the shards."""
     given = ["--temperature", 1, "--global-batch-size", 16, "--nodes", 4, "--ranks-per-node", 2]
-    rows = simulated(capsys, *folders, *given, "--lanes", lanes, "--steps", 10)
+    rows = simulated(*folders, *given, "--lanes", lanes, "--steps", 10)
     found = [row[1] for row in rows if row[0] in "0123" and len(row) == 4]
     assert len(found) == 4
     assert all(least <= int(number.split()[0]) <= most for number in found), found
 
 
-def test_the_examples_are_those_of_a_stream(
-    folders: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = simulated(capsys, folders[0], "--global-batch-size", 4, "--steps", 3, "--window", 2,
-                     "--from", 5)  # fmt: skip
+def test_the_examples_are_those_of_a_stream(folders: list[Path], simulated: Any) -> None:
+    given = ["--global-batch-size", 4, "--steps", 3, "--window", 2, "--from", 5]
+    rows = simulated(folders[0], *given)
     source = Source("many-train", ToyTask(), [open_dataset(folders[0])])
     stream = train_stream([source], global_batch_size=4, window=2, seed=0)
     numbers = [id.split("-")[0] for batch in islice(stream, 5, 8) for id in batch.ids]
@@ -104,7 +108,6 @@ def test_the_examples_are_those_of_a_stream(
     ],
 )
 def test_impossible_plans(
-    words: list[str], message: str, folders: list[Path], capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, folders: list[Path], refused: Any
 ) -> None:
-    assert main(["simulate-order", *map(str, folders), *words]) == 2
-    assert message in capsys.readouterr().err
+    refused(main(["simulate-order", *map(str, folders), *words]), message)

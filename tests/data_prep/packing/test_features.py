@@ -110,7 +110,7 @@ def test_pairs_have_two(tmp_path: Path) -> None:
     ids=["shape", "nan", "large", "vector", "integers", "damaged"],
 )
 def test_what_cannot_be_used_is_dropped_with_its_reason(
-    bad: Any, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bad: Any, reason: str, tmp_path: Path, output: Any
 ) -> None:
     folder = npy(tmp_path / "features")
     if isinstance(bad, bytes):
@@ -120,7 +120,7 @@ def test_what_cannot_be_used_is_dropped_with_its_reason(
     assert prepare(tmp_path, folder) == 0
     info = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert info["dropped"] == [{"id": f"{LAST}.jpg", "reason": reason}]
-    assert "2 written + 1 dropped" in capsys.readouterr().out
+    assert "2 written + 1 dropped" in output()
 
 
 def link(file: h5py.File, secret: Path) -> None:
@@ -141,7 +141,7 @@ def virtual_values(file: h5py.File, secret: Path) -> None:
 @pytest.mark.parametrize("pipe", [False, True])
 @pytest.mark.parametrize("lead", [link, external_values, virtual_values])
 def test_hdf5_does_not_lead_to_other_files(
-    lead: Any, pipe: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lead: Any, pipe: bool, tmp_path: Path, output: Any
 ) -> None:
     folder, secret = one_hdf5_each(tmp_path / "features"), tmp_path / "secret.h5"
     if pipe:
@@ -151,7 +151,7 @@ def test_hdf5_does_not_lead_to_other_files(
     with h5py.File(folder / f"{LAST}.h5", "w") as file:
         lead(file, secret)
     assert prepare(tmp_path, folder) == 0
-    told = capsys.readouterr().out
+    told = output()
     assert "dropped: features: a link, or values of another file: 1" in told
 
 
@@ -168,9 +168,7 @@ def damaged_deflate(archive: bytearray, entry: int) -> None:
 
 
 @pytest.mark.parametrize("harm", [encrypted, unknown_compression, damaged_deflate])
-def test_archives_that_zipfile_cannot_read(
-    harm: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_archives_that_zipfile_cannot_read(harm: Any, tmp_path: Path, output: Any) -> None:
     folder = npy(tmp_path / "features")
     (folder / f"{LAST}.npy").unlink()
     np.savez_compressed(folder / f"{LAST}.npz", features=array(0, (50, DIM)))
@@ -178,7 +176,7 @@ def test_archives_that_zipfile_cannot_read(
     harm(archive, archive.find(b"PK\1\2"))
     (folder / f"{LAST}.npz").write_bytes(archive)
     assert prepare(tmp_path, folder) == 0
-    assert "dropped: features: missing or damaged: 1" in capsys.readouterr().out
+    assert "dropped: features: missing or damaged: 1" in output()
 
 
 def zeros_in_npz(folder: Path) -> None:
@@ -195,19 +193,19 @@ def test_few_bytes_that_stand_for_many(
     make: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    output: Any,
 ) -> None:
     monkeypatch.setattr(data_prep.packing.source, "LARGEST_FILE", 1 << 14)
     folder = npy(tmp_path / "features")
     (folder / f"{LAST}.npy").unlink()
     make(folder)
     assert prepare(tmp_path, folder) == 0
-    assert "dropped: features: more than 16,384 bytes: 1" in capsys.readouterr().out
+    assert "dropped: features: more than 16,384 bytes: 1" in output()
 
 
 @pytest.mark.parametrize("make", [one_hdf5_each, one_hdf5_for_all])
 def test_what_is_missing_is_named_before_any_work(
-    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Any
 ) -> None:
     place = make(tmp_path / "features")
     if place.is_file():
@@ -215,9 +213,7 @@ def test_what_is_missing_is_named_before_any_work(
             del file["b"]
     else:
         (place / "b.h5").unlink()
-    assert prepare(tmp_path, place) == 2
-    told = capsys.readouterr().err
-    assert "features " in told
+    told = refused(prepare(tmp_path, place), "features ")
     assert "is missing; row 2 of rows.json names it. Check --features" in told
     assert not (tmp_path / "out").exists()
     assert prepare(tmp_path, place, "--skip-missing") == 0
@@ -227,13 +223,11 @@ def test_what_is_missing_is_named_before_any_work(
     assert "elsewhere does not exist; give a folder or an HDF5 file" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_hdf5(tmp_path: Path, refused: Any) -> None:
     junk = write(tmp_path / "junk.h5", b"junk")
-    assert prepare(tmp_path, junk) == 2
-    assert f"--features {junk} cannot be opened as HDF5" in capsys.readouterr().err
+    refused(prepare(tmp_path, junk), f"--features {junk} cannot be opened as HDF5")
     of_one = next(npy(tmp_path / "features").iterdir())
-    assert prepare(tmp_path, of_one) == 2
-    assert f"--features {of_one}: one file for all pictures must be" in capsys.readouterr().err
+    refused(prepare(tmp_path, of_one), f"--features {of_one}: one file for all pictures must be")
 
 
 @pytest.mark.parametrize("more", [("--image-size", "8"), ("--image-size", "8", "--square")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,21 +27,17 @@ NFC, NFD = "caf\u00e9", "cafe\u0301"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    photos(
-        tmp_path / "photos", f"{NFC}.jpg", *dict.fromkeys(NEAR.values()), "a.jpg", "other/two.jpg"
-    )
+    near = dict.fromkeys(NEAR.values())
+    photos(tmp_path / "photos", f"{NFC}.jpg", *near, "a.jpg", "Cat.jpg", "cat.jpg", "other/two.jpg")
     (tmp_path / "photos/Beach/two.txt").write_text("no picture")
     return tmp_path
 
 
-def test_all_are_named_at_once_with_near_names(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prepare(folder, questions("a.jpg", *NEAR, "dog")) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(
+def test_all_are_named_at_once_with_near_names(folder: Path, refused: Any) -> None:
+    told = refused(
+        prepare(folder, questions("a.jpg", *NEAR, "dog")),
         "error: 8 of 9 pictures are missing. Check --images, add the files, or leave their rows "
-        "out with --skip-missing\n"
+        "out with --skip-missing\n",
     )
     for number, (name, meant) in enumerate(NEAR.items(), 3):
         place = f"  rows.csv, line {number}: picture {folder / 'photos' / name}"
@@ -49,18 +46,13 @@ def test_all_are_named_at_once_with_near_names(
     assert not (folder / "out").exists()
 
 
-def test_one_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prepare(folder, questions("a.jpg", "./a.png", "a.png")) == 2
-    assert (
-        "a.png is missing; line 3 of rows.csv names it. Did you mean a.jpg? Check --images, add "
-        "the file, or leave its rows out with --skip-missing\n"
-    ) in capsys.readouterr().err
+def test_a_picture_of_a_conversation(folder: Path, refused: Any) -> None:
     user = {"role": "user", "content": [{"type": "image", "image": "x.jpg"}]}
     turns = [user, {"role": "assistant", "content": "red"}] * 2
     file = write(folder / "talks.json", [{"messages": turns}])
     out = ["--images", str(folder / "photos"), "--out", str(folder / "talks")]
-    assert main(["chat", "--annotations", str(file), *out]) == 2
-    assert "x.jpg is missing; line 1 of talks.json names it. " in capsys.readouterr().err
+    code = main(["chat", "--annotations", str(file), *out])
+    refused(code, "x.jpg is missing; line 1 of talks.json names it. ")
 
 
 @pytest.mark.parametrize(
@@ -79,47 +71,37 @@ def test_a_name_in_other_case_or_form_of_accents_is_its_file(
     assert told in capsys.readouterr().out
 
 
-def test_of_two_files_in_other_case_none_is_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        (questions("a.jpg", "./a.png", "a.png"), "",
+         "a.png is missing; line 3 of rows.csv names it. Did you mean a.jpg? Check --images, add "
+         "the file, or leave its rows out with --skip-missing\n"),
+        # Of two files in other case none is taken.
+        (questions("CAT.jpg"), "", "CAT.jpg is missing; line 2 of rows.csv names it. Did"),
+        (questions("a.jpg", "other"), "", "other is not a file; line 3 of rows.csv names it. It "
+         "is a folder; name a picture in it. "),
+        (questions("dog", "other"), "", "/other; it is a folder; name a picture in it.\n"),
+        ("image,question,answer,part\nx,q,x,test\ny,q,x,train\n", "--split-field part",
+         "2 of 2 pictures are missing"),
+        (questions("a.jpg", "b.jpg"), "--images photo", "--images photo is not a folder; name the "
+         "folder of the pi"),
+        (questions("a.jpg"), "--annotations rows.cs",
+         "rows.cs does not exist; did you mean 'rows.csv'?\n"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named(
+    rows: str, more: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, refused: Any
 ) -> None:
-    photos(tmp_path / "photos", "Cat.jpg", "cat.jpg")
-    assert prepare(tmp_path, questions("CAT.jpg")) == 2
-    assert "CAT.jpg is missing; line 2 of rows.csv names it. Did" in capsys.readouterr().err
+    monkeypatch.chdir(folder)
+    refused(prepare(folder, rows, *more.split()), message)
 
 
-def test_a_folder_is_not_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prepare(folder, questions("a.jpg", "other")) == 2
-    assert (
-        "other is not a file; line 3 of rows.csv names it. It is a folder; name a picture in it. "
-    ) in capsys.readouterr().err
-    assert prepare(folder, questions("dog", "other")) == 2
-    assert "/other; it is a folder; name a picture in it.\n" in capsys.readouterr().err
-
-
-def test_a_long_list_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prepare(folder, questions("a.jpg", *(f"no{n}" for n in range(25)))) == 2
-    told = capsys.readouterr().err
-    assert "25 of 26 pictures are missing" in told
+def test_a_long_list_is_cut(folder: Path, refused: Any) -> None:
+    code = prepare(folder, questions("a.jpg", *(f"no{n}" for n in range(25))))
+    told = refused(code, "25 of 26 pictures are missing")
     assert told.endswith("  and 15 more\n")
     assert told.count("\n") == 12
-
-
-def test_both_splits_are_looked_at(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = "image,question,answer,part\nx,q,x,test\ny,q,x,train\n"
-    assert prepare(folder, rows, "--split-field", "part") == 2
-    assert "2 of 2 pictures are missing" in capsys.readouterr().err
-
-
-def test_a_folder_or_a_file_that_is_not_there(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows, images = folder / "rows.csv", str(folder / "photos")
-    assert prepare(folder, questions("a.jpg", "b.jpg"), "--images", f"{images}s") == 2
-    assert (
-        f"--images {images}s is not a folder; name the folder of the pi" in capsys.readouterr().err
-    )
-    assert prepare(folder, questions("a.jpg"), "--annotations", f"{rows}"[:-1]) == 2
-    assert "rows.cs does not exist; did you mean 'rows.csv'?\n" in capsys.readouterr().err
 
 
 def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,17 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.cli import main
-from data_prep.packing.source import Dropped, Journal
+from data_prep.packing.source import Dropped
 from data_prep.packing.writer import DatasetWriter, SampleRecord, ShardLimits
 from tests.toys.files import write
 from tests.toys.pictures import jpeg
-from vlds.runtime.process import Interrupted
 
 NUM_RECORDS = 11
 DROPPED = {0, 3, 4, 10}
@@ -44,22 +44,34 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("stop", range(NUM_RECORDS))
-def test_stopped_anywhere(stop: int, tmp_path: Path) -> None:
+def begin(out: Path, stop: int) -> None:
+    """Write records until a Ctrl-C behind so many of them."""
+
     def stopped() -> Iterator[SampleRecord | Dropped]:
         yield from stream(stop=stop)
         raise KeyboardInterrupt
 
-    new_writer(tmp_path / "whole").write(stream())
     with pytest.raises(KeyboardInterrupt):
-        new_writer(tmp_path / "parts").write(stopped())
+        new_writer(out).write(stopped())
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """The files that are written without a stop."""
+    new_writer(tmp_path / "whole").write(stream())
+    return files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", range(NUM_RECORDS))
+def test_stopped_anywhere(stop: int, whole: dict[str, bytes], tmp_path: Path) -> None:
+    begin(tmp_path / "parts", stop)
     writer = new_writer(tmp_path / "parts", resume=True)
     assert writer.start <= stop
     # The last shard again, two samples, one to see that they are two, and drops.
     assert stop - writer.start <= 7
     written = list(writer.finished)
     writer.write(stream(writer.start))
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert files(tmp_path / "parts") == whole
     assert writer.finished[: len(written)] == written
 
 
@@ -69,41 +81,50 @@ def test_without_being_asked_everything_is_written_anew(tmp_path: Path) -> None:
     assert new_writer(tmp_path, resume=True).start == 0  # it had ended
 
 
-@pytest.mark.parametrize("lie", ["more samples", "another index"])
-def test_a_line_of_the_journal_is_not_believed(lie: str, tmp_path: Path) -> None:
-    def stopped() -> Iterator[SampleRecord | Dropped]:
-        yield from stream(stop=10)
-        raise KeyboardInterrupt
+def count_more_samples(journal: Path) -> None:
+    identity, line, *lines = journal.read_text().splitlines()
+    line = line.replace('"samples": 2', '"samples": 4')
+    write(journal, "\n".join([identity, line, *lines, ""]))
 
-    new_writer(tmp_path / "whole").write(stream())
+
+def empty_the_index(journal: Path) -> None:
+    index = journal.with_name("n-train-00000.tar.idx")
+    index.write_bytes(bytes(index.stat().st_size))
+
+
+def remove_the_shard(journal: Path) -> None:
+    journal.with_name("n-train-00000.tar").unlink()
+
+
+def change_the_shard(journal: Path) -> None:
+    tar = journal.with_name("n-train-00000.tar")
+    tar.write_bytes(tar.read_bytes().replace(bytes([1]) * 70, bytes([9]) * 70))
+
+
+@pytest.mark.parametrize(
+    "harm", [count_more_samples, empty_the_index, remove_the_shard, change_the_shard]
+)
+def test_the_journal_is_not_believed(
+    harm: Callable[[Path], None], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A shard that is not what the journal says is written again."""
     parts = tmp_path / "parts"
-    with pytest.raises(KeyboardInterrupt):
-        new_writer(parts).write(stopped())
-    if lie == "more samples":
-        identity, line, *lines = (parts / "n-train.progress").read_text().splitlines()
-        line = line.replace('"samples": 2', '"samples": 4')
-        write(parts / "n-train.progress", "\n".join([identity, line, *lines, ""]))
-    else:
-        index = parts / "n-train-00000.tar.idx"
-        index.write_bytes(bytes(len(index.read_bytes())))
+    begin(parts, 10)
+    harm(parts / "n-train.progress")
     writer = new_writer(parts, resume=True)
+    assert writer.start == 0
     writer.write(stream(writer.start))
-    assert files(parts) == files(tmp_path / "whole")
+    assert files(parts) == whole
 
 
 def test_other_options_do_not_go_on(tmp_path: Path) -> None:
-    def stopped() -> Iterator[SampleRecord | Dropped]:
-        yield from stream(stop=8)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        new_writer(tmp_path).write(stopped())
+    begin(tmp_path, 8)
     with pytest.raises(ValueError, match=r"limits\.samples: 2 -> 3; give the same again"):
         new_writer(tmp_path, samples=3, resume=True)
 
 
 def test_another_command_does_not_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, interrupted: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same files, but another field of them: the samples would be others."""
     rows = [{"image": f"{n}.jpg", "q": "why?", "p": "how?", "answer": "so"} for n in range(6)]
@@ -112,46 +133,16 @@ def test_another_command_does_not_go_on(
     file = write(tmp_path / "rows.json", rows)
     given = ["jsonl", "--task", "vqa", "--annotations", str(file), "--images", str(tmp_path)]
     given += ["--shard-samples", "2", "--out", str(tmp_path / "out")]
-
-    def interrupt(self: Journal, entry: object) -> None:
-        add(self, entry)  # type: ignore[arg-type]
-        raise Interrupted(signal.SIGINT)
-
-    add = Journal.add
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "add", interrupt)
-        assert main([*given, "--question-field", "q"]) == 130
-    assert main([*given, "--question-field", "p", "--resume"]) == 2
-    assert "belongs to a preparation with other files or options" in capsys.readouterr().err
+    assert interrupted([*given, "--question-field", "q"]) == 130
+    code = main([*given, "--question-field", "p", "--resume"])
+    refused(code, "belongs to a preparation with other files or options")
     monkeypatch.chdir(tmp_path)
     elsewhere = [*given[:-1], "out", "--question-field", "q", "--resume"]  # the same folder
     assert main(elsewhere) == 0
 
 
-@pytest.mark.parametrize("is_gone", [True, False])
-def test_a_shard_that_is_not_what_was_written_is_written_again(
-    is_gone: bool, tmp_path: Path
-) -> None:
-    def stopped() -> Iterator[SampleRecord | Dropped]:
-        yield from stream(stop=9)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        new_writer(tmp_path / "parts").write(stopped())
-    tar = tmp_path / "parts" / "n-train-00000.tar"
-    if is_gone:
-        tar.unlink()
-    else:  # as many bytes
-        tar.write_bytes(tar.read_bytes().replace(bytes([1]) * 70, bytes([9]) * 70))
-    writer = new_writer(tmp_path / "parts", resume=True)
-    assert writer.start == 0
-    writer.write(stream(writer.start))
-    new_writer(tmp_path / "whole").write(stream())
-    assert files(tmp_path / "parts") == files(tmp_path / "whole")
-
-
 def test_other_pictures_under_the_same_names_do_not_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, interrupted: Any, refused: Any
 ) -> None:
     rows = [{"image": f"{n}.jpg", "caption": f"picture {n}"} for n in range(6)]
     for row in rows:
@@ -159,20 +150,10 @@ def test_other_pictures_under_the_same_names_do_not_go_on(
     file = write(tmp_path / "rows.json", rows)
     given = ["jsonl", "--task", "caption", "--annotations", str(file), "--images", str(tmp_path),
              "--shard-samples", "2", "--out", str(tmp_path / "out")]  # fmt: skip
-
-    def interrupt(self: Journal, entry: object) -> None:
-        add(self, entry)  # type: ignore[arg-type]
-        raise Interrupted(signal.SIGINT)
-
-    add = Journal.add
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "add", interrupt)
-        assert main(given) == 130
+    assert interrupted(given) == 130
     for row in rows:
         write(tmp_path / row["image"], jpeg(width=31))
-    assert main([*given, "--resume"]) == 2
-    said = capsys.readouterr().err
-    assert "--resume: " in said
+    said = refused(main([*given, "--resume"]), "--resume: ")
     assert "rows-train-00000.tar comes out otherwise than before it was interrupted" in said
     assert "bring back those that it was begun with, or leave out --resume" in said
 

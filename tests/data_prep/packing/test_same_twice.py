@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,13 +99,11 @@ def test_only_files_of_one_size_and_end_are_read_whole(
     assert sorted(read) == [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
 
 
-def test_rows_that_repeat_another_are_counted(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_repeat_another_are_counted(folder: Path, output: Any) -> None:
     lines = ('0,"what\nis it?",x', "1,why?,x", "0.jpg,what is it?,x", "0,what is it?,y")
     rows = "\n".join(("image,question,answer", *lines))
     assert prepare(folder, rows) == 0
-    told = capsys.readouterr().out
+    told = output()
     assert "rows train: 1 row repeats the picture and words of an earlier row" in told
     assert told.endswith("; they stay in: line 5 repeats 2\n")
     assert len(packed(folder / "out")["0.jpg"].annotations) == 3

@@ -156,16 +156,13 @@ def test_what_ends_half_way_is_not_taken_for_a_data_set(tmp_path: Path) -> None:
     [
         ([], {}, "no samples to write"),
         ([record(1), record(1)], {}, r"id id\.1 comes twice"),
-        (
-            [SampleRecord(id="a", members=[("JPG", b"")], json={"annotations": []})],
-            {},
-            "lower case",
-        ),
+        ([SampleRecord(id="a", members=[("JPG", b"")], json={"annotations": []})], {},
+         "lower case"),
         ([SampleRecord(id="a", members=[], json={})], {}, 'needs a list "annotations"'),
         ([record(1, images=["png"])], {}, r"images \['png'\] are not among its members"),
         ([record(1)], {"name": "a/b"}, "name 'a/b': it becomes part of file names"),
     ],
-)
+)  # fmt: skip
 def test_wrong_input_is_refused(
     tmp_path: Path, records: list[SampleRecord], options: dict[str, object], message: str
 ) -> None:

@@ -24,12 +24,7 @@ OBEYED = ("\x1b", "\x07", "\r", "\u202e")
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """A sample whose every text is hostile, as far as ids may be so, and one that is damaged."""
-    annotation = {
-        "id": HOSTILE_ID,
-        "question": HOSTILE,
-        "answers": [HOSTILE],
-        HOSTILE: HOSTILE,
-    }
+    annotation = {"id": HOSTILE_ID, "question": HOSTILE, "answers": [HOSTILE], HOSTILE: HOSTILE}
     good = SampleRecord(
         id=HOSTILE_ID, members=[("png", png())], json={"annotations": [annotation, annotation]}
     )
@@ -47,12 +42,9 @@ def shards(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", ["preview", "verify", "stats"])
 @pytest.mark.parametrize("force", [False, True])
 def test_a_terminal_does_not_obey_them(
-    command: str,
-    force: bool,
-    shards: Path,
-    capsys: pytest.CaptureFixture[str],
+    command: str, force: bool, shards: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     if force and command == "preview":  # with colours of our own
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         monkeypatch.setenv("TERM", "xterm")

@@ -15,6 +15,7 @@ from PIL import Image
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
 from data_prep.preview import answer_of, preview, size_text, text_of
+from tests.toys.files import write
 from tests.toys.pictures import jpeg, png, rotated_jpeg
 from tests.toys.shards import features, grid
 from vlds.data.shards.pictures import thumbnail
@@ -36,20 +37,19 @@ def vqa(number: int) -> SampleRecord:
     )
 
 
+def written(out: Path, *records: SampleRecord, kind: str = "vqa", name: str = "one") -> Path:
+    """In shards of four samples."""
+    write_dataset(out, name=name, kind=kind, split="train", records=records, shard_samples=4)
+    return out
+
+
+def ids_in(text: str) -> list[str]:
+    return re.findall(r"id (\w+)", text)
+
+
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Ten samples in shards of four."""
-    out = tmp_path / "shards"
-    records = [vqa(number) for number in range(10)]
-    write_dataset(
-        out, name="vqav2", kind="vqa", split="train", records=records, shard_samples=4
-    )  # fmt: skip
-    return out
-
-
-def written(out: Path, record: SampleRecord, kind: str) -> Path:
-    write_dataset(out, name="one", kind=kind, split="val", records=[record])
-    return out
+    return written(tmp_path / "shards", *map(vqa, range(10)), name="vqav2")
 
 
 @pytest.fixture
@@ -67,19 +67,18 @@ def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 def test_samples_are_spread_evenly(shards: Path, printed: Any) -> None:
     text = printed(str(shards), "--samples", "5")
-    assert re.findall(r"id (\w+)", text) == [f"image{n}" for n in (0, 2, 4, 6, 8)]
+    assert ids_in(text) == [f"image{n}" for n in (0, 2, 4, 6, 8)]
     assert "5 of 10 samples" in text
     assert "vqav2-train-00001.tar:2  id image6" in text
     assert len(re.findall("id image", printed(str(shards)))) == 8
 
 
 def test_a_shard_alone(shards: Path, printed: Any) -> None:
-    text = printed(str(shards / SHARD))
-    assert re.findall(r"id (\w+)", text) == [f"image{n}" for n in (4, 5, 6, 7)]
+    assert ids_in(printed(str(shards / SHARD))) == [f"image{n}" for n in (4, 5, 6, 7)]
 
 
 def test_several_data_sets(shards: Path, printed: Any) -> None:
-    written(shards.parent / "other", vqa(10), "vqa")
+    written(shards.parent / "other", vqa(10))
     text = printed(str(shards.parent), "--samples", "2")
     assert text.startswith("2 data sets\n3 of 11 samples in ")
     assert all(f"  id {name}\n" in text for name in ("image10", "image0"))
@@ -89,7 +88,7 @@ def test_several_data_sets(shards: Path, printed: Any) -> None:
 
 def test_one_sample_with_all_its_annotations(shards: Path, printed: Any) -> None:
     text = printed(f"{shards / SHARD}:1")
-    assert re.findall(r"id (\w+)", text) == ["image5"]
+    assert ids_in(text) == ["image5"]
     assert "640x480, 8 annotations" in text
     assert f"{QUESTION} 5-7" in text
     assert "more" not in text
@@ -98,13 +97,13 @@ def test_one_sample_with_all_its_annotations(shards: Path, printed: Any) -> None
 
 def test_samples_and_annotations_by_their_ids(shards: Path, printed: Any) -> None:
     text = printed(str(shards), "--ids", "8-3", "image2", "8-7")
-    assert re.findall(r"id (\w+)", text) == ["image2", "image8"]
+    assert ids_in(text) == ["image2", "image8"]
     assert "2 of 10 samples" in text
     assert re.findall(r"red\? (8-\d)", text) == ["8-3", "8-7"]
     assert len(re.findall(r"red\? 2-\d", text)) == 8
-    written(shards.parent / "other", vqa(10), "vqa")
+    written(shards.parent / "other", vqa(10))
     text = printed(str(shards.parent), "--ids", "image10", "1-1")
-    assert re.findall(r"id (\w+)", text) == ["image10", "image1"]
+    assert ids_in(text) == ["image10", "image1"]
 
 
 def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -> None:
@@ -119,11 +118,8 @@ def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -
     [
         ({"question": "q", "answers": ["red"]}, "q", "red"),
         ({"question": "q", "label": {"a": 0.3, "b": 1.0}}, "q", "b (1), a (0.3)"),
-        (
-            {"question": "q", "answer": "yes", "full_answer": "Yes, it is."},
-            "q",
-            "yes (Yes, it is.)",
-        ),
+        ({"question": "q", "answer": "yes", "full_answer": "Yes, it is."}, "q",
+         "yes (Yes, it is.)"),
         ({"question": "q", "choices": ["a", "b", "c"], "answer_index": 1}, "q", "b (not: a / c)"),
         ({"question": "q", "choices": ["a", "b"]}, "q", "one of: a / b"),
         ({"question": "q"}, "q", ""),
@@ -134,7 +130,7 @@ def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -
         ({"span": [1, 2]}, '{"span": [1, 2]}', ""),
         ({}, "(nothing is said: a test split)", ""),
     ],
-)
+)  # fmt: skip
 def test_every_kind_has_words(annotation: dict[str, Any], text: str, answer: str) -> None:
     given = {"id": "1", **annotation}
     assert (text_of(given), answer_of(given)) == (text, answer)
@@ -173,8 +169,8 @@ def test_damaged_pictures_and_features_have_a_place(tmp_path: Path, printed: Any
         members=[("left.jpg", jpeg()), ("right.jpg", jpeg(width=300, height=300)[:-900])],
         json={"annotations": [{"id": "1", "sentence": "wide " + 90 * "x", "label": True}]},
     )
-    damaged = written(tmp_path / "a", pair, "nlvr2")
-    clip = written(tmp_path / "b", features(1, grid()), "video_qa")
+    damaged = written(tmp_path / "a", pair, kind="nlvr2")
+    clip = written(tmp_path / "b", features(1, grid()), kind="video_qa")
     assert "40x24, 300x300, 1 annotation\n" in printed(str(damaged))
     assert "features 4x3, 1 annotation\n" in printed(str(clip))
     for folder in (damaged, clip):
@@ -210,14 +206,10 @@ def test_a_sample_that_cannot_be_read(
         (["", "--out", "sheet.png"], "--out sheet.png: a preview is a web page; give a name that"),
     ],
 )
-def test_wrong_use_is_refused(
-    shards: Path, capsys: pytest.CaptureFixture[str], more: list[str], told: str
-) -> None:
-    assert main(["preview", f"{shards}{more[0]}", *more[1:]]) == 2
-    assert told.format(shards) in capsys.readouterr().err
+def test_wrong_use_is_refused(shards: Path, refused: Any, more: list[str], told: str) -> None:
+    refused(main(["preview", f"{shards}{more[0]}", *more[1:]]), told.format(shards))
 
 
-def test_a_shard_that_is_not_listed(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (shards / "other-train-00000.tar").write_bytes((shards / SHARD).read_bytes())
-    assert main(["preview", str(shards / "other-train-00000.tar")]) == 2
-    assert "is not among the 3 shards" in capsys.readouterr().err
+def test_a_shard_that_is_not_listed(shards: Path, refused: Any) -> None:
+    shard = write(shards / "other-train-00000.tar", (shards / SHARD).read_bytes())
+    refused(main(["preview", str(shard)]), "is not among the 3 shards")

@@ -17,7 +17,7 @@ import torch
 
 from data_prep.packing.writer import write_dataset
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
+from tests.toys.recipes import with_model, with_task
 from tests.toys.world import records, world_recipe
 from vlds.recipe.config import Recipe
 from vlds.runtime.ranks import Ranks
@@ -43,34 +43,27 @@ def training(recipe: Recipe, **changes: Any) -> Recipe:
     return replace(recipe, training=replace(recipe.training, **changes))
 
 
-def task(recipe: Recipe, **changes: Any) -> Recipe:
-    vqa = replace(recipe.tasks["vqa"], **changes)
-    return replace(recipe, tasks=recipe.tasks | {"vqa": vqa})
+def dropout(recipe: Recipe, share: float) -> Recipe:
+    return with_model(recipe, backbone=replace(recipe.model.backbone, dropout=share))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "key", "values"),
     [
-        (
-            lambda r: optimizer(r, learning_rate=0.02),
-            "optimizer.learning_rate: 0.01, on rank 1 0.02",
-        ),
-        (lambda r: replace(r, seed=8), "seed: 7, on rank 1 8"),
-        (lambda r: task(r, prompt="q: "), "tasks.vqa.prompt: vqa: , on rank 1 q: "),
-        (lambda r: task(r, weight=3.0), "tasks.vqa.weight: 2.0, on rank 1 3.0"),
-        (
-            lambda r: with_model(r, backbone=replace(r.model.backbone, dropout=0.3)),
-            "model.backbone.dropout: None, on rank 1 0.3",
-        ),
-        (lambda r: training(r, steps=11), "training.steps: 10, on rank 1 11"),
+        (lambda r: optimizer(r, learning_rate=0.02), "optimizer.learning_rate", (0.01, 0.02)),
+        (lambda r: replace(r, seed=8), "seed", (7, 8)),
+        (lambda r: with_task(r, "vqa", prompt="q: "), "tasks.vqa.prompt", ("vqa: ", "q: ")),
+        (lambda r: with_task(r, "vqa", weight=3.0), "tasks.vqa.weight", (2.0, 3.0)),
+        (lambda r: dropout(r, 0.3), "model.backbone.dropout", (None, 0.3)),
+        (lambda r: training(r, steps=11), "training.steps", (10, 11)),
     ],
 )
 def test_another_recipe(
-    change: Any, said: str, world: Path, ranks2: RankPool, tmp_path: Path
+    change: Any, key: str, values: tuple[Any, Any], world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     results = ranks2.run(start, [recipe, change(recipe)], timeout=60)
-    assert said in results[0]
+    assert f"{key}: {values[0]}, on rank 1 {values[1]}" in results[0]
     assert results[1] == results[0]
     assert results[0].endswith("with the same command line, files and versions.")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -87,7 +80,8 @@ def test_other_files_under_the_same_names(world: Path, ranks2: RankPool, tmp_pat
         )  # fmt: skip
         zero = json.loads((world / "zero2.json").read_text()) | {"wall_clock_breakdown": seed == 1}
         (place / "zero2.json").write_text(json.dumps(zero))
-        recipes.append(task(world_recipe(world, tmp_path / "run"), train=[str(place / "vqa")]))
+        recipe = world_recipe(world, tmp_path / "run")
+        recipes.append(with_task(recipe, "vqa", train=[str(place / "vqa")]))
     said, _ = ranks2.run(start, recipes, timeout=60)
     assert "tasks.vqa.train: " in said
     assert f"data set vqa: {tmp_path}/host0/vqa" in said
@@ -134,7 +128,7 @@ def test_what_else_decides_what_is_computed(world: Path, tmp_path: Path) -> None
     """The order of tasks, samples in quarantine, the content of a tokenizer, a task's own code."""
     shards = tmp_path / "vqa"
     copytree(world / "vqa", shards)
-    recipe = task(world_recipe(world, tmp_path / "run"), train=[str(shards)])
+    recipe = with_task(world_recipe(world, tmp_path / "run"), "vqa", train=[str(shards)])
     spiece, code = tmp_path / "own.model", tmp_path / "own_task.py"
     copyfile(world / "spiece.model", spiece)
     recipe = with_model(recipe, backbone=replace(recipe.model.backbone, tokenizer=str(spiece)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.data.order.mixed_order import BatchCut
 from vlds.runtime.process import find, shipped
@@ -158,3 +161,21 @@ def test_shipped_files_leave_sizes_to_us(name: str) -> None:
     zero = json.loads(find(name).read_text("utf-8"))["zero_optimization"]
     sizes = {*BUCKETS[:1], *LIVE_LAYERS} if zero["stage"] == 3 else {*BUCKETS}
     assert {key: zero[key] for key in sizes} == dict.fromkeys(sizes, "auto")
+
+
+PROGRAM = """
+import sys
+from deepspeed.runtime import compiler
+from vlds.runtime.deepspeed_start import import_muon
+own = compiler.compile
+import_muon()
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+print(compiler.compile is own, "torch._inductor.compile_fx" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_the_compiler_is_not_imported() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True False"

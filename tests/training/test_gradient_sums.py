@@ -1,20 +1,43 @@
-"""Sums and norms of gradients are those of DeepSpeed, also where weights have none."""
+"""Sums and norms of gradients are those of DeepSpeed, also where weights have none; in bf16 they
+are sums in fp32, so that many micro-batches lose no more than one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
+from tests.toys.engines import (
+    BETA_1,
+    EPS,
+    Case,
+    case_recipe,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    part_of,
+    recipe_model,
+    start_engine,
+)
+from tests.toys.models import Words
 from tests.toys.rank_pool import RankPool
+from vlds.data.config import DataConfig
+from vlds.data.order.mixed_order import BatchCut
+from vlds.models.build import build_model
 from vlds.models.kernels.fused import CHUNK
 from vlds.models.methods.bottleneck import BottleneckModule
+from vlds.plan import planned
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training import engine
+from vlds.training.deepspeed_config import complete_deepspeed_config
+from vlds.training.engine import Engine
 from vlds.training.gradients import square_sum
+from vlds.training.optimizer import parameter_groups
 
 STEPS = 6
 NOT_FINITE = 3
@@ -67,3 +90,80 @@ def test_sums_are_those_of_deepspeed(
 def test_squares_are_summed_in_float64(size: int) -> None:
     values = torch.randn(size, generator=torch.Generator().manual_seed(size))
     assert square_sum(values).item() == pytest.approx(values.double().square().sum().item())
+
+
+ROWS = 4
+
+
+def engine_of(case: Case, micro_batches: int) -> Engine:
+    """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
+    run, ranks = case_recipe(case), start_ranks(60)
+    model = build_model(run.model_setup, list(run.tasks), torch.bfloat16, Words())
+    model = model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
+    run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
+    cut = BatchCut(ranks.world_size, ROWS)
+    config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)
+    groups, tasks = parameter_groups(model, run), list(run.tasks.values())
+    return Engine(model, groups, config, ranks=ranks, tasks=tasks, eps=EPS)
+
+
+def gradient(case: Case, micro_batches: int) -> Tensor | None:
+    """The gradient of each rank's micro-batch, repeated so many times; on the first rank."""
+    made = engine_of(case, micro_batches)
+    start = made.ranks.global_rank * ROWS
+    made.step([part_of(global_batch(0), slice(start, start + ROWS))] * micro_batches)
+    state = made.export()
+    made.close()
+    if state is None:
+        return None
+    return torch.cat([t["exp_avg"].flatten() for t in state.values()]) / (1 - BETA_1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pool", "stage", "counts"),
+    [
+        ("ranks1", 2, (32,)),
+        ("ranks1", 3, (16,)),
+        *product(("ranks1", "ranks2"), (2, 3), [(16, 256)]),
+    ],
+)
+def test_many_micro_batches_are_as_exact_as_one(
+    pool: str, stage: int, counts: tuple[int, ...], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    ranks: RankPool = request.getfixturevalue(pool)
+    case = make_case(tmp_path, stage=stage, precision="bf16")
+    exact = ranks.run(gradient, replace(case, precision="fp32"), 1)[0]
+    errors = {}
+    for count in (1, *counts):
+        found = ranks.run(gradient, case, count, timeout=300)[0]
+        errors[count] = ((found - exact).norm() / exact.norm()).item()
+    print(f"relative error of the gradient by number of micro-batches: {errors}")
+    assert 0 < errors[1] < 0.03
+    assert all(error <= errors[1] for error in errors.values())
+
+
+def bytes_of_sums(case: Case) -> int:
+    """What a rank holds of summed gradients between the micro-batches of a step."""
+    made = engine_of(case, 2)
+    batch = part_of(global_batch(0), slice(0, ROWS))
+    output = made._deepspeed(batch, torch.ones(ROWS), [])
+    made._deepspeed.backward(output.loss, scale_wrt_gas=False)
+    zero = made._optimizer
+    if case.stage == 3:
+        held = int(zero.grad_partitions_flat_buffer.nbytes)
+    else:
+        held = sum(sums.flat_partition.nbytes for sums in zero.averaged_gradients.values())
+    made.close()
+    return held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    case = make_case(tmp_path, stage=stage, precision="bf16")
+    run = case_recipe(case)
+    model = recipe_model(run)
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    expected = planned(model, parameter_groups(model, run), zero, 2).gradients
+    assert ranks2.run(bytes_of_sums, case) == [expected] * 2

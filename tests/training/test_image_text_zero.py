@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,24 +33,18 @@ from vlds.training.engine import Engine
 from vlds.training.optimizer import parameter_groups, set_learning_rate
 
 STEPS = 2
+
+
+def of_peft(kind: str, **settings: Any) -> Peft:
+    return Peft(type=kind, settings=settings, roles=["attn_q", "attn_v"])
+
+
 METHODS: dict[str, dict[str, Method]] = {
     "lora": {"words": LoRA(rank=2, dropout=0.0, train_biases=False)},
     "adapter": {"words": Adapter(reduction=4, sharing="multiple")},
     "full": {"words": Full()},
-    "dora": {
-        "words": Peft(
-            type="LORA",
-            settings={"r": 2, "lora_alpha": 2, "use_dora": True},
-            roles=["attn_q", "attn_v"],
-        )
-    },
-    "adalora": {
-        "words": Peft(
-            type="ADALORA",
-            settings={"init_r": 3, "target_r": 2, "lora_alpha": 3},
-            roles=["attn_q", "attn_v"],
-        )
-    },
+    "dora": {"words": of_peft("LORA", r=2, lora_alpha=2, use_dora=True)},
+    "adalora": {"words": of_peft("ADALORA", init_r=3, target_r=2, lora_alpha=3)},
 }
 RELATED: dict[str, dict[str, Method]] = {
     "mixture": {"words": Mixture(of=Adapter(reduction=4, sharing="half_shared_up"))},
@@ -57,17 +52,11 @@ RELATED: dict[str, dict[str, Method]] = {
     "sim_adapter": {"words": SimAdapter(adapters={"vqa": Adapter(), "a": Adapter(reduction=4)})},
 }
 METHODS |= RELATED
-FAST = [
-    ("qwen2_vl", "lora", 3), ("llava", "adapter", 3), ("florence2", "lora", 2),
-    ("llava", "sim_adapter", 3),
-]  # fmt: skip
 CASES = [
-    pytest.param(t, m, stage, marks=() if (t, m, stage) in FAST else pytest.mark.slow)
-    for t in FAST_TYPES
-    for m in METHODS
-    for stage in (2, 3)
-    if (m, stage) != ("adalora", 3)  # refused
-    if m not in RELATED or t in ("qwen2_5_vl", "llava", "florence2")
+    (model_type, method, stage)
+    for model_type, method, stage in product(FAST_TYPES, METHODS, (2, 3))
+    if (method, stage) != ("adalora", 3)  # refused
+    if method not in RELATED or model_type in ("qwen2_5_vl", "llava", "florence2")
 ]
 GROUPS = [IN_ZERO3[start : start + 8] for start in range(0, len(IN_ZERO3), 8)]
 """Types that one job of the ranks goes through."""

@@ -14,7 +14,7 @@ import pytest
 
 from tests.toys.dual import class_recipe, text_recipe
 from tests.toys.files import read_lines
-from tests.toys.kinds import KINDS, kind_recipe
+from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import recipe_complaint, train_words
@@ -49,10 +49,8 @@ def meta_lines(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "stage"),
-    [("joint", 2), *(pytest.param(kind, 3, marks=pytest.mark.slow) for kind in KINDS[:1]),
-     *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in ("causal", "image_text"))],
-)  # fmt: skip
+    ("kind", "stage"), [("joint", 2), ("joint", 3), ("causal", 2), ("image_text", 2)]
+)
 def test_it_happens_once_and_a_resumed_run_goes_on(
     kind: str, stage: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -77,9 +75,7 @@ def test_it_happens_once_and_a_resumed_run_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "precision"), [(2, "fp32"), pytest.param(3, "bf16", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("stage", "precision"), [(2, "fp32"), (3, "bf16")])
 def test_without_an_outer_rate_the_run_is_the_ordinary_one(
     stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -114,10 +110,7 @@ def test_ranks_and_micro_batches_change_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("what", "size"),
-    [("pairs", 3), *(pytest.param(name, 8, marks=pytest.mark.slow) for name in FEW_SHOT)],
-)
+@pytest.mark.parametrize(("what", "size"), [("pairs", 3), *((name, 8) for name in FEW_SHOT)])
 def test_pairs_and_few_shots_on_any_ranks(
     what: str, size: int, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -159,9 +152,7 @@ class EndingVQA(VQA):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_ends_meanwhile_begins_again(
     number: signal.Signals, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_run_says_that_it_takes_two_passes(world: Path, ranks2: RankPool, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_experts_are_drawn_on_after_resuming(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

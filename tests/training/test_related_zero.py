@@ -98,11 +98,11 @@ def kind_methods(name: str, recipe: Recipe) -> dict[str, Method]:
     ("kind", "name"),
     [
         ("causal", "mixture"),
-        pytest.param("causal", "hyper_pelt", marks=pytest.mark.slow),
-        pytest.param("causal", "sim_adapter", marks=pytest.mark.slow),
-        pytest.param("image_text", "mixture", marks=pytest.mark.slow),
-        pytest.param("image_text", "hyper_pelt blind", marks=pytest.mark.slow),
-        pytest.param("image_text", "sim_adapter", marks=pytest.mark.slow),
+        ("causal", "hyper_pelt"),
+        ("causal", "sim_adapter"),
+        ("image_text", "mixture"),
+        ("image_text", "hyper_pelt blind"),
+        ("image_text", "sim_adapter"),
     ],
 )
 def test_runs_of_other_kinds_resume_and_are_those_of_one_rank(

@@ -296,100 +296,64 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
 
 
 RED, TWO = '{"question_id": 1, "answer": "red"}', '{"question_id": 2, "answer": "2"}'
-UNKNOWN, OURS = TWO.replace("2,", "5,"), '{"id": "1", "prediction": "red"}'
+UNKNOWN, NAN = TWO.replace("2,", "5,"), TWO.replace('"2"', "NaN")
+NO_TEXT, TEXT_ID = RED.replace('"red"', "null"), RED.replace("1", '"1"')
+GQA_RED, OURS = '{"questionId": 1, "prediction": "red"}', '{"id": "1", "prediction": "red"}'
+NUMBER = '{"id": 2, "prediction": "2"}'
+NO_COMMA = r"vqa.jsonl, line 3 is not JSON \(Expecting ',' delimiter: column \d+\)"
 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
-    ("kind", "name", "text", "complaint"),
+    ("name", "text", "complaint"),
     [
-        ("vqa", "a.json", f"[{RED}]", "1 of 2 .* no prediction: 2"),
-        ("vqa", "a.json", f"[{RED}, {TWO}, {UNKNOWN}]", "a prediction but no reference: 5"),
-        ("vqa", "a.json", f"[{RED}, {RED}]", "1 ids appear twice: 1; give each one prediction"),
-        ("vqa", "a.json", "[]", "a.json holds no predictions"),
-        ("vqa", "a.json", "{", "a.json is not JSON"),
-        ("vqa", "a.json", '"red"', "a.json: not a known form of predictions"),
-        ("vqa", "a.json", '[{"question": 1}]', "entry 1: not a known form of predictions"),
+        ("vqa.json", f"[{RED}]", "1 of 2 .* no prediction: 2"),
+        ("vqa.json", f"[{RED}, {TWO}, {UNKNOWN}]", "a prediction but no reference: 5"),
+        ("vqa.json", f"[{RED}, {RED}]", "1 ids appear twice: 1; give each one prediction"),
+        ("vqa.json", "[]", "vqa.json holds no predictions"),
+        ("vqa.json", "{", "vqa.json is not JSON"),
+        ("vqa.json", '"red"', "vqa.json: not a known form of predictions"),
+        ("vqa.json", '[{"question": 1}]', "entry 1: not a known form of predictions"),
+        ("vqa.json", f"[{TEXT_ID}]", "entry 1: question_id is '1'; a whole number is needed"),
+        ("gqa.json", f"[{GQA_RED}]", "entry 1: questionId is 1; a text is needed"),
+        ("vqa.json", f"[{NO_TEXT}]", "entry 1: answer is None; a text is needed"),
+        ("nlvr2.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
+        ("nlvr2.csv", "dev-1-0-0, True\n", "'dev-1-0-0, True'; give lines"),
+        ("video_qa.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
+        ("vqa.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
+        ("video_qa.json", '{"7": 1, "7": 0, "8": 0}', "video_qa.json: 1 ids appear twice: 7; give"),
         (
-            "vqa",
-            "a.json",
-            '[{"question_id": "1", "answer": "red"}]',
-            "entry 1: question_id is '1'; a whole number is needed",
-        ),
-        (
-            "gqa",
-            "a.json",
-            '[{"questionId": 1, "prediction": "red"}]',
-            "entry 1: questionId is 1; a text is needed",
-        ),
-        (
-            "vqa",
-            "a.json",
-            '[{"question_id": 1, "answer": null}]',
-            "entry 1: answer is None; a text is needed",
-        ),
-        ("nlvr2", "a.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
-        ("nlvr2", "a.csv", "dev-1-0-0, True\n", "'dev-1-0-0, True'; give lines"),
-        ("video_qa", "a.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
-        ("vqa", "a.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
-        ("video_qa", "a.json", '{"7": 1, "7": 0, "8": 0}', "a.json: 1 ids appear twice: 7; give"),
-        (
-            "nlvr2",
-            "a.txt",
+            "nlvr2.txt",
             "dev-1-0-0,True",
-            r"a.txt is not JSON .*; the suffix says the form: .csv",
+            r"nlvr2.txt is not JSON .*; the suffix says the form: .csv",
         ),
+        ("vqa.jsonl", f"{OURS}\n\n{OURS[:-1]}\n", NO_COMMA),
+        ("vqa.jsonl", f"\n{OURS}\n{NUMBER}", "vqa.jsonl, line 3: id is 2; a text is needed"),
         (
-            "vqa",
-            "a.jsonl",
-            f"{OURS}\n\n{OURS[:-1]}\n",
-            r"a.jsonl, line 3 is not JSON \(Expecting ',' delimiter: column \d+\)",
+            "vqa.json",
+            f"[{RED},\n{NAN}]",
+            "vqa.json, line 2: NaN is not a number; give a finite one",
         ),
-        (
-            "vqa",
-            "a.jsonl",
-            f"\n{OURS}\n" + OURS.replace('"1"', "2"),
-            "a.jsonl, line 3: id is 2; a text is needed",
-        ),
-        (
-            "vqa",
-            "a.json",
-            f"[{RED},\n" + TWO.replace('"2"', "NaN") + "]",
-            r"a.json, line 2: NaN is not a number; give a finite one",
-        ),
-        (
-            "vqa",
-            "a.jsonl",
-            OURS.replace("}", ', "confidence": 1e999}'),
-            r"a.jsonl, line 1: 1e999 is not a number",
-        ),
-        ("video_qa", "a.zip", "no zip", "a.zip: File is not a zip file"),
+        ("vqa.jsonl", OURS.replace('"red"', "1e999"), r"vqa.jsonl, line 1: 1e999 is not a number"),
+        ("video_qa.zip", "no zip", "video_qa.zip: File is not a zip file"),
         # What no reader takes.
         (
-            "nlvr2",
-            "a.csv",
+            "nlvr2.csv",
             f'"{"a" * 200_000}",True\n',
-            r"^--predictions: .*/a\.csv is not CSV \(field larger than field limit",
+            r"^--predictions: .*/nlvr2\.csv is not CSV \(field larger than field limit",
         ),
+        ("vqa.json", f'{{"1": {"9" * 5000}}}', r"^--predictions: .*/vqa\.json: Exceeds the limit"),
         (
-            "vqa",
-            "a.json",
-            f'{{"1": {"9" * 5000}}}',
-            r"^--predictions: .*/a\.json: Exceeds the limit",
-        ),
-        (
-            "vqa",
-            "a.json",
+            "vqa.json",
             "[" * 200,
-            r"^--predictions: .*/a\.json: it is nested more than 100 levels deep",
+            r"^--predictions: .*/vqa\.json: it is nested more than 100 levels deep",
         ),
     ],
 )
-def test_files_that_cannot_be_scored(
-    tmp_path: Path, kind: str, name: str, text: str, complaint: str
-) -> None:
+def test_files_that_cannot_be_scored(name: str, text: str, complaint: str, tmp_path: Path) -> None:
+    """The name begins with the kind of the data."""
     with pytest.raises(ValueError, match=complaint):
-        score(tmp_path, kind, text, name)
+        score(tmp_path, name.partition(".")[0], text, name)
 
 
 def test_line_ends_of_other_kinds_are_text(tmp_path: Path) -> None:

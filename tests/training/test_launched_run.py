@@ -44,19 +44,27 @@ def assert_same_weights(found: Recipe, expected: Recipe) -> None:
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
+def stopped(
+    recipe: Recipe, folder: Path, number: signal.Signals, torchrun: bool = False
+) -> tuple[int, str, int]:
+    """Exit code and output of a run that a signal has stopped, and the step whose state it has."""
+    launch = Launch(recipe, folder / "recipe.yaml", torchrun=torchrun)
+    launch.wait_for_step(3)
+    launch.process.send_signal(number)
+    code, output = launch.end()
+    step = last_step(launch.run)
+    state = launch.run / "state"
+    assert newest(state) == (state / f"step-{step:08d}", []), output
+    return code, output, step
+
+
 def test_a_stopped_run_saves_and_goes_on(whole: Recipe, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = replace(whole, output=str(tmp_path / "run"))
-    stopped = Launch(recipe, tmp_path / "recipe.yaml")
-    stopped.wait_for_step(3)
-    stopped.process.send_signal(signal.SIGTERM)
-    code, output = stopped.end()
+    code, output, step = stopped(recipe, tmp_path, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, output
-    step = last_step(stopped.run)
     cure = f"--resume continues from step {step}"
     assert output.splitlines()[-1].endswith(f"stopped by SIGTERM after step {step}; {cure}")
     assert output.count("--resume") == 1
-    state = stopped.run / "state"
-    assert newest(state) == (state / f"step-{step:08d}", [])
 
     ranks2.run(run_recipe, recipe, True, timeout=120)
     assert_same_weights(recipe, whole)
@@ -68,26 +76,17 @@ def test_under_torchrun(number: signal.Signals, whole: Recipe, tmp_path: Path) -
     """Stopped and resumed, it ends like a run of DeepSpeed's launcher that nobody interrupted."""
     data = replace(whole.data, num_workers=1)
     recipe = replace(whole, output=str(tmp_path / "run"), data=data)
-    stopped = Launch(recipe, tmp_path / "recipe.yaml", torchrun=True)
-    stopped.wait_for_step(3)
-    stopped.process.send_signal(number)
-    code, output = stopped.end()
+    code, output, step = stopped(recipe, tmp_path, number, torchrun=True)
     assert code == 1, output
-    step = last_step(stopped.run)
     assert f"stopped by {number.name} after step {step}; --resume continues" in output
-    state = stopped.run / "state"
-    assert newest(state) == (state / f"step-{step:08d}", [])
 
     code, output = Launch(recipe, tmp_path / "recipe.yaml", "--resume", torchrun=True).end()
     assert code == 0, output
     assert_same_weights(recipe, whole)
     losses = [
-        {
-            line["step"]: line["loss"]
-            for _, line in read_metric_lines(folder / "metrics.jsonl").lines
-            if "loss" in line
-        }
-        for folder in (stopped.run, Path(whole.output))
+        {line["step"]: line["loss"] for _, line in lines if "loss" in line}
+        for run in (recipe, whole)
+        if (lines := read_metric_lines(Path(run.output) / "metrics.jsonl").lines)
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 20

@@ -15,8 +15,6 @@ from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe
-from tests.toys.resumed_runs import check_resume
-from tests.toys.world import world_recipe
 from vlds.models.methods import Mixture
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.mixture import of_ffn
@@ -116,13 +114,3 @@ def test_a_run_says_that_it_takes_two_passes(world: Path, ranks2: RankPool, tmp_
     assert code == 0
     assert "2 passes over each batch (methods.mix); `vlds plan` says what they cost" in said
     assert read_lines(tmp_path / "run/metrics.jsonl")[0]["passes"] == 2  # for `vlds compare`
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_experts_are_drawn_on_after_resuming(
-    stage: int, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = world_recipe(world, tmp_path / "whole", stage)
-    mixture = Mixture(of=FFN, experts=EXPERTS)
-    check_resume(ranks2, replace(recipe, methods={"mix": mixture}), tmp_path)

@@ -93,7 +93,10 @@ def train(case: Case, tasks: Sequence[Sequence[int] | None] = ANY_TASKS) -> dict
         "norms": norms,
         "gradients": gradients,
         "bytes": held,
+        "rates": {group["lr"] for group in made.parameter_groups},
+        "state": state,
         "weights": None if state is None else {name: t["fp32"] for name, t in state.items()},
+        "is_linear_back": F.linear is torch._C._nn.linear,
     }
 
 
@@ -443,27 +446,10 @@ def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_pat
     assert sum(three[-6:]) < sum(three[:6])
 
 
-def linear_after(case: Case) -> bool:
-    """True if torch's own linear function is back after an engine was closed."""
-    made, cut = start_engine(case)
-    made.step(own_micro_batches(global_batch(0), made, cut))
-    made.close()
-    return F.linear is torch._C._nn.linear
-
-
 def test_a_closed_engine_leaves_nothing_behind(ranks2: RankPool, tmp_path: Path) -> None:
-    assert all(ranks2.run(linear_after, dropping_case(tmp_path, stage=3)))
-
-
-def export_of_several_groups(case: Case) -> dict[str, Any] | None:
-    """The state after two steps with several parameter groups."""
-    made, cut = start_engine(case)
-    assert {group["lr"] for group in made.parameter_groups} == {RATE, case.visual_rate}
-    for step in range(2):
-        made.step(own_micro_batches(global_batch(step), made, cut))
-    state = made.export()
-    made.close()
-    return state
+    """Torch's own linear function is back."""
+    found = ranks2.run(train, dropping_case(tmp_path, stage=3), ANY_TASKS[:1])
+    assert all(result["is_linear_back"] for result in found)
 
 
 @pytest.mark.sampled(2)
@@ -472,13 +458,14 @@ def test_several_parameter_groups_export_all_moments(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     case = dropping_case(tmp_path, stage=stage, visual_rate=RATE / 4)
-    state, other = ranks2.run(export_of_several_groups, case)
-    assert other is None
+    first, second = ranks2.run(train, case, ANY_TASKS[:2])
+    assert first["rates"] == second["rates"] == {RATE, case.visual_rate}
+    assert second["state"] is None
     shapes = {
         n: p.shape for n, p in recipe_model(case_recipe(case)).named_parameters() if p.requires_grad
     }
-    assert state.keys() == shapes.keys()
-    for name, tensors in state.items():
+    assert first["state"].keys() == shapes.keys()
+    for name, tensors in first["state"].items():
         for key, tensor in tensors.items():
             assert tensor.shape == shapes[name], (name, key)
             assert tensor.abs().sum() > 0, (name, key)

@@ -26,6 +26,7 @@ from tests.toys.engines import (
 )
 from tests.toys.rank_pool import RankPool
 from tests.toys.whole_adamw import WholeAdamW
+from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import (
     IA3,
     Adapter,
@@ -66,6 +67,15 @@ def learning_rate(step: int) -> float:
     return schedule_factor(step, STEPS, SCHEDULE)
 
 
+def backward(model: JointModel, step: int) -> Tensor:
+    """Gradients of a step's loss; returns the number of examples of each task."""
+    batch = batch_of(step)
+    totals = LossTotals(*count([batch], len(TASKS)))
+    model.zero_grad()
+    model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+    return totals.examples
+
+
 def reference(case: Case) -> dict[str, Tensor]:
     """Weights after STEPS steps in plain torch: its AdamW over a parameter for each task."""
     run = case_recipe(case)
@@ -81,15 +91,12 @@ def reference(case: Case) -> dict[str, Tensor]:
         group["params"] = [s for p in group["params"] for s in slices.get(p, [p])]
     optimizer = torch.optim.AdamW(groups, eps=EPS)
     for step in range(STEPS):
-        batch = batch_of(step)
-        totals = LossTotals(*count([batch], len(TASKS)))
         optimizer.zero_grad()
-        model.zero_grad()
-        model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+        examples = backward(model, step)
         for stacked, parts in slices.items():
             assert stacked.grad is not None
             for task, part in enumerate(parts):
-                part.grad = stacked.grad[task] if totals.examples[task] else None
+                part.grad = stacked.grad[task] if examples[task] else None
         set_learning_rate(optimizer.param_groups, learning_rate(step))
         optimizer.step()
         with torch.no_grad():
@@ -111,12 +118,9 @@ def whole_steps(case: Case) -> dict[str, Tensor]:
         eps=EPS,
     )
     for step in range(STEPS):
-        batch = batch_of(step)
-        totals = LossTotals(*count([batch], num_tasks))
-        model.zero_grad()
-        model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+        examples = backward(model, step)
         set_learning_rate(optimizer.parameter_groups, learning_rate(step))
-        optimizer.step(totals.examples > 0)
+        optimizer.step(examples > 0)
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 

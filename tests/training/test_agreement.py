@@ -93,7 +93,6 @@ def test_other_files_under_the_same_names(world: Path, ranks2: RankPool, tmp_pat
 
 
 def differing(facts: Sequence[agreement.Facts]) -> list[str]:
-    """Lines about ranks of one host."""
     return agreement.differences([("host", each) for each in facts])
 
 

@@ -227,7 +227,6 @@ def best_recipe(world: Path, output: Path, save_every: int = 2) -> Recipe:
 
 
 def evaluated(run: Path) -> list[int]:
-    """The steps that were."""
     return [line["step"] for line in read_lines(run / "metrics.jsonl") if "scores" in line]
 
 

@@ -46,7 +46,6 @@ NUM_QUESTIONS = 48
 
 @pytest.fixture(scope="module")
 def run(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of some steps."""
     recipe = world_recipe(world, tmp_path_factory.mktemp("run"))
     ranks2.run(run_recipe, recipe, timeout=120)
     return Path(recipe.output)
@@ -95,7 +94,6 @@ def evaluate_under(run: Path, world: Path, out: Path, stage: int, num_workers: i
 
 @pytest.fixture(scope="module")
 def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, untrained, whose answers are many."""
     return talkative_run(world_recipe(world, tmp_path_factory.mktemp("talkative")))
 
 

@@ -18,13 +18,7 @@ import pytest
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-from tests.toys.engines import (
-    Case,
-    global_batch,
-    make_case,
-    own_micro_batches,
-    start_engine,
-)
+from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses

@@ -220,10 +220,7 @@ def test_selected_rows_keep_their_words_and_pictures() -> None:
     assert chosen.input_ids.shape[1] == longest
 
 
-@given(
-    st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=9),
-    st.integers(1, 5),
-)
+@given(st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=9), st.integers(1, 5))
 def test_no_other_cuts_are_cheaper(shapes: list[tuple[int, int, int]], parts: int) -> None:
     sizes = np.array(sorted(shapes), np.int64)
     parts = min(parts, len(sizes))

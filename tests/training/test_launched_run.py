@@ -183,10 +183,7 @@ def test_a_mistake_in_the_recipe_is_found_before_ranks_start(tmp_path: Path, wor
 
 @pytest.mark.slow
 def test_from_a_bucket_to_an_artifact(
-    world: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The walk of docs/cluster.md: a real S3 server, a tiny model."""
     text = (ROOT / "docs" / "cluster.md").read_text("utf-8")

@@ -142,7 +142,6 @@ class EndingVQA(VQA):
     def example(
         self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
     ) -> Example:
-        """The example, as it is."""
         if rng is not None and os.environ["RANK"] == "1":
             with open(self.count_file, "a+", encoding="utf-8") as file:
                 file.write("x")

@@ -45,7 +45,6 @@ class Trained(NamedTuple):
 
 
 def train(case: Case) -> Trained:
-    """Steps of an engine on this rank."""
     made, cut = start_engine(case)
     context = made.model.context
     context.__class__ = Recorded

@@ -67,7 +67,6 @@ def decayed(model: JointModel, run: Recipe) -> set[str]:
 
 
 def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
-    """A run of these methods."""
     run = case_recipe(make_case(folder, family=family))
     return with_model(replace(run, methods=methods), train_norms=True)
 

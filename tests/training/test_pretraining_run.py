@@ -75,7 +75,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shipped(name: str) -> Recipe:
-    """A recipe of the folder."""
     return parse_recipe(["--config", str(SHIPPED / f"{name}.yaml")])
 
 
@@ -116,11 +115,7 @@ def small_recipe(name: str, shards: Path, world: Path, output: Path) -> Recipe:
     data = replace(large.data, global_batch_size=24, num_workers=0)
     training = replace(small.training, steps=2, save_every=2)
     return replace(
-        small,
-        tasks=tasks_of(large, shards),
-        methods=large.methods,
-        data=data,
-        training=training,
+        small, tasks=tasks_of(large, shards), methods=large.methods, data=data, training=training
     )
 
 

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -33,7 +34,6 @@ class StoppedVQA(VQA):
     count_file: str
 
     def answer_from(self, text: str) -> str:
-        """The answer, as it is."""
         if os.environ["RANK"] == "1":
             with open(self.count_file, "a+", encoding="utf-8") as file:
                 file.write("x")
@@ -60,11 +60,8 @@ def run_skipping(recipe: Recipe) -> tuple[int, str]:
         report = step(self, batches)
         return replace(report, skipped=self.steps_done == 3)
 
-    Engine.step = skipping  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Engine, "step", skipping):
         return run_and_print(recipe)
-    finally:
-        Engine.step = step  # type: ignore[method-assign]
 
 
 def lines(run: Path, key: str) -> dict[int, object]:

@@ -258,7 +258,6 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def tracked(recipe: Recipe, **trackers: str | bool | int) -> Recipe:
-    """The recipe with trackers."""
     return replace(recipe, tracking=TrackingConfig(**trackers))  # type: ignore[arg-type]
 
 

@@ -65,7 +65,6 @@ HEADS = {
 
 
 def batch_of(case: Case, step: int, tasks: Sequence[int] | None) -> Batch:
-    """The global batch of a step."""
     batch = global_batch(step, tasks, size=case.sizes[step % len(case.sizes)])
     return with_classes(batch, case, seed=step) if case.heads else batch
 

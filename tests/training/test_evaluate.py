@@ -287,9 +287,10 @@ def test_options_that_cannot_be(
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    given = [*words.split(), *option.replace("FILE", str(file)).split(), "--run", str(talkative)]
+    given = [*words.split(), "--run", str(talkative)]
     if "--image" not in words:
         given += ["--data", f"vqa={world}/vqa"]
+    given += option.replace("FILE", str(file)).split()
     for code, out in ranks2.run(command, given, timeout=120):
         assert code == 2
         assert re.search(complaint.replace("FILE", re.escape(str(file))), out), out

@@ -91,44 +91,41 @@ def test_without_an_outer_rate_the_run_is_the_ordinary_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", ["example", "global_batch"])
+@pytest.mark.parametrize(
+    ("what", "size", "tolerance"),
+    [
+        ("example", 8, 1e-4),
+        ("global_batch", 8, 1e-4),
+        ("pairs", 3, 1e-3),
+        *((name, 8, 1e-3) for name in FEW_SHOT),
+    ],
+)
 def test_ranks_and_micro_batches_change_nothing(
-    unit: Any, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+    what: Any, size: int, tolerance: float, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    """With global batches of one task, an outer step reads one for each task."""
-    recipe = world_recipe(world, tmp_path / "one")
-    data = replace(recipe.data, unit=unit, micro_batch_size=None)
-    recipe = with_meta(replace(recipe, data=data), replace(META, steps=4))
-    recipe = replace(recipe, training=replace(recipe.training, steps=1, log_every=4))
-    cut = replace(recipe, output=str(tmp_path / "two"), data=replace(data, micro_batch_size=1))
-    assert ranks1.run(run_recipe, recipe, timeout=120) == [0]
-    assert ranks2.run(run_recipe, cut, timeout=120) == [0, 0]
-    (one,), (two,) = meta_lines(tmp_path / "one"), meta_lines(tmp_path / "two")
-    for name in ("loss_1", "loss_2"):
-        assert one[name].keys() == recipe.tasks.keys()
-        assert two[name] == pytest.approx(one[name], rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("what", "size"), [("pairs", 3), *((name, 8) for name in FEW_SHOT)])
-def test_pairs_and_few_shots_on_any_ranks(
-    what: str, size: int, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """Losses of pairs compare those of all ranks, also of one without a pair of the half."""
+    """With global batches of one task, an outer step reads one for each task. Losses of pairs
+    compare those of all ranks, also of one without a pair of the half."""
     write_world(tmp_path / "world")
     found = []
     for pool, name in ((ranks1, "one"), (ranks2, "two")):
-        recipe = text_recipe(tmp_path / "world", tmp_path / name)
+        places = tmp_path / "world", tmp_path / name
         if what in FEW_SHOT:
-            methods = {what: FEW_SHOT[what]}
-            recipe = class_recipe(tmp_path / "world", tmp_path / name, methods)
+            recipe = class_recipe(*places, {what: FEW_SHOT[what]})
+        elif what == "pairs":
+            recipe = text_recipe(*places)
+        else:
+            recipe = world_recipe(*places)
+            cut = {"unit": what, "micro_batch_size": 1 if name == "two" else None}
+            recipe = replace(recipe, data=replace(recipe.data, **cut))
         recipe = replace(recipe, data=replace(recipe.data, global_batch_size=size))
         recipe = replace(recipe, training=replace(recipe.training, steps=1, log_every=4))
         recipe = with_meta(recipe, replace(META, steps=4))
         assert pool.run(run_recipe, recipe, timeout=120) == [0] * pool.world_size
         found += meta_lines(tmp_path / name)
+    one, two = found
     for name in ("loss_1", "loss_2"):
-        assert found[1][name] == pytest.approx(found[0][name], rel=1e-3)
+        assert one[name].keys() == recipe.tasks.keys()
+        assert two[name] == pytest.approx(one[name], rel=tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ from tests.toys.engines import (
 )
 from tests.toys.rank_pool import RankPool
 from tests.toys.whole_adamw import WholeAdamW
+from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import (
     IA3,
     Adapter,
@@ -65,6 +67,15 @@ def learning_rate(step: int) -> float:
     return schedule_factor(step, STEPS, SCHEDULE)
 
 
+def backward(model: JointModel, step: int) -> Tensor:
+    """Gradients of a step's loss; returns the number of examples of each task."""
+    batch = batch_of(step)
+    totals = LossTotals(*count([batch], len(TASKS)))
+    model.zero_grad()
+    model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+    return totals.examples
+
+
 def reference(case: Case) -> dict[str, Tensor]:
     """Weights after STEPS steps in plain torch: its AdamW over a parameter for each task."""
     run = case_recipe(case)
@@ -80,15 +91,12 @@ def reference(case: Case) -> dict[str, Tensor]:
         group["params"] = [s for p in group["params"] for s in slices.get(p, [p])]
     optimizer = torch.optim.AdamW(groups, eps=EPS)
     for step in range(STEPS):
-        batch = batch_of(step)
-        totals = LossTotals(*count([batch], len(TASKS)))
         optimizer.zero_grad()
-        model.zero_grad()
-        model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+        examples = backward(model, step)
         for stacked, parts in slices.items():
             assert stacked.grad is not None
             for task, part in enumerate(parts):
-                part.grad = stacked.grad[task] if totals.examples[task] else None
+                part.grad = stacked.grad[task] if examples[task] else None
         set_learning_rate(optimizer.param_groups, learning_rate(step))
         optimizer.step()
         with torch.no_grad():
@@ -110,12 +118,9 @@ def whole_steps(case: Case) -> dict[str, Tensor]:
         eps=EPS,
     )
     for step in range(STEPS):
-        batch = batch_of(step)
-        totals = LossTotals(*count([batch], num_tasks))
-        model.zero_grad()
-        model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+        examples = backward(model, step)
         set_learning_rate(optimizer.parameter_groups, learning_rate(step))
-        optimizer.step(totals.examples > 0)
+        optimizer.step(examples > 0)
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -210,19 +215,17 @@ def assert_equals(found: Any, expected: dict[str, Tensor]) -> None:
         assert (state[name]["fp32"] - weight).abs().max() < 1e-6, name
 
 
-POOLS = {1: "ranks1", 2: "ranks2", 4: "ranks4"}
+FAST = [(2, 3, "torch"), (2, 2, "transformers")]
 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("ranks", "stage", "update"),
-    [(2, 3, "torch"), (2, 2, "transformers")]
+    FAST
     + [
-        pytest.param(ranks, stage, update, marks=pytest.mark.slow)
-        for ranks in (1, 2, 4)
-        for stage in (1, 2, 3)
-        for update in get_args(AdamWUpdate)
-        if (ranks, stage, update) not in ((2, 3, "torch"), (2, 2, "transformers"))
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in product((1, 2, 4), (1, 2, 3), get_args(AdamWUpdate))
+        if case not in FAST
     ],
 )
 def test_fifty_steps_are_those_of_one_parameter_per_task(
@@ -233,7 +236,7 @@ def test_fifty_steps_are_those_of_one_parameter_per_task(
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
-    pool: RankPool = request.getfixturevalue(POOLS[ranks])
+    pool: RankPool = request.getfixturevalue(f"ranks{ranks}")
     case = case_of(tmp_path, stage, update=update)
     found, *_ = pool.run(train, case, range(STEPS), timeout=200)
     assert_equals(found, expected[update])
@@ -252,13 +255,14 @@ def test_masters_in_the_memory_of_the_cpu(
     assert_equals(ranks2.run(train, case, range(STEPS), timeout=200)[0], expected[update])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "update"),
     [
-        pytest.param((2, 3), (4, 2), "torch", marks=pytest.mark.slow),
-        pytest.param((4, 2), (2, 3), "transformers", marks=pytest.mark.slow),
-        pytest.param((2, 2), (1, 3), "torch", marks=pytest.mark.slow),
-        pytest.param((1, 1), (4, 3), "transformers", marks=pytest.mark.slow),
+        ((2, 3), (4, 2), "torch"),
+        ((4, 2), (2, 3), "transformers"),
+        ((2, 2), (1, 3), "torch"),
+        ((1, 1), (4, 3), "transformers"),
     ],
 )
 def test_updates_go_on_at_another_stage_and_number_of_ranks(
@@ -271,7 +275,7 @@ def test_updates_go_on_at_another_stage_and_number_of_ranks(
 ) -> None:
     half, before = STEPS // 2, None
     for (ranks, stage), steps in ((first, range(half)), (second, range(half, STEPS))):
-        pool: RankPool = request.getfixturevalue(POOLS[ranks])
+        pool: RankPool = request.getfixturevalue(f"ranks{ranks}")
         case = case_of(tmp_path, stage, update=update)
         before, *_ = pool.run(train, case, steps, before, timeout=200)
     assert_equals(before, expected[update])
@@ -293,21 +297,19 @@ METHODS: dict[str, Method] = {
     "prefixes": PrefixTuning(length=3, hidden_dim=None, sharing="multiple"),
     "decoder_prompts": DecoderPromptTuning(length=3, hidden_dim=None, sharing="multiple"),
 }
+LOW_RANK = {"down_left", "down_right", "down_bias", "up_left", "up_right", "up_bias"}
 PER_TASK = {
     "adapters": {"down_weight", "down_bias", "up_weight", "up_bias"},
     "half_adapters": {"down_weight", "down_bias"},
     "compacters": {"up_rule", "up_blocks", "up_bias"},
-    "thin_compacters": {"down_left", "down_right", "down_bias", "up_left", "up_right", "up_bias"},
-    "low_rank": {"down_left", "down_right", "down_bias", "up_left", "up_right", "up_bias"},
+    "thin_compacters": LOW_RANK,
+    "low_rank": LOW_RANK,
     "hyperformer": {"task_embeddings.weight"},
     "loras": {"a"},
     "ia3s": {"factors"},
     "prompts": {
         "network.table",
-        "network.hidden_weight",
-        "network.hidden_bias",
-        "network.output_weight",
-        "network.output_bias",
+        *(f"network.{layer}_{of}" for layer in ("hidden", "output") for of in ("weight", "bias")),
     },
     "prefixes": {"network.table"},
     "decoder_prompts": {"decoder_network.table"},

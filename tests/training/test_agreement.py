@@ -1,4 +1,5 @@
-"""Ranks that would not run the same thing are stopped before the first step."""
+"""Ranks that would not run the same thing, or would with damaged weights, are stopped before the
+first step."""
 
 from __future__ import annotations
 
@@ -17,9 +18,13 @@ import torch
 
 from data_prep.packing.writer import write_dataset
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
+from tests.toys.recipes import with_model, with_task
 from tests.toys.world import records, world_recipe
+from vlds.evaluation.sources import check_frozen_files
+from vlds.models.loading.model_files import damaged_source
 from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.json_files import DESCRIPTION, write_manifest
 from vlds.runtime.ranks import Ranks
 from vlds.training import agreement
 from vlds.training.agreement import flat
@@ -43,34 +48,27 @@ def training(recipe: Recipe, **changes: Any) -> Recipe:
     return replace(recipe, training=replace(recipe.training, **changes))
 
 
-def task(recipe: Recipe, **changes: Any) -> Recipe:
-    vqa = replace(recipe.tasks["vqa"], **changes)
-    return replace(recipe, tasks=recipe.tasks | {"vqa": vqa})
+def dropout(recipe: Recipe, share: float) -> Recipe:
+    return with_model(recipe, backbone=replace(recipe.model.backbone, dropout=share))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "key", "values"),
     [
-        (
-            lambda r: optimizer(r, learning_rate=0.02),
-            "optimizer.learning_rate: 0.01, on rank 1 0.02",
-        ),
-        (lambda r: replace(r, seed=8), "seed: 7, on rank 1 8"),
-        (lambda r: task(r, prompt="q: "), "tasks.vqa.prompt: vqa: , on rank 1 q: "),
-        (lambda r: task(r, weight=3.0), "tasks.vqa.weight: 2.0, on rank 1 3.0"),
-        (
-            lambda r: with_model(r, backbone=replace(r.model.backbone, dropout=0.3)),
-            "model.backbone.dropout: None, on rank 1 0.3",
-        ),
-        (lambda r: training(r, steps=11), "training.steps: 10, on rank 1 11"),
+        (lambda r: optimizer(r, learning_rate=0.02), "optimizer.learning_rate", (0.01, 0.02)),
+        (lambda r: replace(r, seed=8), "seed", (7, 8)),
+        (lambda r: with_task(r, "vqa", prompt="q: "), "tasks.vqa.prompt", ("vqa: ", "q: ")),
+        (lambda r: with_task(r, "vqa", weight=3.0), "tasks.vqa.weight", (2.0, 3.0)),
+        (lambda r: dropout(r, 0.3), "model.backbone.dropout", (None, 0.3)),
+        (lambda r: training(r, steps=11), "training.steps", (10, 11)),
     ],
 )
 def test_another_recipe(
-    change: Any, said: str, world: Path, ranks2: RankPool, tmp_path: Path
+    change: Any, key: str, values: tuple[Any, Any], world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     results = ranks2.run(start, [recipe, change(recipe)], timeout=60)
-    assert said in results[0]
+    assert f"{key}: {values[0]}, on rank 1 {values[1]}" in results[0]
     assert results[1] == results[0]
     assert results[0].endswith("with the same command line, files and versions.")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -87,14 +85,14 @@ def test_other_files_under_the_same_names(world: Path, ranks2: RankPool, tmp_pat
         )  # fmt: skip
         zero = json.loads((world / "zero2.json").read_text()) | {"wall_clock_breakdown": seed == 1}
         (place / "zero2.json").write_text(json.dumps(zero))
-        recipes.append(task(world_recipe(world, tmp_path / "run"), train=[str(place / "vqa")]))
+        recipe = world_recipe(world, tmp_path / "run")
+        recipes.append(with_task(recipe, "vqa", train=[str(place / "vqa")]))
     said, _ = ranks2.run(start, recipes, timeout=60)
     assert "tasks.vqa.train: " in said
     assert f"data set vqa: {tmp_path}/host0/vqa" in said
 
 
 def differing(facts: Sequence[agreement.Facts]) -> list[str]:
-    """Lines about ranks of one host."""
     return agreement.differences([("host", each) for each in facts])
 
 
@@ -134,7 +132,7 @@ def test_what_else_decides_what_is_computed(world: Path, tmp_path: Path) -> None
     """The order of tasks, samples in quarantine, the content of a tokenizer, a task's own code."""
     shards = tmp_path / "vqa"
     copytree(world / "vqa", shards)
-    recipe = task(world_recipe(world, tmp_path / "run"), train=[str(shards)])
+    recipe = with_task(world_recipe(world, tmp_path / "run"), "vqa", train=[str(shards)])
     spiece, code = tmp_path / "own.model", tmp_path / "own_task.py"
     copyfile(world / "spiece.model", spiece)
     recipe = with_model(recipe, backbone=replace(recipe.model.backbone, tokenizer=str(spiece)))
@@ -163,3 +161,77 @@ def test_flat_names() -> None:
     assert flat(tree) == {
         "tasks.vqa.class_path": "VQA", "tasks.vqa.train": ["a"], "tasks.vqa.weight": 1
     }  # fmt: skip
+
+
+def written(folder: Path) -> Path:
+    """A folder such as `vlds convert hf` writes."""
+    (folder / "vision").mkdir(parents=True)
+    for name in (DESCRIPTION, "model.safetensors", "tokenizer.json", "vision/model.safetensors"):
+        (folder / name).write_bytes(name.encode() * 100)
+    write_manifest(folder)
+    return folder
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", DESCRIPTION])
+def test_a_flipped_bit_is_named(tmp_path: Path, name: str) -> None:
+    folder = written(tmp_path / "hf")
+    assert damaged_source(str(folder)) is None
+    flip(folder / name)
+    assert damaged_source(str(folder)) == (
+        f"{folder}: {name} is not what was written (size or sha256 differ); copy the folder again "
+        "from where it was written"
+    )
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    folder = written(tmp_path / "hf")
+    (folder / "model.safetensors").unlink()
+    assert f"{folder}: model.safetensors is missing" in str(damaged_source(str(folder)))
+
+
+def test_only_what_is_named_is_read(tmp_path: Path) -> None:
+    """A file in the folder, or CLIP's own folder below it."""
+    folder = written(tmp_path / "hf")
+    flip(folder / "tokenizer.json")
+    assert damaged_source(str(folder / "model.safetensors")) is None
+    assert damaged_source(str(folder / "vision")) is None
+    flip(folder / "vision" / "model.safetensors")
+    assert "vision/model.safetensors is not" in str(damaged_source(str(folder / "vision")))
+    assert "does not list other" in str(damaged_source(str(folder / "other")))
+
+
+def test_folders_of_others_have_no_hashes(tmp_path: Path) -> None:
+    folder = written(tmp_path / "hf")
+    (folder / "manifest.json").write_text("[]", encoding="utf-8")
+    assert "manifest.json is not a list of files" in str(damaged_source(str(folder)))
+    (folder / "manifest.json").unlink()
+    assert "has no manifest.json" in str(damaged_source(str(folder)))
+    (folder / DESCRIPTION).unlink()
+    assert damaged_source(str(folder)) is None
+    assert damaged_source("google/flan-t5-base") is None
+
+
+def check(world: Path, folder: Path) -> str:
+    """What a rank says of a vision encoder in the folder."""
+    recipe = world_recipe(world, folder / "run")
+    vision = replace(recipe.model.vision, weights=str(folder / "hf" / "model.safetensors"))
+    try:
+        check_frozen_files(with_model(recipe, vision=vision), start_ranks(60))
+    except ValueError as error:
+        return str(error)
+    return "well"
+
+
+def test_all_ranks_stop(ranks2: RankPool, world: Path, tmp_path: Path) -> None:
+    folder = written(tmp_path / "hf")
+    assert ranks2.run(check, world, tmp_path) == ["well", "well"]
+    flip(folder / "model.safetensors")
+    said = ranks2.run(check, world, tmp_path)
+    assert said[0] == said[1]
+    assert said[0].startswith(f"{folder}: model.safetensors is not what was written")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 from dataclasses import replace
@@ -21,7 +22,7 @@ from tests.toys.recipes import with_model, with_task
 from tests.toys.world import picture, records, world_recipe
 from vlds.cli.check_recipe import check_recipe, check_start
 from vlds.cli.main import run_command
-from vlds.data.config import DataConfig
+from vlds.data.order.mixed_order import check_lanes
 from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
 from vlds.models.methods import Adapter, Full
@@ -29,6 +30,7 @@ from vlds.models.vision import StoredFeatures
 from vlds.plan import plan_recipe
 from vlds.recipe.config import Recipe, save_recipe
 from vlds.runtime.deepspeed_start import start_ranks
+from vlds.training.faults import library_faults
 from vlds.training.prepare import prepare
 from vlds.training.run import build_run, open_stream
 from vlds.training.states import newest
@@ -45,26 +47,23 @@ def test_more_ranks_than_examples(world: Path, tmp_path: Path) -> None:
     assert prepare(recipe, ranks_of(7), False).cut.pieces(8, 6) == [range(6, 8)]
     message = check_complaint(recipe, world_size=9)
     assert "data.global_batch_size: 8 examples for 9 ranks; give at least one example" in message
-    one_task = replace(recipe, data=replace(recipe.data, unit="global_batch"))
+    one_task = with_data(recipe, unit="global_batch")
     message = check_complaint(with_task(one_task, "vqa", batch_size=2), world_size=3)
     assert "tasks.vqa.batch_size: 2 examples for 3 ranks; " in message
     assert "or start 2 ranks or fewer" in message
 
 
-def test_more_parts_than_examples(world: Path, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path)
-    data = DataConfig(global_batch_size=8, parts=5)
-    message = check_complaint(replace(recipe, data=data))
-    assert (
-        "data.parts: 5, but the smallest micro-batch of a rank has 4 examples; give at" in message
-    )
+def with_data(recipe: Recipe, **changes: Any) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, **changes))
 
 
-def test_parts_that_would_be_recomputed(world: Path, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path)
-    data = DataConfig(global_batch_size=8, parts=2)
+def test_parts_that_cannot_be(world: Path, tmp_path: Path) -> None:
+    """More than examples, and those that would be recomputed."""
+    recipe = with_data(world_recipe(world, tmp_path), micro_batch_size=None, parts=2)
+    message = check_complaint(with_data(recipe, parts=5))
+    assert "data.parts: 5, but the smallest micro-batch of a rank has 4 examples; give" in message
     training = replace(recipe.training, activation_checkpointing=True)
-    message = check_complaint(replace(recipe, data=data, training=training))
+    message = check_complaint(replace(recipe, training=training))
     assert "data.parts: 2 with training.activation_checkpointing" in message
     assert "data.micro_batch_size" in message
 
@@ -78,11 +77,15 @@ def test_a_backbone_that_is_not_there(family: type[T5 | Bart]) -> None:
         family(path="runs/none/backbone").load_tokenizer()
 
 
-def test_a_folder_that_holds_a_run(world: Path, tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run_or_none(world: Path, tmp_path: Path) -> None:
     (tmp_path / "state" / "step-00000005").mkdir(parents=True)
     message = check_complaint(world_recipe(world, tmp_path), planned=False)
     assert f"output: {tmp_path} holds a run already" in message
     assert "add --resume to continue it, or name another folder" in message
+    shutil.rmtree(tmp_path / "state")
+    message = check_complaint(world_recipe(world, tmp_path), resume=True, planned=False)
+    assert f"--resume: {tmp_path} holds no run state" in message
+    assert "leave --resume out" in message
 
 
 def test_a_run_does_not_mix_with_other_files(world: Path, tmp_path: Path) -> None:
@@ -100,11 +103,7 @@ def test_a_run_does_not_mix_with_other_files(world: Path, tmp_path: Path) -> Non
     assert message == again
     backbone = tmp_path / "backbone"
     backbone.mkdir()
-    for name in (
-        "recipe.yaml",
-        "artifact.json",
-        "model.safetensors",
-    ):  # as `convert hf` writes them
+    for name in ("recipe.yaml", "artifact.json", "model.safetensors"):  # as of `convert hf`
         (backbone / name).touch()
     message = check_complaint(replace(recipe, output=str(backbone)), planned=False)
     assert f"output: {backbone} holds other files (artifact.json, model.safetensors)" in message
@@ -130,20 +129,15 @@ def test_a_missing_file_is_named_with_its_key(world: Path, tmp_path: Path) -> No
 def test_sizes_that_make_a_run_seem_to_hang_are_told(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     cores = len(os.sched_getaffinity(0))
-    data = replace(recipe.data, num_workers=8 * cores, global_batch_size=100_000)
-    data = replace(data, micro_batch_size=None)
-    said = prepare(replace(recipe, data=data), ranks_of(1), False).notices
+    large = with_data(
+        recipe, num_workers=8 * cores, global_batch_size=100_000, micro_batch_size=None
+    )
+    said = prepare(large, ranks_of(1), False).notices
     assert f"data.num_workers: {8 * cores} loader processes start on this machine" in said[0]
     assert "data.global_batch_size: 100,000 examples a step, and the training data have" in said[1]
     assert said[1].endswith("set data.micro_batch_size to bound memory")
     with pytest.raises(ValueError, match=rf"^data.num_workers: {9 * cores} processes on this mach"):
-        prepare(replace(recipe, data=replace(data, num_workers=9 * cores)), ranks_of(1), False)
-
-
-def test_resuming_nothing(world: Path, tmp_path: Path) -> None:
-    message = check_complaint(world_recipe(world, tmp_path), resume=True, planned=False)
-    assert f"--resume: {tmp_path} holds no run state" in message
-    assert "leave --resume out" in message
+        prepare(with_data(large, num_workers=9 * cores), ranks_of(1), False)
 
 
 @pytest.mark.parametrize("use", ["train", "evaluate"])
@@ -152,6 +146,11 @@ def test_a_data_set_of_another_kind(use: str, world: Path, tmp_path: Path) -> No
     message = check_complaint(with_task(world_recipe(world, tmp_path), "vqa", **{use: [other]}))
     assert f"tasks.vqa: {other} holds samples of kind 'caption', VQA understands vqa" in message
     assert "name another folder or another task class" in message
+
+
+def test_a_task_without_training_data(world: Path, tmp_path: Path) -> None:
+    message = check_complaint(with_task(world_recipe(world, tmp_path), "caption", train=[]))
+    assert "tasks.caption.train: names no data set" in message
 
 
 def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
@@ -167,11 +166,6 @@ def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
     assert f"data sets inside it: {world / 'caption'}, {world / 'vqa'}" in message
 
 
-def test_a_task_without_training_data(world: Path, tmp_path: Path) -> None:
-    message = check_complaint(with_task(world_recipe(world, tmp_path), "caption", train=[]))
-    assert "tasks.caption.train: names no data set" in message
-
-
 def test_a_shard_cut_in_half(world: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world, tmp_path / "world"))
     shard = folder / "vqa" / "vqa-train-00001.tar"
@@ -181,30 +175,34 @@ def test_a_shard_cut_in_half(world: Path, tmp_path: Path) -> None:
     assert "copy" in message
 
 
+def zero(**settings: Any) -> dict[str, Any]:
+    return {"zero_optimization": settings}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "no such file"),
         ("{", "is not JSON"),
         ({}, "has zero_optimization.stage = None; set 1, 2 or 3"),
-        ({"zero_optimization": {"stage": 0}}, "has zero_optimization.stage = 0; set 1, 2 or 3"),
-        ({"zero_optimization": {"stage": "2"}}, "has zero_optimization.stage = '2'; set 1, 2"),
-        ({"zero_optimization": {"stage": True}}, "has zero_optimization.stage = True; set 1, 2"),
+        (zero(stage=0), "has zero_optimization.stage = 0; set 1, 2 or 3"),
+        (zero(stage="2"), "has zero_optimization.stage = '2'; set 1, 2"),
+        (zero(stage=True), "has zero_optimization.stage = True; set 1, 2"),
         ({"zero_optimization": 3}, "has zero_optimization = 3; give settings"),
         (
-            {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
+            zero(stage=2, offload_optimizer="cpu"),
             "has zero_optimization.offload_optimizer = 'cpu'; give settings, such as",
         ),
         (
-            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}},
+            zero(stage=2, reduce_bucket_size="big"),
             "has zero_optimization.reduce_bucket_size = 'big'; give a number of elements",
         ),
         (
-            {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": -5}},
+            zero(stage=3, stage3_max_live_parameters=-5),
             "has zero_optimization.stage3_max_live_parameters = -5; give a number of elements",
         ),
-        ({"zero_optimization": {"stage": 2}, "train_batch_size": 64}, "the recipe says 8; write "),
-        ({"zero_optimization": {"stage": 2}, "optimizer": {}}, "`optimizer` section decides it"),
+        (zero(stage=2) | {"train_batch_size": 64}, "the recipe says 8; write "),
+        (zero(stage=2) | {"optimizer": {}}, "`optimizer` section decides it"),
     ],
 )
 def test_deepspeeds_own_file(content: Any, message: str, world: Path, tmp_path: Path) -> None:
@@ -227,40 +225,38 @@ def test_pictures_for_an_encoder_of_stored_features(world: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("change", "message"),
     [
-        (Adapter(part="vision"), "methods.mine: no layer of .* plays the role 'attn_out'"),
-        (Adapter(reduction=99), "methods.mine: reduction: 99 leaves nothing of a layer 16 wide"),
+        (
+            lambda r: replace(r, methods={"mine": Adapter(part="vision")}),
+            r"methods.mine: no layer of .* plays the role 'attn_out'",
+        ),
+        (
+            lambda r: replace(r, methods={"mine": Adapter(reduction=99)}),
+            r"methods.mine: reduction: 99 leaves nothing of a layer 16 wide",
+        ),
+        (
+            lambda r: with_model(
+                replace(r, methods={"mine": Full(part="vision")}),
+                vision=StoredFeatures(dim=4, grid=2),
+            ),
+            r"methods\.mine: Full trains the vision, .* has no weigh",
+        ),
+        (
+            lambda r: with_model(r, backbone=replace(r.model.backbone, config="bart.json")),
+            r"is the config of a bart model, not of T5; choose the",
+        ),
     ],
 )
-def test_a_method_that_matches_nothing(
-    method: Any, message: str, world: Path, tmp_path: Path
+def test_a_model_that_cannot_be_built(
+    change: Any, message: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(world_recipe(world, tmp_path), methods={"mine": method})
+    monkeypatch.chdir(tmp_path)
+    Path("bart.json").write_text(json.dumps({"model_type": "bart"}))
+    recipe = world_recipe(world, tmp_path / "run")
+    tokenizer = recipe.model.backbone.load_tokenizer()
     with pytest.raises(ValueError, match=message):
-        build_model(
-            recipe.model_setup, ["vqa"], torch.float32, recipe.model.backbone.load_tokenizer()
-        )
-
-
-def test_full_training_of_an_encoder_without_weights(world: Path, tmp_path: Path) -> None:
-    recipe = with_model(
-        replace(world_recipe(world, tmp_path), methods={"mine": Full(part="vision")}),
-        vision=StoredFeatures(dim=4, grid=2),
-    )
-    with pytest.raises(ValueError, match=r"methods\.mine: Full trains the vision, .* has no weigh"):
-        build_model(
-            recipe.model_setup, ["vqa"], torch.float32, recipe.model.backbone.load_tokenizer()
-        )
-
-
-def test_a_backbone_of_another_family(world: Path, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"model_type": "bart"}))
-    backbone = T5(config=str(file), tokenizer=recipe.model.backbone.tokenizer)
-    with pytest.raises(ValueError, match="is the config of a bart model, not of T5; choose the"):
-        build_model(with_model(recipe, backbone=backbone).model_setup, ["vqa"], torch.float32, None)
+        build_model(change(recipe).model_setup, ["vqa"], torch.float32, tokenizer)
 
 
 @pytest.mark.slow
@@ -341,3 +337,13 @@ def test_a_state_of_another_run(world: Path, ranks2: RankPool, tmp_path: Path) -
             assert "resume with the recipe that the run was started with" in message
         for message in said[2:]:
             assert "Resume with the saved recipe and data, or start a new run" in message
+
+
+def test_of_a_library() -> None:
+    with pytest.raises(RuntimeError, match=r"^ValueError: empty range"), library_faults():
+        random.randrange(3, 3)
+
+
+def test_of_our_own() -> None:
+    with pytest.raises(ValueError, match="lanes"), library_faults():
+        check_lanes(7, 64, "batch_size")

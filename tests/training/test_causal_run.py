@@ -1,4 +1,4 @@
-"""A whole run of a causal model: ranks and stages, resuming, evaluating, converting."""
+"""A whole run of a causal model: ranks and stages, evaluating, converting."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.toys.causal import TEMPLATE, causal_recipe, save_model
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
+from tests.toys.resumed_runs import losses
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.convert.verify import logits
@@ -34,16 +33,14 @@ def whole(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactor
     return trained(ranks2, causal_recipe(folder, world, folder / "whole", stage=3))
 
 
-def trained(pool: RankPool, recipe: Recipe, resume: bool = False) -> Path:
+def trained(pool: RankPool, recipe: Recipe) -> Path:
     """The folder of a run that has ended well."""
-    assert pool.run(run_recipe, recipe, resume, timeout=120) == [0] * pool.world_size
+    assert pool.run(run_recipe, recipe, timeout=120) == [0] * pool.world_size
     return Path(recipe.output)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("num_ranks", "stage"), [(1, 2), (2, 2), pytest.param(1, 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 2), (2, 2), (1, 3)])
 def test_ranks_and_stages_change_nothing(
     num_ranks: int, stage: int, whole: Path, world: Path, tmp_path: Path,
     ranks1: RankPool, ranks2: RankPool,
@@ -59,25 +56,7 @@ def test_ranks_and_stages_change_nothing(
 
 
 @pytest.mark.slow
-def test_ten_steps_are_five_and_five(
-    whole: Path, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    half = tmp_path / "half"
-    half_a_run(whole, half)
-    trained(ranks2, causal_recipe(whole.parent, world, half, stage=3), resume=True)
-    assert_same_run(half, whole)
-
-
-def logits_elsewhere(run: Path) -> Tensor:
-    """Logits of a run that another process has loaded."""
-    return logits(load_run(run), "vqa", ())
-
-
-@pytest.mark.slow
-def test_the_artifact_gives_the_same_in_another_process(whole: Path, ranks2: RankPool) -> None:
-    expected = logits(load_run(whole), "vqa", ())
-    assert expected.any()
-    assert all(torch.equal(found, expected) for found in ranks2.run(logits_elsewhere, whole))
+def test_the_artifact_holds_all_of_the_model(whole: Path) -> None:
     loaded = load_run(whole)
     assert loaded.processor.chat_template == TEMPLATE
     stored = load_file(whole / "artifact" / "weights.safetensors")
@@ -112,7 +91,7 @@ def test_a_converted_folder_opens_in_hugging_face(whole: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
 def test_a_saved_model_is_trained_further_and_folded(
     kind: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.data.order.mixed_order import BatchCut
 from vlds.runtime.process import find, shipped
@@ -20,27 +23,8 @@ from vlds.training.deepspeed_config import (
     LIVE_LAYERS,
     SMALL,
     complete_deepspeed_config,
-    fill,
     fit_sizes,
 )
-
-
-def test_auto_is_filled_and_another_value_is_a_contradiction(tmp_path: Path) -> None:
-    config = {"bf16": {"enabled": "auto"}, "gradient_clipping": 1.0}
-    fill(config, "bf16.enabled", True, tmp_path)
-    assert config["bf16"] == {"enabled": True}
-    with pytest.raises(ValueError, match=r"gradient_clipping = 1.0, the recipe says 5.0"):
-        fill(config, "gradient_clipping", 5.0, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["zero2", "zero3", "zero3_small", "zero2_offload", "zero3_offload"]
-)
-def test_shipped_files_leave_to_the_recipe_what_it_decides(name: str, root: Path) -> None:
-    config = json.loads((root / "ds_configs" / f"{name}.json").read_text())
-    assert config["zero_optimization"]["stage"] == int(name[4])
-    for field in ("train_batch_size", "gradient_accumulation_steps", "gradient_clipping"):
-        assert config[field] == "auto"
 
 
 def completed(
@@ -154,7 +138,29 @@ def test_a_bucket_is_what_trains_in_one_layer_and_even(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", [name for name in shipped("ds_configs") if name.endswith(".json")])
-def test_shipped_files_leave_sizes_to_us(name: str) -> None:
-    zero = json.loads(find(name).read_text("utf-8"))["zero_optimization"]
+def test_shipped_files_leave_sizes_to_us_and_the_rest_to_the_recipe(name: str) -> None:
+    config = json.loads(find(name).read_text("utf-8"))
+    zero = config["zero_optimization"]
+    assert zero["stage"] == int(Path(name).name[len("zero")])
     sizes = {*BUCKETS[:1], *LIVE_LAYERS} if zero["stage"] == 3 else {*BUCKETS}
     assert {key: zero[key] for key in sizes} == dict.fromkeys(sizes, "auto")
+    of_recipe = {"train_batch_size", "gradient_accumulation_steps", "gradient_clipping"}
+    assert {key: config[key] for key in of_recipe} == dict.fromkeys(of_recipe, "auto")
+
+
+PROGRAM = """
+import sys
+from deepspeed.runtime import compiler
+from vlds.runtime.deepspeed_start import import_muon
+own = compiler.compile
+import_muon()
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+print(compiler.compile is own, "torch._inductor.compile_fx" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_the_compiler_is_not_imported() -> None:
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True False"

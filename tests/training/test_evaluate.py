@@ -7,7 +7,7 @@ import json
 import os
 import re
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
 from tests.toys.kinds import kind_recipe
-from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_jobs import refusal, run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
+from tests.toys.recipes import with_model, with_task
 from tests.toys.trained_runs import talkative_run
 from tests.toys.world import picture, records, world_recipe, write_tokenizer
 from vlds.artifact import load_run
@@ -44,8 +44,16 @@ from vlds.training.optimizer import parameter_groups
 NUM_QUESTIONS = 48
 
 
-def progress_of(run: Path, folder: str) -> list[str]:
-    """What a rank says while it evaluates, if it may speak after each batch."""
+@pytest.fixture(scope="module")
+def run(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = world_recipe(world, tmp_path_factory.mktemp("run"))
+    ranks2.run(run_recipe, recipe, timeout=120)
+    return Path(recipe.output)
+
+
+def evaluate_on(run: Path, folder: Path) -> tuple[list[Evaluation], list[str]]:
+    """A run on a data set, with batches that do not divide it: scores, and what a rank says if it
+    may speak after each batch."""
     loaded = load_run(run)
     recipe = with_data(loaded.recipe, [f"vqa={folder}"])
     recipe = replace(recipe, data=replace(recipe.data, eval_batch_size=7))
@@ -54,67 +62,16 @@ def progress_of(run: Path, folder: str) -> list[str]:
         recipe, evaluation_sources(recipe), loaded.collator, start_ranks(60), said.append
     )
     with mock.patch("vlds.runtime.terminal.SECONDS_BETWEEN_LINES", -1.0):
-        evaluator(loaded.model)
-    return said
+        return evaluator(loaded.model), said
 
 
-@pytest.fixture(scope="module")
-def run(world: Path, ranks2: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of some steps."""
-    recipe = world_recipe(world, tmp_path_factory.mktemp("run"))
-    ranks2.run(run_recipe, recipe, timeout=120)
-    return Path(recipe.output)
-
-
-def evaluate_on(run: Path, folder: str) -> list[Evaluation]:
-    """Score a run on a data set, with batches that do not divide it."""
-    loaded = load_run(run)
-    task = replace(loaded.recipe.tasks["vqa"], evaluate=[folder])
-    recipe = replace(
-        loaded.recipe,
-        tasks=loaded.recipe.tasks | {"vqa": task},
-        data=replace(loaded.recipe.data, eval_batch_size=5),
-    )
-    ranks = start_ranks(60)
-    return Evaluator(recipe, evaluation_sources(recipe), loaded.collator, ranks)(loaded.model)
-
-
-@pytest.mark.slow
-def test_ranks_share_the_work(run: Path, world: Path, ranks2: RankPool, ranks4: RankPool) -> None:
-    (two,), *others = ranks2.run(evaluate_on, run, str(world / "vqa"), timeout=120)
-    assert others == [[]]
-    (four,), *others = ranks4.run(evaluate_on, run, str(world / "vqa"), timeout=120)
-    assert others == [[], [], []]
-    expected = {f"q{number}-{n}" for number in range(24) for n in range(1 + number % 3)}
-    assert len(expected) == NUM_QUESTIONS
-    assert two.predictions.keys() == two.references.keys() == expected
-    assert two.predictions == four.predictions
-    samples = {key: details.sample for key, details in two.details.items()}
-    assert samples == {key: details.sample for key, details in four.details.items()}
-    assert samples == {key: f"vqa-{key[1:].partition('-')[0]}" for key in expected}
-    assert two.scores == four.scores
-    assert two.unreadable == []
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How an evaluation is run; nothing of it may change a prediction."""
-
-    stage: int
-    num_workers: int = 0
-
-
-def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
+def evaluate_under(run: Path, world: Path, out: Path, stage: int, num_workers: int) -> int:
     """Evaluate a run inside DeepSpeed's engine, with an odd number of questions and two tasks."""
     loaded = load_run(run)
-    recipe = world_recipe(world, run, stage=setting.stage)
-    caption = replace(recipe.tasks["caption"], evaluate=[str(world / "caption")])
-    recipe = replace(
-        recipe,
-        tasks=recipe.tasks | {"caption": caption},
-        data=replace(recipe.data, eval_batch_size=7, num_workers=setting.num_workers),
-    )
-    ranks = start_ranks(60)
+    recipe = world_recipe(world, run, stage=stage)
+    recipe = with_task(recipe, "caption", evaluate=[str(world / "caption")])
+    data = replace(recipe.data, eval_batch_size=7, num_workers=num_workers)
+    recipe, ranks = replace(recipe, data=data), start_ranks(60)
     engine = Engine(
         loaded.model,
         parameter_groups(loaded.model, recipe),
@@ -137,7 +94,6 @@ def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
 
 @pytest.fixture(scope="module")
 def talkative(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, untrained, whose answers are many."""
     return talkative_run(world_recipe(world, tmp_path_factory.mktemp("talkative")))
 
 
@@ -146,8 +102,8 @@ def written_by(pool: RankPool, run: Path, world: Path, out: Path) -> list[list[b
     files = []
     for stage in (2, 3):
         folder = out / f"{pool.world_size}-{stage}"
-        setting = Setting(stage, num_workers=int(pool.world_size == 3 and stage == 2))
-        counts = pool.run(evaluate_under, run, world, folder, setting, timeout=120)
+        num_workers = int(pool.world_size == 3 and stage == 2)
+        counts = pool.run(evaluate_under, run, world, folder, stage, num_workers, timeout=120)
         assert counts == [NUM_QUESTIONS + 10] + [0] * (pool.world_size - 1)
         files.append([(folder / f"{task}.jsonl").read_bytes() for task in ("vqa", "caption")])
     return files
@@ -210,15 +166,26 @@ def test_worlds_of_one_and_three(
 
 
 def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: RankPool) -> None:
-    evaluation = ranks2.run(evaluate_on, run, str(world / "vqa"), timeout=120)[0][0]
+    ((evaluation,), said), (_, silence) = ranks2.run(evaluate_on, run, world / "vqa", timeout=120)
     entries = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
     written = {entry["id"]: entry["prediction"] for entry in entries}
     assert written == evaluation.predictions
     samples = {key: details.sample for key, details in evaluation.details.items()}
     assert {entry["id"]: entry["sample"] for entry in entries} == samples
+    expected = {f"q{number}-{n}" for number in range(24) for n in range(1 + number % 3)}
+    assert evaluation.predictions.keys() == evaluation.references.keys() == expected
+    assert samples == {key: f"vqa-{key[1:].partition('-')[0]}" for key in expected}
+    assert evaluation.unreadable == []
     # Ten steps teach it one answer; `talkative` has many.
     assert all(written.values())
     assert len(written) == NUM_QUESTIONS
+    # The first rank alone says how far it is; of its four batches, the end is told otherwise.
+    assert silence == []
+    line = r"vqa: (\d+) of 48 examples  [\d,]+ examples/s  00:0\d:\d\d left"
+    counts = [int(found[1]) for text in said if (found := re.fullmatch(line, text))]
+    assert counts == [12, 24, 36]
+    assert len(said) == 3
+    assert max(map(len, said)) <= 80
 
 
 def test_an_unreadable_picture_scores_as_no_answer(
@@ -227,14 +194,9 @@ def test_an_unreadable_picture_scores_as_no_answer(
     whole = list(records("vqa", 9))
     members = [("jpg", picture("red", 5)[:300])]
     cut = SampleRecord(id=whole[5].id, members=members, json=whole[5].json)
-    write_dataset(
-        tmp_path / "data",
-        name="vqa",
-        kind="vqa",
-        split="val",
-        records=[*whole[:5], cut, *whole[6:]],
-    )
-    evaluation = ranks2.run(evaluate_on, run, str(tmp_path / "data"), timeout=120)[0][0]
+    asked = [*whole[:5], cut, *whole[6:]]
+    write_dataset(tmp_path / "data", name="vqa", kind="vqa", split="val", records=asked)
+    ((evaluation,), _), _ = ranks2.run(evaluate_on, run, tmp_path / "data", timeout=120)
     assert len(evaluation.predictions) == 18
     bad = [f"q5-{n}" for n in range(3)]
     assert [evaluation.predictions[id] for id in bad] == ["", "", ""]
@@ -263,16 +225,6 @@ def test_data_at_a_url(run: Path, world: Path, ranks2: RankPool, tmp_path: Path)
     assert len(list((cache / "vlds").glob("*.tar"))) == 3
 
 
-def test_the_first_rank_says_how_far_it_is(talkative: Path, world: Path, ranks2: RankPool) -> None:
-    first, other = ranks2.run(progress_of, talkative, str(world / "vqa"), timeout=120)
-    assert other == []
-    assert len(first) == 3  # of its four batches; the end is told otherwise
-    line = r"vqa: (\d+) of 48 examples  [\d,]+ examples/s  00:0\d:\d\d left"
-    counts = [int(found[1]) for text in first if (found := re.fullmatch(line, text))]
-    assert counts == [12, 24, 36]
-    assert max(map(len, first)) <= 80
-
-
 @pytest.mark.slow
 def test_only_listed_answers(
     talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
@@ -294,61 +246,64 @@ def test_only_listed_answers(
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("words", "option", "complaint"),
     [
         (
-            ["--tasks.vqa.decoding.answers", "no.json"],
-            "tasks.vqa.decoding.answers: no.json: No such",
+            "evaluate",
+            "--tasks.vqa.decoding.answers no.json",
+            r"tasks.vqa.decoding.answers: no.json: No such",
         ),
-        (["--optimizer.eps", "1"], "--optimizer.eps: not an option of this command; of a trained"),
-        (["--tasks.vqa.decoding.num_beam", "2"], "num_beam"),
+        (
+            "evaluate",
+            "--optimizer.eps 1",
+            "optimizer.eps: not an option of this command; of a trained",
+        ),
+        ("evaluate", "--tasks.vqa.decoding.num_beam 2", "num_beam"),
+        # A place that cannot be written, before anything is decoded.
+        (
+            "evaluate",
+            "--out FILE",
+            r"^vlds evaluate: --out: cannot write FILE: File exists; name another place",
+        ),
+        (
+            "predict",
+            "--out FILE/x",
+            r"^vlds predict: --out: cannot write FILE/x: Not a dir.*; name another place",
+        ),
+        ("predict", "--image x.jpg", "--image: not allowed with --data"),
+        ("predict", "--task vqa", "--task: goes with --image; data sets hold their questions"),
+        ("predict", "--question what?", "--question: goes with --image; data sets hold"),
+        ("predict --image x.jpg", "--out x", "--out: goes with --data or --split"),
     ],
 )
-def test_changes_that_cannot_be(
-    talkative: Path, world: Path, ranks2: RankPool, words: list[str], complaint: str
-) -> None:
-    whole = ["evaluate", "--run", str(talkative), "--data", f"vqa={world}/vqa", *words]
-    for code, out in ranks2.run(command, whole, timeout=120):
-        assert code == 2
-        assert complaint in out
-
-
-@pytest.mark.parametrize("name", ["evaluate", "predict"])
-@pytest.mark.parametrize(("place", "reason"), [("file", "File exists"), ("file/x", "Not a dir")])
-def test_a_place_that_cannot_be_written_is_refused_before_decoding(
+def test_options_that_cannot_be(
+    words: str,
+    option: str,
+    complaint: str,
     talkative: Path,
     world: Path,
     ranks2: RankPool,
     tmp_path: Path,
-    name: str,
-    place: str,
-    reason: str,
 ) -> None:
-    (tmp_path / "file").touch()
-    words = [name, "--run", str(talkative), "--data", f"vqa={world}/vqa"]
-    for code, out in ranks2.run(command, [*words, "--out", str(tmp_path / place)], timeout=120):
+    file = tmp_path / "file"
+    file.touch()
+    given = [*words.split(), "--run", str(talkative)]
+    if "--image" not in words:
+        given += ["--data", f"vqa={world}/vqa"]
+    given += option.replace("FILE", str(file)).split()
+    for code, out in ranks2.run(command, given, timeout=120):
         assert code == 2
-        assert out.startswith(f"vlds {name}: --out: cannot write {tmp_path / place}: {reason}")
-        assert "name another place" in out
+        assert re.search(complaint.replace("FILE", re.escape(str(file))), out), out
 
 
 def test_predict_writes_what_a_leaderboard_takes(
     talkative: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     """A test split without labels, through the command; the file holds what our own does."""
-    unlabelled = [
-        SampleRecord(
-            id=record.id,
-            members=record.members,
-            json={
-                "annotations": [
-                    {"id": str(100 * n + k), "question": given["question"]}
-                    for k, given in enumerate(record.json["annotations"])
-                ]
-            },
-        )
-        for n, record in enumerate(records("vqa", 9))
-    ]
+    unlabelled = list(records("vqa", 9))
+    for n, record in enumerate(unlabelled):
+        for k, given in enumerate(record.json["annotations"]):
+            record.json["annotations"][k] = {"id": f"{100 * n + k}", "question": given["question"]}
     write_dataset(tmp_path / "data", name="vqav2", kind="vqa", split="test", records=unlabelled)
     words = ["predict", "--run", str(talkative), "--data", f"vqa={tmp_path}/data"]
     (code, out), (_, other) = ranks2.run(command, [*words, "--out", str(tmp_path)], timeout=120)
@@ -364,14 +319,6 @@ def test_predict_writes_what_a_leaderboard_takes(
     told = json.loads((tmp_path / "vqav2-test.json").read_text("utf-8"))
     assert {str(entry["question_id"]): entry["answer"] for entry in told} == own
     assert len(own) == 18
-    picture_words = ["predict", "--run", str(talkative), "--image", "x.jpg"]
-    for more, complaint in (
-        ([*words, "--image", "x.jpg"], "--image: not allowed with --data"),
-        ([*words, "--task", "vqa"], "--task: goes with --image; data sets hold their questions"),
-        ([*words, "--question", "what?"], "--question: goes with --image; data sets hold"),
-        ([*picture_words, "--out", "x"], "--out: goes with --data or --split"),
-    ):
-        assert complaint in ranks2.run(command, more)[0][1]
 
 
 def test_a_file_that_is_no_picture_is_named(
@@ -454,7 +401,7 @@ def test_the_best_step_is_kept(world: Path, ranks2: RankPool, tmp_path: Path) ->
     # The newest state is kept, and that of the best step.
     assert states(run) == {f"step-{number:08d}" for number in (step, 15)}
     # It is a run like any other, and has the score that it was kept for.
-    evaluation = ranks2.run(evaluate_on, run / "best", str(world / "vqa"), timeout=120)[0][0]
+    ((evaluation,), _), _ = ranks2.run(evaluate_on, run / "best", world / "vqa", timeout=120)
     assert evaluation.scores["exact_match"] == scores[step]
 
 
@@ -472,31 +419,30 @@ def test_a_resumed_run_knows_its_best_step(world: Path, ranks2: RankPool, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("best", "complaint"),
+    ("field", "score", "complaint"),
     [
-        ("vqa/accuracy", "the scores of vqa are .*vqa/exact_match"),
-        ("caption/CIDEr", "give TASK/SCORE with one of the tasks that are evaluated: vqa"),
+        ("training.best", "vqa/accuracy", "the scores of vqa are .*vqa/exact_match"),
+        (
+            "training.best",
+            "caption/CIDEr",
+            "give TASK/SCORE with one of the tasks that are evaluated: vqa",
+        ),
+        ("tasks.vqa.headline", "score", "the scores of vqa are soft_score, exact_match"),
     ],
 )
 def test_a_score_that_there_is_not(
-    world: Path, ranks2: RankPool, tmp_path: Path, best: str, complaint: str
+    field: str, score: str, complaint: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
     """Refused before training, by all ranks."""
-    with pytest.raises(AssertionError, match=f"training.best: got '{best}'; {complaint}"):
-        ranks2.run(train_for_best, world, tmp_path / "run", best, timeout=60)
+    recipe = world_recipe(world, tmp_path / "run")
+    if field == "training.best":
+        training = replace(recipe.training, evaluate_every=5, best=score)
+        recipe = replace(recipe, training=training)
+    else:
+        recipe = with_task(recipe, "vqa", headline=score)
+    for said in ranks2.run(refusal, recipe, timeout=60):
+        assert re.match(f"{field}: got '{score}'; {complaint}", said)
     assert list((tmp_path / "run").iterdir()) == []
-
-
-def train_for_headline(world: Path, output: Path) -> int:
-    recipe = world_recipe(world, output)
-    tasks = {"vqa": replace(recipe.tasks["vqa"], headline="score")}
-    return train(replace(recipe, tasks=tasks))
-
-
-def test_a_headline_that_is_no_score(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    message = "tasks.vqa.headline: got 'score'; the scores of vqa are soft_score, exact_match"
-    with pytest.raises(AssertionError, match=message):
-        ranks2.run(train_for_headline, world, tmp_path / "run", timeout=60)
 
 
 def test_the_best_of_one_evaluation_is_no_choice(world: Path, tmp_path: Path) -> None:

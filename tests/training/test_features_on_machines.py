@@ -77,7 +77,6 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def whole(recipe: Recipe, place: Path, ranks1: RankPool) -> dict[str, bytes]:
-    """What one rank writes."""
     out = place / "whole"
     ranks1.run(compute_features, recipe, str(place / "data"), out, None, timeout=120)
     return files(out)
@@ -115,11 +114,7 @@ def compute_twice(recipe: Recipe, folder: str, out: Path) -> int:
 
 
 def test_shards_that_are_computed_twice_are_kept_once(
-    recipe: Recipe,
-    place: Path,
-    whole: dict[str, bytes],
-    ranks1: RankPool,
-    tmp_path: Path,
+    recipe: Recipe, place: Path, whole: dict[str, bytes], ranks1: RankPool, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -155,8 +150,7 @@ def compute_on(recipe: Recipe, folder: str, out: Path, executor: str) -> tuple[i
 
 
 dask_only = pytest.mark.skipif(
-    find_spec("distributed") is None,
-    reason="Dask is missing: pip install 'vlds[dask]'",
+    find_spec("distributed") is None, reason="Dask is missing: pip install 'vlds[dask]'"
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,23 +79,32 @@ def test_a_run(name: str, world: Path, tmp_path: Path, ranks1: RankPool, ranks2:
     assert_same_run(tmp_path / "half", two, TASK)
 
 
-@pytest.fixture(scope="module")
-def adapted(world: Path, ranks1: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an adapter that learns two of the four classes."""
-    folder = tmp_path_factory.mktemp("adapted") / "run"
-    return trained(ranks1, class_recipe(world, folder, {"a": METHODS["adapter"]}, half="base"))
+def evaluated(ranks: RankPool, run: Path, out: Path, *words: str) -> list[Any]:
+    """The lines of predictions that `vlds evaluate` writes."""
+    words = ("evaluate", "--run", str(run), "--out", str(out), *words)
+    assert ranks.run(run_command, list(words), timeout=60) == [0]
+    (file,) = out.rglob(f"{TASK}.jsonl")
+    return read_lines(file)
+
+
+def own_lines(run: Path) -> list[Any]:
+    """The lines of predictions that the run has written."""
+    return read_lines(run / f"predictions/step-00000010/{TASK}.jsonl")
+
+
+def assert_same_answers(found: list[Any], expected: list[Any]) -> None:
+    assert [line["prediction"] for line in found] == [line["prediction"] for line in expected]
 
 
 @pytest.mark.slow
-def test_base_and_new_classes(adapted: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    """The run sees the base classes alone; evaluated on the new ones, it chooses among these."""
-    words = ["evaluate", "--run", str(adapted), "--out", str(tmp_path / "new")]
-    assert ranks1.run(run_command, [*words, f"--tasks.{TASK}.half", "new"], timeout=60) == [0]
-    (file,) = (tmp_path / "new").rglob(f"{TASK}.jsonl")
-    assert {line["prediction"] for line in read_lines(file)} <= set(CLASSES[2:])
-    assert {line["reference"] for line in read_lines(file)} == set(CLASSES[2:])
-    own = read_lines(adapted / f"predictions/step-00000010/{TASK}.jsonl")
-    assert {line["reference"] for line in own} == set(CLASSES[:2])
+def test_base_and_new_classes(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    """A run sees the base classes alone; evaluated on the new ones, it chooses among these."""
+    methods = {"a": METHODS["adapter"]}
+    run = trained(ranks1, class_recipe(world, tmp_path / "run", methods, half="base"))
+    new = evaluated(ranks1, run, tmp_path / "new", f"--tasks.{TASK}.half", "new")
+    assert {line["prediction"] for line in new} <= set(CLASSES[2:])
+    assert {line["reference"] for line in new} == set(CLASSES[2:])
+    assert {line["reference"] for line in own_lines(run)} == set(CLASSES[:2])
 
 
 @pytest.mark.slow
@@ -106,11 +116,7 @@ def test_the_artifact_holds_the_cached_embeddings(
     assert isinstance(loaded.model, DualEncoderModel)
     keys = loaded.model.heads[TASK].get_buffer("extensions.simnl.keys")
     assert torch.allclose(keys.norm(dim=-1), torch.ones(4, 2), atol=1e-4)
-    words = ["evaluate", "--run", str(run), "--out", str(tmp_path / "out")]
-    assert ranks1.run(run_command, words, timeout=60) == [0]
-    (file,) = (tmp_path / "out").rglob(f"{TASK}.jsonl")
-    found, own = read_lines(file), read_lines(run / f"predictions/step-00000010/{TASK}.jsonl")
-    assert [line["prediction"] for line in found] == [line["prediction"] for line in own]
+    assert_same_answers(evaluated(ranks1, run, tmp_path / "out"), own_lines(run))
 
 
 def test_a_linear_probe(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
@@ -157,11 +163,7 @@ def test_a_run_with_a_resnet_becomes_a_model(world: Path, tmp_path: Path, ranks1
     before, after = (load_file(f / "model.safetensors") for f in (world / "resnet", out))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"vision_model.net.head.v.weight"}
-    words = ["evaluate", "--run", str(out), "--out", str(tmp_path / "scores")]
-    assert ranks1.run(run_command, words, timeout=60) == [0]
-    (file,) = (tmp_path / "scores").rglob(f"{TASK}.jsonl")
-    found, own = read_lines(file), read_lines(run / f"predictions/step-00000010/{TASK}.jsonl")
-    assert [line["prediction"] for line in found] == [line["prediction"] for line in own]
+    assert_same_answers(evaluated(ranks1, out, tmp_path / "scores"), own_lines(run))
 
 
 @pytest.mark.slow

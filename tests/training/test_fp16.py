@@ -18,13 +18,7 @@ import pytest
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-from tests.toys.engines import (
-    Case,
-    global_batch,
-    make_case,
-    own_micro_batches,
-    start_engine,
-)
+from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
@@ -50,12 +44,17 @@ def fp16_computes() -> Iterator[None]:
         yield
 
 
-def train(case: Case, steps: int = STEPS) -> dict[str, Any]:
-    """The reports of an engine's steps, its scale before each, and its state at the end."""
+def train(
+    case: Case, steps: int = STEPS, before: tuple[State, LossScale] | None = None, start: int = 0
+) -> dict[str, Any]:
+    """The reports of an engine's steps and its state at the end; it may go on after `start` steps
+    from the state `before`."""
     with fp16_computes():
         made, cut = start_engine(case)
+        if before is not None:
+            made.restore(before[0], start, 0, [start] * 3, before[1])
         reports, found = [], []
-        for step in range(steps):
+        for step in range(start, steps):
             report = made.step(own_micro_batches(global_batch(step), made, cut))
             reports.append(report)
             found.append(made.ranks.sum(report.task_losses))
@@ -114,20 +113,6 @@ def test_the_scale_falls_until_gradients_are_finite(
         assert of_rank["scale"] == LossScale(2.0 ** (41 - sum(skipped)), 40, last, 1)
 
 
-def continue_from(case: Case, state: State, scale: LossScale, start: int) -> dict[str, Any]:
-    """The steps from `start` on, after a state was put back."""
-    with fp16_computes():
-        made, cut = start_engine(case)
-        made.restore(state, start, 0, [start] * 3, scale)
-        reports = [
-            made.step(own_micro_batches(global_batch(step), made, cut))
-            for step in range(start, STEPS)
-        ]
-        state, scale = made.export(), made.loss_scale
-        made.close()
-    return {"reports": reports, "state": state, "scale": scale}
-
-
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_scale(
     ranks1: RankPool, ranks2: RankPool, tmp_path: Path
@@ -136,14 +121,14 @@ def test_a_resumed_run_goes_on_with_its_scale(
     (whole,) = ranks1.run(train, case, timeout=120)
     (half,) = ranks1.run(train, case, 3, timeout=120)
     assert half["scale"] == LossScale(1024, 3, -1, 1)
-    place = half["state"], half["scale"], 3
-    (same,) = ranks1.run(continue_from, case, *place, timeout=120)
+    place = STEPS, (half["state"], half["scale"]), 3
+    (same,) = ranks1.run(train, case, *place, timeout=120)
     assert same["scale"] == whole["scale"]
     for name, tensors in whole["state"].items():
         for key, tensor in tensors.items():
             assert torch.equal(same["state"][name][key], tensor), (name, key)
     other = make_case(tmp_path, stage=3, precision="fp16", scaling=EACH_STEP)
-    elsewhere, *_ = ranks2.run(continue_from, other, *place, timeout=120)
+    elsewhere, *_ = ranks2.run(train, other, *place, timeout=120)
     assert elsewhere["scale"] == whole["scale"]
     for report, expected in zip(elsewhere["reports"], whole["reports"][3:], strict=True):
         assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)

@@ -1,20 +1,48 @@
-"""Sums and norms of gradients are those of DeepSpeed, also where weights have none."""
+"""Gradients of micro-batches and parts: their sums and norms are those of the whole batch, and of
+DeepSpeed, also where weights have none and in bf16."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
 
-from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
+from tests.toys.engines import (
+    BETA_1,
+    EPS,
+    NUM_EXAMPLES,
+    Case,
+    case_recipe,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    part_of,
+    recipe_model,
+    start_engine,
+)
+from tests.toys.models import Words
 from tests.toys.rank_pool import RankPool
+from vlds.data.config import DataConfig
+from vlds.data.order.mixed_order import BatchCut
+from vlds.models.build import build_model
 from vlds.models.kernels.fused import CHUNK
 from vlds.models.methods.bottleneck import BottleneckModule
+from vlds.plan import planned
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.schema import IGNORED_LABEL, NO_IMAGE
 from vlds.training import engine
+from vlds.training.deepspeed_config import complete_deepspeed_config
+from vlds.training.engine import Engine
 from vlds.training.gradients import square_sum
+from vlds.training.optimizer import cheapest_cuts, parameter_groups, similar_rows
 
 STEPS = 6
 NOT_FINITE = 3
@@ -67,3 +95,139 @@ def test_sums_are_those_of_deepspeed(
 def test_squares_are_summed_in_float64(size: int) -> None:
     values = torch.randn(size, generator=torch.Generator().manual_seed(size))
     assert square_sum(values).item() == pytest.approx(values.double().square().sum().item())
+
+
+ROWS = 4
+
+
+def engine_of(case: Case, micro_batches: int) -> Engine:
+    """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
+    run, ranks = case_recipe(case), start_ranks(60)
+    model = build_model(run.model_setup, list(run.tasks), torch.bfloat16, Words())
+    model = model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
+    run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
+    cut = BatchCut(ranks.world_size, ROWS)
+    config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)
+    groups, tasks = parameter_groups(model, run), list(run.tasks.values())
+    return Engine(model, groups, config, ranks=ranks, tasks=tasks, eps=EPS)
+
+
+def gradient(case: Case, micro_batches: int) -> Tensor | None:
+    """The gradient of each rank's micro-batch, repeated so many times; on the first rank."""
+    made = engine_of(case, micro_batches)
+    start = made.ranks.global_rank * ROWS
+    made.step([part_of(global_batch(0), slice(start, start + ROWS))] * micro_batches)
+    state = made.export()
+    made.close()
+    if state is None:
+        return None
+    return torch.cat([t["exp_avg"].flatten() for t in state.values()]) / (1 - BETA_1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pool", "stage", "counts"),
+    [
+        ("ranks1", 2, (32,)),
+        ("ranks1", 3, (16,)),
+        *product(("ranks1", "ranks2"), (2, 3), [(16, 256)]),
+    ],
+)
+def test_many_micro_batches_are_as_exact_as_one(
+    pool: str, stage: int, counts: tuple[int, ...], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    ranks: RankPool = request.getfixturevalue(pool)
+    case = make_case(tmp_path, stage=stage, precision="bf16")
+    exact = ranks.run(gradient, replace(case, precision="fp32"), 1)[0]
+    errors = {}
+    for count in (1, *counts):
+        found = ranks.run(gradient, case, count, timeout=300)[0]
+        errors[count] = ((found - exact).norm() / exact.norm()).item()
+    print(f"relative error of the gradient by number of micro-batches: {errors}")
+    assert 0 < errors[1] < 0.03
+    assert all(error <= errors[1] for error in errors.values())
+
+
+def bytes_of_sums(case: Case) -> int:
+    """What a rank holds of summed gradients between the micro-batches of a step."""
+    made = engine_of(case, 2)
+    batch = part_of(global_batch(0), slice(0, ROWS))
+    output = made._deepspeed(batch, torch.ones(ROWS), [])
+    made._deepspeed.backward(output.loss, scale_wrt_gas=False)
+    zero = made._optimizer
+    if case.stage == 3:
+        held = int(zero.grad_partitions_flat_buffer.nbytes)
+    else:
+        held = sum(sums.flat_partition.nbytes for sums in zero.averaged_gradients.values())
+    made.close()
+    return held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    case = make_case(tmp_path, stage=stage, precision="bf16")
+    run = case_recipe(case)
+    model = recipe_model(run)
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    expected = planned(model, parameter_groups(model, run), zero, 2).gradients
+    assert ranks2.run(bytes_of_sums, case) == [expected] * 2
+
+
+VISUAL_TOKENS = 9
+
+
+@pytest.mark.parametrize("parts", [2, 4, NUM_EXAMPLES])
+def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int) -> None:
+    model = recipe_model(case_recipe(make_case(tmp_path)))
+    batch, scale = global_batch(5), torch.linspace(0.1, 1, NUM_EXAMPLES)
+    rows = similar_rows(model.sizes(batch), parts)
+    assert sorted(torch.cat(rows).tolist()) == list(range(NUM_EXAMPLES))
+    assert len(rows) == parts
+    found = []
+    for cut in ([], rows):
+        model.zero_grad()
+        output = model(batch, scale, cut)
+        output.loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((output, gradients))
+    (whole, whole_gradients), (cut_up, cut_gradients) = found
+    assert torch.allclose(cut_up.token_nll_sum, whole.token_nll_sum, rtol=1e-5)
+    assert torch.allclose(cut_up.loss, whole.loss, rtol=1e-5)
+    for one, other in zip(whole_gradients, cut_gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_selected_rows_keep_their_words_and_pictures() -> None:
+    batch = global_batch(7)
+    batch.samples = [f"picture {n // 2}" for n in range(len(batch))]
+    assert batch.labels is not None
+    rows = torch.tensor([11, 2, 5])
+    chosen = batch.select(rows)
+    assert chosen.ids == [batch.ids[n] for n in rows.tolist()]
+    assert chosen.samples == ["picture 5", "picture 1", "picture 2"]
+    for place, row in enumerate(rows.tolist()):
+        words = chosen.input_ids[place][chosen.attention_mask[place]]
+        assert words.tolist() == batch.input_ids[row][batch.attention_mask[row]].tolist()
+        target = chosen.labels[place]  # type: ignore[index]
+        wanted = batch.labels[row]
+        assert target[target != IGNORED_LABEL].tolist() == wanted[wanted != IGNORED_LABEL].tolist()
+        for old, new in zip(batch.image_index[row], chosen.image_index[place], strict=False):
+            assert (old == NO_IMAGE) == (new == NO_IMAGE)
+            if old != NO_IMAGE:
+                assert torch.equal(chosen.features[new], batch.features[old])  # type: ignore[index]
+    longest = int(chosen.attention_mask.sum(1).max())
+    assert chosen.input_ids.shape[1] == longest
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=9), st.integers(1, 5))
+def test_no_other_cuts_are_cheaper(shapes: list[tuple[int, int, int]], parts: int) -> None:
+    sizes = np.array(sorted(shapes), np.int64)
+    parts = min(parts, len(sizes))
+
+    def tokens(cuts: tuple[int, ...] | list[int]) -> int:
+        return sum((b - a) * int(sizes[a:b].max(0).sum()) for a, b in pairwise(cuts))
+
+    found = cheapest_cuts(sizes, np.arange(len(sizes) + 1), parts)
+    every = [(0, *inner, len(sizes)) for inner in combinations(range(1, len(sizes)), parts - 1)]
+    assert tokens(found) == min(map(tokens, every))

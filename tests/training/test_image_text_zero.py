@@ -1,10 +1,12 @@
-"""Image-text models under ZeRO: ranks with unlike rows compute what one rank computes."""
+"""Image-text models under ZeRO: ranks with unlike rows compute what one rank computes, in the
+memory that was planned."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,17 +14,20 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.toys.image_text import FAST_TYPES
+from tests.toys.image_text import FAST_TYPES, save_tiny
 from tests.toys.image_text.claims import IN_ZERO3
 from tests.toys.image_text.clips import mixed
 from tests.toys.image_text.rows import images, tiny
 from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.world import world_recipe
+from vlds.models import ImageTextToText
 from vlds.models.build import build_model
 from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
 from vlds.models.kinds.picture_forms import UNPARTITIONED
 from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
 from vlds.models.partitioned import partitioned_loading
+from vlds.plan import planned
 from vlds.recipe.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import Batch
@@ -30,26 +35,22 @@ from vlds.tasks import VQA, Caption
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine
 from vlds.training.optimizer import parameter_groups, set_learning_rate
+from vlds.training.prepare import prepare
+from vlds.training.run import open_stream
 
 STEPS = 2
+
+
+def of_peft(kind: str, **settings: Any) -> Peft:
+    return Peft(type=kind, settings=settings, roles=["attn_q", "attn_v"])
+
+
 METHODS: dict[str, dict[str, Method]] = {
     "lora": {"words": LoRA(rank=2, dropout=0.0, train_biases=False)},
     "adapter": {"words": Adapter(reduction=4, sharing="multiple")},
     "full": {"words": Full()},
-    "dora": {
-        "words": Peft(
-            type="LORA",
-            settings={"r": 2, "lora_alpha": 2, "use_dora": True},
-            roles=["attn_q", "attn_v"],
-        )
-    },
-    "adalora": {
-        "words": Peft(
-            type="ADALORA",
-            settings={"init_r": 3, "target_r": 2, "lora_alpha": 3},
-            roles=["attn_q", "attn_v"],
-        )
-    },
+    "dora": {"words": of_peft("LORA", r=2, lora_alpha=2, use_dora=True)},
+    "adalora": {"words": of_peft("ADALORA", init_r=3, target_r=2, lora_alpha=3)},
 }
 RELATED: dict[str, dict[str, Method]] = {
     "mixture": {"words": Mixture(of=Adapter(reduction=4, sharing="half_shared_up"))},
@@ -57,20 +58,16 @@ RELATED: dict[str, dict[str, Method]] = {
     "sim_adapter": {"words": SimAdapter(adapters={"vqa": Adapter(), "a": Adapter(reduction=4)})},
 }
 METHODS |= RELATED
-FAST = [
-    ("qwen2_vl", "lora", 3), ("llava", "adapter", 3), ("florence2", "lora", 2),
-    ("llava", "sim_adapter", 3),
-]  # fmt: skip
 CASES = [
-    pytest.param(t, m, stage, marks=() if (t, m, stage) in FAST else pytest.mark.slow)
-    for t in FAST_TYPES
-    for m in METHODS
-    for stage in (2, 3)
-    if (m, stage) != ("adalora", 3)  # refused
-    if m not in RELATED or t in ("qwen2_5_vl", "llava", "florence2")
+    (model_type, method, stage)
+    for model_type, method, stage in product(FAST_TYPES, METHODS, (2, 3))
+    if (method, stage) != ("adalora", 3)  # refused
+    if method not in RELATED or model_type in ("qwen2_5_vl", "llava", "florence2")
 ]
 GROUPS = [IN_ZERO3[start : start + 8] for start in range(0, len(IN_ZERO3), 8)]
 """Types that one job of the ranks goes through."""
+Reports = list[tuple[float, float]]
+"""Losses and gradient norms of steps."""
 
 
 def recipe_of(model_type: str, method: str, stage: int, folder: Path) -> Recipe:
@@ -117,9 +114,7 @@ def start(
     return engine, source.collator(share, pictures, evaluation=False)
 
 
-def steps(
-    recipe: Recipe, model_type: str, shares: list[list[int]], clips: bool = False
-) -> list[tuple[float, float]]:
+def steps(recipe: Recipe, model_type: str, shares: list[list[int]], clips: bool = False) -> Reports:
     """Loss on this rank, and gradient norm, of some steps on its share of three rows; or of those
     with `clips`."""
     engine, batch = start(recipe, model_type, shares, clips)
@@ -128,9 +123,7 @@ def steps(
     return [(float(r.task_losses.sum()), r.gradient_norm) for r in reports]
 
 
-def steps_of_all(
-    recipes: dict[str, Recipe], shares: list[list[int]]
-) -> dict[str, list[tuple[float, float]]]:
+def steps_of_all(recipes: dict[str, Recipe], shares: list[list[int]]) -> dict[str, Reports]:
     """`steps` of each type."""
     return {name: steps(recipe, name, shares) for name, recipe in recipes.items()}
 
@@ -163,18 +156,39 @@ def resumed(recipes: dict[str, Recipe], shares: list[list[int]]) -> dict[str, bo
     return same
 
 
-def steps_without_dummy(*arguments: Any) -> list[tuple[float, float]]:
-    """`steps` where a rank without pictures skips the tower."""
-    with mock.patch.object(ImageTextModel, "with_dummy", lambda _model, batch: batch):
+def steps_without(attribute: str, *arguments: Any) -> Reports:
+    """`steps` where a rank skips the tower without pictures, or does not know of others' clips."""
+    substitute = False if attribute == "clips_apart" else lambda _model, batch: batch
+    with mock.patch.object(ImageTextModel, attribute, substitute):
         return steps(*arguments)
 
 
 @pytest.mark.slow
-def test_without_the_dummy_row_ranks_part(ranks2: RankPool, tmp_path: Path) -> None:
-    """So that the test below is known to find it."""
-    recipe = recipe_of("llava", "lora", 3, tmp_path)
+@pytest.mark.parametrize(
+    ("attribute", "model_type", "arguments"),
+    [
+        ("with_dummy", "llava", ([[0, 1], [2]],)),
+        ("clips_apart", "qwen2_5_vl", ([[0, 1], [3]], True)),
+    ],
+)
+def test_ranks_part_without(
+    attribute: str, model_type: str, arguments: tuple[Any, ...], ranks2: RankPool, tmp_path: Path
+) -> None:
+    """So that the tests below are known to find it."""
+    recipe = recipe_of(model_type, "lora", 3, tmp_path)
     with pytest.raises(RankError):
-        ranks2.run(steps_without_dummy, recipe, "llava", [[0, 1], [2]], timeout=30)
+        ranks2.run(steps_without, attribute, recipe, model_type, *arguments, timeout=30)
+
+
+def assert_alike(alone: Reports, first: Reports, second: Reports, name: str) -> None:
+    """Two ranks together have computed what one has alone."""
+    for (loss, norm), (one, one_norm), (other, other_norm) in zip(
+        alone, first, second, strict=True
+    ):
+        assert one + other == pytest.approx(loss, rel=1e-5), name
+        assert one_norm == other_norm, name
+        assert one_norm == pytest.approx(norm, rel=1e-4), name
+    assert alone[0] != alone[1], f"the step has moved the weights of {name}"
 
 
 @pytest.mark.slow
@@ -186,13 +200,7 @@ def test_unlike_rows_on_two_ranks(
     recipe = recipe_of(model_type, method, stage, tmp_path)
     (alone,) = ranks1.run(steps, recipe, model_type, [[0, 1, 2]])
     first, second = ranks2.run(steps, recipe, model_type, [[0, 1], [2]])
-    for (loss, norm), (one, one_norm), (other, other_norm) in zip(
-        alone, first, second, strict=True
-    ):
-        assert one + other == pytest.approx(loss, rel=1e-5)
-        assert one_norm == other_norm
-        assert one_norm == pytest.approx(norm, rel=1e-4)
-    assert alone[0] != alone[1], "the step has moved the weights"
+    assert_alike(alone, first, second, model_type)
 
 
 CLIP_CASES = [
@@ -214,23 +222,7 @@ def test_clips_on_one_of_two_ranks(
     recipe = recipe_of(model_type, "lora", stage, tmp_path)
     (alone,) = ranks1.run(steps, recipe, model_type, [[*shares[0], *shares[1]]], True)
     first, second = ranks2.run(steps, recipe, model_type, shares, True)
-    for (loss, norm), (one, _), (other, other_norm) in zip(alone, first, second, strict=True):
-        assert one + other == pytest.approx(loss, rel=1e-5)
-        assert other_norm == pytest.approx(norm, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_ranks_that_do_not_know_of_clips_part(ranks2: RankPool, tmp_path: Path) -> None:
-    """So that the test above is known to find it."""
-    recipe = recipe_of("qwen2_5_vl", "lora", 3, tmp_path)
-    with pytest.raises(RankError):
-        ranks2.run(steps_without_clips, recipe, "qwen2_5_vl", [[0, 1], [3]], timeout=30)
-
-
-def steps_without_clips(*arguments: Any) -> list[tuple[float, float]]:
-    """`steps` where a rank without clips does not read any."""
-    with mock.patch.object(ImageTextModel, "clips_apart", False):
-        return steps(*arguments, clips=True)
+    assert_alike(alone, first, second, model_type)
 
 
 @pytest.mark.slow
@@ -247,11 +239,7 @@ def test_every_type_on_two_ranks(
     (alone,) = ranks1.run(steps_of_all, recipes, [[0, 1, 2]], timeout=600)
     first, second = ranks2.run(steps_of_all, recipes, [[0, 1], [2]], timeout=600)
     for name in types:
-        for (loss, norm), one, other in zip(alone[name], first[name], second[name], strict=True):
-            assert one[0] + other[0] == pytest.approx(loss, rel=1e-5), name
-            assert one[1] == other[1], name
-            assert one[1] == pytest.approx(norm, rel=1e-4), name
-        assert alone[name][0] != alone[name][1], f"the step has moved the weights of {name}"
+        assert_alike(alone[name], first[name], second[name], name)
     whole = dict.fromkeys(types, True)
     assert ranks2.run(resumed, recipes, [[0, 1], [2]], timeout=600) == [whole, whole]
 
@@ -265,3 +253,54 @@ def test_types_that_are_not_partitioned_are_refused(model_type: str, tmp_path: P
         complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut_batches(recipe, 2))
     recipe = recipe_of(model_type, "lora", 2, tmp_path)
     complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut_batches(recipe, 2))
+
+
+def recipe_in(folder: Path, world: Path, stage: int = 2) -> Recipe:
+    """Two tasks with adapters of their own, on a tiny Qwen2.5-VL."""
+    save_tiny("qwen2_5_vl", folder / "tiny")
+    recipe = world_recipe(world, folder / "whole", stage)
+    return replace(
+        recipe,
+        model=ImageTextToText(path=str(folder / "tiny")),
+        methods={"adapter": Adapter(reduction=4, sharing="multiple")},
+    )
+
+
+def first_batch(recipe: Recipe) -> Batch:
+    """What a rank trains on first."""
+    ranks = start_ranks(60)
+    collator = recipe.model.collator(recipe.model.load_processor())
+    stream = open_stream(recipe, ranks, prepare(recipe, ranks, False), collator)
+    return next(stream.steps())[0]
+
+
+def test_blank_pictures_change_no_text(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    """The control that sees nothing learns from grey pictures of the same sizes."""
+    recipe = recipe_in(tmp_path, world)
+    blank = replace(recipe, data=replace(recipe.data, blank_images=True))
+    (seen,), (unseen,) = (ranks1.run(first_batch, each) for each in (recipe, blank))
+    assert torch.equal(seen.input_ids, unseen.input_ids)
+    for one, other in zip(seen.media, unseen.media, strict=True):
+        assert one["pixel_values"].std(0).max() > 0.05
+        assert other["pixel_values"].std(0).max() < 1e-6
+
+
+def held(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes that this rank holds, and that were planned."""
+    ranks = start_ranks(60)
+    cut = cut_batches(recipe, ranks.world_size)
+    config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
+    processor = recipe.model.load_processor()
+    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
+    groups = parameter_groups(model, recipe)
+    plan = planned(model, groups, config["zero_optimization"], ranks.world_size)
+    engine = Engine(model, groups, config, ranks=ranks, tasks=list(recipe.tasks.values()))
+    sizes = engine.bytes_per_rank()
+    engine.close()
+    return sizes, {name: getattr(plan, name) for name in sizes}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_plan_is_exact(stage: int, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    for found, expected in ranks2.run(held, recipe_in(tmp_path, world, stage)):
+        assert found == expected

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.toys.engines import case_recipe, make_case, recipe_model
-from tests.toys.kinds import kind_recipe
+from tests.toys.kinds import ALL_KINDS, kind_recipe
 from tests.toys.rank_jobs import check_complaint
 from tests.toys.recipes import with_model
 from vlds.models.kinds.causal import Causal
@@ -34,17 +34,14 @@ class Bridged(Causal):
         return ["bridge"]
 
 
-def test_first_step_has_rate_zero_and_the_last_nearly() -> None:
+def test_the_rate_rises_stays_and_falls() -> None:
     config = OptimizerConfig(warmup_ratio=0.1)
     factors = [schedule_factor(step, 40, config) for step in range(40)]
     assert factors[:5] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert factors[-1] == pytest.approx(1 / 36)
     assert factors[22] == pytest.approx(0.5)
-
-
-def test_rate_stays_flat_until_the_decay_starts() -> None:
-    config = OptimizerConfig(warmup_ratio=0.1, decay_start=0.5)
-    factors = [schedule_factor(step, 100, config) for step in range(100)]
+    late = replace(config, decay_start=0.5)
+    factors = [schedule_factor(step, 100, late) for step in range(100)]
     assert factors[10] == factors[49] == 1.0
     assert factors[75] == pytest.approx(0.5)
 
@@ -52,11 +49,8 @@ def test_rate_stays_flat_until_the_decay_starts() -> None:
 def test_methods_may_begin_the_schedule_again(tmp_path: Path) -> None:
     shrinking = Shrinking(of=Adapter(reduction=4), cycles=3)
     run = recipe_of(tmp_path, {"lora": LoRA(rank=2), "shrink": shrinking})
-    run = replace(
-        run,
-        optimizer=OptimizerConfig(warmup_ratio=0.1),
-        training=replace(run.training, steps=40),
-    )
+    training = replace(run.training, steps=40)
+    run = replace(run, optimizer=OptimizerConfig(warmup_ratio=0.1), training=training)
     cycle = [schedule_factor(step, 10, run.optimizer) for step in range(10)]
     assert [run_factor(step, run) for step in range(40)] == cycle * 4
     whole = replace(run, methods={"shrink": replace(shrinking, restart=False)})
@@ -73,7 +67,6 @@ def decayed(model: JointModel, run: Recipe) -> set[str]:
 
 
 def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
-    """A run of these methods."""
     run = case_recipe(make_case(folder, family=family))
     return with_model(replace(run, methods=methods), train_norms=True)
 
@@ -90,55 +83,40 @@ def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> 
     assert found[0] == found[1]
 
 
+def rate_of_part(kind: str, field: str, world: Path, folder: Path, **changes: bool) -> Recipe:
+    run = with_model(kind_recipe(kind, world, folder / "run"), **changes)
+    return replace(run, optimizer=OptimizerConfig(**{field: 1e-5}))
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_the_rate_of_a_part_that_trains(kind: str, world: Path, tmp_path: Path) -> None:
+    check_rates(rate_of_part(kind, "connector_learning_rate", world, tmp_path))
+    if kind == "joint":
+        check_rates(rate_of_part(kind, "norms_learning_rate", world, tmp_path, train_norms=True))
+
+
 @pytest.mark.parametrize(
-    ("kind", "changes", "rate", "message"),
+    ("kind", "switch", "field", "message"),
     [
-        ("joint", {}, "connector_learning_rate", None),
-        ("joint", {"train_norms": True}, "norms_learning_rate", None),
-        ("causal", {}, "connector_learning_rate", None),
-        ("image_text", {}, "connector_learning_rate", None),
-        (
-            "joint",
-            {"train_norms": False},
-            "norms_learning_rate",
-            "trains no norms; what trains: .*, visual embedding; leave it out",
-        ),
-        (
-            "joint",
-            {"train_visual_embedding": False},
-            "connector_learning_rate",
-            "trains no visual embedding; what trains: ",
-        ),
+        ("joint", "norms", "norms", "norms; what trains: .*, visual embedding; leave it out"),
+        ("joint", "visual_embedding", "connector", "visual embedding; what trains: "),
         (
             "causal",
-            {"train_projector": False},
-            "connector_learning_rate",
-            "trains no connector or projector; what trains: lora; leave it out",
+            "projector",
+            "connector",
+            "connector or projector; what trains: lora; leave it out",
         ),
-        (
-            "image_text",
-            {},
-            "norms_learning_rate",
-            "trains no norms; what trains: lora, connector; leave it out",
-        ),
-        (
-            "image_text",
-            {"train_connector": False},
-            "connector_learning_rate",
-            "trains no connector; what trains: lora; leave it out",
-        ),
+        ("image_text", None, "norms", "norms; what trains: lora, connector; leave it out"),
+        ("image_text", "connector", "connector", "connector; what trains: lora; leave it out"),
     ],
 )
 def test_the_rate_of_a_part_that_does_not_train(
-    kind: str, changes: dict[str, bool], rate: str, message: str | None, world: Path, tmp_path: Path
+    kind: str, switch: str | None, field: str, message: str, world: Path, tmp_path: Path
 ) -> None:
     """An error before any file is opened."""
-    run = with_model(kind_recipe(kind, world, tmp_path / "run"), **changes)
-    run = replace(run, optimizer=OptimizerConfig(**{rate: 1e-5}))
-    if message is None:
-        check_rates(run)
-        return
-    start = rf"optimizer\.{rate}: got 1e-05, but the model "
+    field, changes = f"{field}_learning_rate", {f"train_{switch}": False} if switch else {}
+    run = rate_of_part(kind, field, world, tmp_path, **changes)
+    start = rf"optimizer\.{field}: got 1e-05, but the model trains no "
     assert re.match(start + message, check_complaint(run))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -80,7 +81,6 @@ def test_saving_and_evaluation_are_no_part_of_a_step(
 
 
 def profile_of_one_step(folder: Path, num_operations: int = 1) -> list[str]:
-    """What is said of it."""
     profile = StepProfile(1, folder, None)
     assert profile.after_step() == profile.after_step() == []
     with span("backward"):
@@ -235,11 +235,8 @@ def with_slow_disk(recipe: Recipe) -> None:
         time.sleep(SLOW_S)
         return write(self)
 
-    StepProfile._write_trace = slowly  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(StepProfile, "_write_trace", slowly):
         train(recipe, profile=3)
-    finally:
-        StepProfile._write_trace = write  # type: ignore[method-assign]
 
 
 @pytest.mark.slow

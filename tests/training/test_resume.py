@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from importlib.util import find_spec
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.toys.files import read_lines
 from tests.toys.kinds import KINDS, kind_recipe
@@ -19,11 +22,13 @@ from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import short_recipe, with_model
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe, write_tokenizer
+from vlds.artifact import load_run
+from vlds.convert.verify import logits
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.models.methods import LST, Full
+from vlds.models.methods import LST, Full, Peft
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training import checkpoint
@@ -34,20 +39,53 @@ from vlds.training.run import build_run
 from vlds.training.states import newest, read_progress
 
 
+def logits_elsewhere(run: Path) -> Tensor:
+    """Logits of a run that another process has loaded."""
+    return logits(load_run(run), "vqa", ())
+
+
+def check_artifact(run: Path, ranks: RankPool) -> None:
+    """The artifact holds all that a process needs that opens it."""
+    expected = logits(load_run(run), "vqa", ())
+    assert expected.any()
+    assert all(torch.equal(found, expected) for found in ranks.run(logits_elsewhere, run))
+
+
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [
         (3, "fp32"),
-        pytest.param(2, "bf16", marks=pytest.mark.slow),
-        pytest.param(2, "fp32", marks=pytest.mark.slow),
-        pytest.param(3, "bf16", marks=pytest.mark.slow),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product((2, 3), ("bf16", "fp32"))
+          if case != (3, "fp32")),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
 def test_ten_steps_are_five_and_five(
     kind: str, stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    check_resume(ranks2, kind_recipe(kind, world, tmp_path / "whole", stage, precision), tmp_path)
+    recipe = kind_recipe(kind, world, tmp_path / "whole", stage, precision)
+    check_resume(ranks2, recipe, tmp_path)
+    check_artifact(tmp_path / "whole", ranks2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("peft") is None, reason="peft is missing: pip install 'vlds[peft]'")
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(
+    "special", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=["dora", "pissa"]
+)
+def test_methods_of_peft_are_resumed(
+    special: dict[str, Any], stage: int, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    settings = {"r": 2, "lora_alpha": 2, "lora_dropout": 0.1, **special}
+    method = Peft(type="LORA", settings=settings, roles=["attn_q", "attn_v"])
+    run = tmp_path / "whole"
+    recipe = replace(world_recipe(world, run, stage), methods={"method": method})
+    check_resume(ranks2, recipe, tmp_path)
+    check_artifact(run, ranks2)
+    changed = load_run(run).model.changed
+    assert changed <= load_file(run / "artifact" / "weights.safetensors").keys()
+    assert bool(changed) == ("init_lora_weights" in special)
 
 
 @pytest.mark.slow
@@ -92,7 +130,7 @@ def test_what_only_the_start_reads_may_be_gone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_updates_of_each_task_are_resumed(
     kind: str, stage: int, world: Path, ranks2: RankPool, tmp_path: Path
@@ -152,13 +190,33 @@ def next_ids(recipe: Recipe, num: int) -> list[str]:
     return [id for batch in islice(stream, num) for id in batch.ids]
 
 
-def check_move(pool: RankPool, saved: Path, recipe: Recipe) -> None:
-    """Resume at a recipe's stage and on a pool's ranks what two ranks have saved."""
-    output = Path(recipe.output)
-    shutil.copytree(saved, output)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_ranks", "saved", "stage"),
+    [
+        *((ranks, *stages) for ranks in (1, 2, 4) for stages in ((2, 3), (3, 2))),
+        (4, 2, 2),
+        (4, 3, 3),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_moves_to_another_stage_and_number_of_ranks(
+    kind: str,
+    num_ranks: int,
+    saved: int,
+    stage: int,
+    states: Callable[[str, int], Path],
+    world: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    """Two ranks have saved it."""
+    pool: RankPool = request.getfixturevalue(f"ranks{num_ranks}")
+    recipe = kind_recipe(kind, world, tmp_path / "run", stage)
+    shutil.copytree(states(kind, saved), tmp_path / "run")
     (state, _), *others = results = pool.run(resume_and_export, recipe, timeout=120)
     assert all(other is None for other, _ in others)
-    expected, progress = checkpoint.load(output / "state" / "step-00000005")
+    expected, progress = checkpoint.load(tmp_path / "run" / "state" / "step-00000005")
     assert progress.step == 5
     assert state.keys() == expected.keys()
     for name, tensors in expected.items():
@@ -170,62 +228,11 @@ def check_move(pool: RankPool, saved: Path, recipe: Recipe) -> None:
     assert found == next_ids(recipe, 2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("saved", "stage"), [(2, 3), (3, 2)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_state_moves_to_another_stage(
-    kind: str,
-    saved: int,
-    stage: int,
-    states: Callable[[str, int], Path],
-    world: Path,
-    ranks2: RankPool,
-    tmp_path: Path,
-) -> None:
-    recipe = kind_recipe(kind, world, tmp_path / "run", stage)
-    check_move(ranks2, states(kind, saved), recipe)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("saved", "stage"),
-    [(2, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, 2), (3, 2), (3, 3)))],
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_state_moves_to_another_number_of_ranks(
-    kind: str,
-    saved: int,
-    stage: int,
-    states: Callable[[str, int], Path],
-    world: Path,
-    ranks4: RankPool,
-    tmp_path: Path,
-) -> None:
-    recipe = kind_recipe(kind, world, tmp_path / "run", stage)
-    check_move(ranks4, states(kind, saved), recipe)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("saved", "stage"), [(2, 3), (3, 2)])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_state_of_two_ranks_moves_to_one(
-    kind: str,
-    saved: int,
-    stage: int,
-    states: Callable[[str, int], Path],
-    world: Path,
-    ranks1: RankPool,
-    tmp_path: Path,
-) -> None:
-    recipe = kind_recipe(kind, world, tmp_path / "run", stage)
-    check_move(ranks1, states(kind, saved), recipe)
-
-
-def refused_resume(recipe: Recipe) -> str:
+def refused(recipe: Recipe, new_phase: bool) -> str:
     """What a resumed run says that does not begin."""
-    with pytest.raises(ValueError, match="this run's data differ") as refused:
-        train(recipe, resume=True)
-    return str(refused.value)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (each test looks at the message)
+        train(recipe, resume=True, new_phase=new_phase)
+    return str(error.value)
 
 
 def test_tasks_with_weights_of_their_own_keep_their_order(
@@ -234,15 +241,9 @@ def test_tasks_with_weights_of_their_own_keep_their_order(
     shutil.copytree(states("joint", 2), tmp_path / "run")
     recipe = world_recipe(world, tmp_path / "run", 2)
     swapped = replace(recipe, tasks=dict(reversed(recipe.tasks.items())))
-    said, _ = ranks2.run(refused_new_phase, swapped, timeout=120)
+    said, _ = ranks2.run(refused, swapped, True, timeout=120)
+    assert "resume with the same tasks" in said
     assert "has weights per task, of vqa, caption; the recipe's tasks are caption, vqa; " in said
-
-
-def refused_new_phase(recipe: Recipe) -> str:
-    """What is said of another mixture of tasks."""
-    with pytest.raises(ValueError, match="resume with the same tasks") as refused:
-        train(recipe, resume=True, new_phase=True)
-    return str(refused.value)
 
 
 @pytest.mark.slow
@@ -253,7 +254,8 @@ def test_other_weights_are_a_new_phase(
     recipe = world_recipe(world, tmp_path / "run", 2)
     tasks = recipe.tasks | {"vqa": replace(recipe.tasks["vqa"], weight=1 / 7)}
     changed = replace(recipe, tasks=tasks)
-    said, _ = ranks2.run(refused_resume, changed, timeout=120)
+    said, _ = ranks2.run(refused, changed, False, timeout=120)
+    assert "this run's data differ" in said
     assert "order.shares.vqa: 2/3 -> " in said
     assert "with --new-phase each task continues from where it was" in said
     assert ranks2.run(run_recipe, changed, True, True, timeout=120) == [0, 0]

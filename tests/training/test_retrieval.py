@@ -81,7 +81,6 @@ def retrieval_recipe(world: Path, output: Path, **fields: object) -> Recipe:
 
 
 def source_of(recipe: Recipe) -> Source:
-    """The captions."""
     return evaluation_sources(recipe)[1]
 
 

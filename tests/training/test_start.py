@@ -1,4 +1,5 @@
-"""A run folder tells how it was started, and what was changed when it was resumed."""
+"""A run folder tells how it was started, and what was changed when it was resumed; of two programs
+that would write one, the second is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.cli import main as data_prep
 from tests.toys.files import read_lines
+from tests.toys.pictures import png
+from tests.toys.processes import holder
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
@@ -18,10 +22,12 @@ from vlds.runtime.folders import PACKAGES, read_starts
 from vlds.training.loop import train
 
 
-def refusal_to_resume(recipe: Recipe) -> str:
-    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the test looks at the message)
-        train(recipe, resume=True)
-    return str(refused.value)
+def start(recipe: Recipe, resume: bool) -> str:
+    """What `vlds train` does or says on a rank."""
+    try:
+        return str(train(recipe, resume=resume))
+    except ValueError as error:
+        return str(error)
 
 
 @pytest.mark.slow
@@ -81,16 +87,48 @@ def test_what_resuming_changes_is_said_and_written_down(
     assert "all steps are done" in said
     assert (folder / "recipe.yaml").read_text("utf-8") == text
     fewer = replace(changed, training=replace(changed.training, steps=5))
-    said = ranks2.run(refusal_to_resume, fewer, timeout=120)[0]
+    said = ranks2.run(start, fewer, True, timeout=120)[0]
     assert said.startswith(f"training.steps: 5, but the run in {folder} has taken 6; give at least")
     # What no step was done with is not written down; where and what to evaluate may change.
     faster = replace(changed, optimizer=replace(optimizer, learning_rate=0.01))
-    said = ranks2.run(refusal_to_resume, faster, timeout=120)[0]
+    said = ranks2.run(start, faster, True, timeout=120)[0]
     assert said.startswith("--resume: optimizer.learning_rate: 0.00025 -> 0.01, but all 6 steps of")
     other = replace(changed, data=replace(changed.data, eval_batch_size=3))
     assert ranks2.run(run_and_print, other, True, timeout=120)[0][0] == 0
     text = (folder / "recipe.yaml").read_text("utf-8")
     methods = {"adapter": replace(changed.methods["adapter"], reduction=2)}
-    said = ranks2.run(refusal_to_resume, replace(changed, methods=methods), timeout=120)[0]
+    said = ranks2.run(start, replace(changed, methods=methods), True, timeout=120)[0]
     assert "another model than the recipe's (methods.adapter.init_args.reduction: 4 -> 2)" in said
     assert (folder / "recipe.yaml").read_text("utf-8") == text
+
+
+@pytest.mark.slow
+def test_a_run_beside_a_live_one(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = world_recipe(world, run)
+    short = replace(recipe, training=replace(recipe.training, steps=5))
+    assert ranks2.run(start, short, False, timeout=120) == ["0", "0"]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with holder(run) as first:
+        said = ranks2.run(start, recipe, True, timeout=60)
+        assert said[0].startswith(f"{run} is being written by process {first.pid} on ")
+        assert said[1] == said[0]
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert after == before, "the second program has touched the first one's files"
+    assert ranks2.run(start, recipe, True, timeout=120) == ["0", "0"]
+
+
+def test_a_preparation_beside_a_live_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "question": "?", "answer": "yes"}\n')
+    (tmp_path / "a.png").write_bytes(png())
+    words = [
+        "jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl"),
+        "--images", str(tmp_path), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    with holder(tmp_path / "out") as first:
+        assert data_prep(words) == 2
+    assert f"out is being written by process {first.pid} on " in capsys.readouterr().err
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert data_prep(words) == 0

@@ -15,6 +15,7 @@ import pytest
 
 from data_prep.packing.writer import write_dataset
 from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import built_run, save_run
@@ -22,7 +23,6 @@ from tests.toys.world import records, world_recipe
 from vlds.cli.main import run_command
 from vlds.evaluation.prediction_files import read_pairs
 from vlds.recipe.config import Recipe
-from vlds.training.loop import train
 
 NOWHERE = "no/such/folder"
 
@@ -35,11 +35,6 @@ def command(words: list[str]) -> tuple[int, str]:
     with often, redirect_stdout(out), redirect_stderr(out):
         code = run_command(words)
     return code, out.getvalue()
-
-
-def train_some(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
 
 
 def with_test(recipe: Recipe, **folders: str) -> Recipe:
@@ -79,7 +74,7 @@ def test_training_neither_reads_nor_needs_them(
 ) -> None:
     recipe = with_test(world_recipe(world, tmp_path / "run"), vqa=NOWHERE, caption=NOWHERE)
     recipe = replace(recipe, training=replace(recipe.training, steps=2))
-    assert ranks2.run(train_some, recipe, timeout=120) == [0, 0]
+    assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
     words = ["evaluate", "--run", str(tmp_path / "run")]
     for code, out in ranks2.run(command, words, timeout=60):
         assert code == 2

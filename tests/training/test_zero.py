@@ -1,4 +1,4 @@
-"""ZeRO changes where tensors lie, and nothing that is computed."""
+"""ZeRO changes where tensors lie, and nothing that is computed, by tasks with heads too."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ from tests.toys.engines import (
     own_micro_batches,
     recipe_model,
     start_engine,
+    with_classes,
 )
 from tests.toys.method_cases import CASES
 from tests.toys.rank_pool import RankPool
 from vlds.models import partitioned
+from vlds.models.heads import LinearHead, MLPHead
 from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
+from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import (
     IA3,
+    Adapter,
     BitFit,
     Compacter,
     DecoderPromptTuning,
@@ -52,12 +56,17 @@ from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optimizer import parameter_groups
 
 STEPS = 5
+ANY_TASKS = (None,) * STEPS
 DROPOUT = 0.1
+HEADS = {
+    "vqa": MLPHead(classes=("red", "green", "blue", "dark")),
+    "gqa": LinearHead(classes=("yes", "no", "left")),
+}
 
 
-def batch_of(case: Case, step: int) -> Batch:
-    """The global batch of a step."""
-    return global_batch(step, size=case.sizes[step % len(case.sizes)])
+def batch_of(case: Case, step: int, tasks: Sequence[int] | None) -> Batch:
+    batch = global_batch(step, tasks, size=case.sizes[step % len(case.sizes)])
+    return with_classes(batch, case, seed=step) if case.heads else batch
 
 
 def dropping_case(folder: Path, **fields: Any) -> Case:
@@ -65,12 +74,12 @@ def dropping_case(folder: Path, **fields: Any) -> Case:
     return make_case(folder, dropout=DROPOUT, **fields)
 
 
-def train(case: Case) -> dict[str, Any]:
+def train(case: Case, tasks: Sequence[Sequence[int] | None] = ANY_TASKS) -> dict[str, Any]:
     """Steps of the engine: losses, the gradients of the first step, and what the rank holds."""
     made, cut = start_engine(case)
     losses, gradients, norms = [], None, []
-    for step in range(STEPS):
-        report = made.step(own_micro_batches(batch_of(case, step), made, cut))
+    for step, numbers in enumerate(tasks):
+        report = made.step(own_micro_batches(batch_of(case, step, numbers), made, cut))
         losses.append(made.ranks.sum(report.task_losses))
         norms.append(report.gradient_norm)
         if step == 0 and (first := made.export()) is not None:
@@ -83,11 +92,14 @@ def train(case: Case) -> dict[str, Any]:
         "norms": norms,
         "gradients": gradients,
         "bytes": held,
+        "rates": {group["lr"] for group in made.parameter_groups},
+        "state": state,
         "weights": None if state is None else {name: t["fp32"] for name, t in state.items()},
+        "is_linear_back": F.linear is torch._C._nn.linear,
     }
 
 
-def train_plainly(case: Case) -> dict[str, Any]:
+def train_plainly(case: Case, tasks: Sequence[Sequence[int] | None] = ANY_TASKS) -> dict[str, Any]:
     """The same in plain torch, on the whole batch, with the loss as its definition reads."""
     run = case_recipe(case)
     model = recipe_model(run)
@@ -97,12 +109,12 @@ def train_plainly(case: Case) -> dict[str, Any]:
         group["lr"] = group["peak_lr"]
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     losses, gradients, norms = [], None, []
-    for step in range(STEPS):
-        batch = batch_of(case, step)
+    for step, numbers in enumerate(tasks):
+        batch = batch_of(case, step, numbers)
         optimizer.zero_grad()
         with dropout_by(StepDropout(0, step)):
             examples_follow(batch.ids)
-            by_task = plain_task_losses(model.token_nll(batch), batch)
+            by_task = plain_task_losses(model, batch)
             counts = torch.bincount(batch.task_index, minlength=len(TASKS))
             (by_task * counts).sum().div(len(batch)).backward()
         found = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
@@ -115,19 +127,35 @@ def train_plainly(case: Case) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "gradients": gradients, "weights": weights}
 
 
-def plain_task_losses(nll: Tensor, batch: Batch) -> Tensor:
-    """(k,) each task's own loss, one example after the other."""
+def plain_task_losses(model: JointModel, batch: Batch) -> Tensor:
+    """(k,) each task's own loss, one example after the other: by its head's formula, or over its
+    tokens."""
     assert batch.labels is not None
+    states = model.first_states(batch) if model.heads else None
+    nll = model.token_nll(batch)
     losses = []
-    for number, task in enumerate(TASKS.values()):
+    for number, (name, task) in enumerate(TASKS.items()):
         rows = [n for n in range(len(batch)) if batch.task_index[n] == number]
         tokens = [int((batch.labels[n] != IGNORED_LABEL).sum()) for n in rows]
         if task.reduction == "token_mean":
             losses.append(sum(nll[n].sum() for n in rows) / max(sum(tokens), 1) + 0 * nll.sum())
+            continue
+        if states is not None and batch.class_targets is not None:
+            means = [
+                class_loss(name, model.heads[name](states[n]), batch.class_targets[n]) for n in rows
+            ]
         else:
-            means = [nll[n].sum() / t * batch.weights[n] for n, t in zip(rows, tokens, strict=True)]
-            losses.append(sum(means) / max(len(rows), 1) + 0 * nll.sum())
+            means = [nll[n].sum() / t for n, t in zip(rows, tokens, strict=True)]
+        weighed = [mean * batch.weights[n] for n, mean in zip(rows, means, strict=True)]
+        losses.append(sum(weighed) / max(len(rows), 1) + 0 * nll.sum())
     return torch.stack(losses)
+
+
+def class_loss(name: str, logits: Tensor, target: Tensor) -> Tensor:
+    """The loss of an example of one of HEADS."""
+    if name == "vqa":
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    return -(target[: len(logits)] * logits.log_softmax(-1)).sum()
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -136,9 +164,11 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         assert torch.allclose(found[name], tensor, rtol=tolerance, atol=tolerance), name
 
 
-def assert_same_as_plain_torch(pool: RankPool, case: Case) -> None:
-    expected = train_plainly(case)
-    results = pool.run(train, case, timeout=120)
+def assert_same_as_plain_torch(
+    pool: RankPool, case: Case, tasks: Sequence[Sequence[int] | None] = ANY_TASKS
+) -> None:
+    expected = train_plainly(case, tasks)
+    results = pool.run(train, case, tasks, timeout=120)
     for result in results:
         for loss, plain in zip(result["losses"], expected["losses"], strict=True):
             assert torch.allclose(loss, plain.double(), rtol=1e-5)
@@ -173,65 +203,9 @@ def planned_bytes(case: Case, world_size: int) -> dict[str, int]:
     return {name: getattr(plan, name) for name in ("frozen", "trainable", "optimizer")}
 
 
-def variants(fast: Sequence[tuple[str, int, int]]) -> list[Any]:
-    """All of (family, stage, micro-batches of a step); what is not named is slow."""
-    return [
-        pytest.param(*variant, marks=() if variant in fast else pytest.mark.slow)
-        for variant in product(("T5", "Bart"), (2, 3), (1, 2))
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "stage", "accumulation"),
-    variants([("T5", 2, 1), ("T5", 3, 2), ("Bart", 2, 2), ("Bart", 3, 1)]),
-)
-def test_two_ranks_compute_what_one_computes(
-    family: str, stage: int, accumulation: int, ranks2: RankPool, tmp_path: Path
-) -> None:
-    assert_same_as_plain_torch(
-        ranks2,
-        dropping_case(tmp_path, family=family, stage=stage, micro_batch_size=8 // accumulation),
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "stage", "accumulation"), variants([("T5", 3, 1), ("Bart", 2, 2)])
-)
-def test_four_ranks_compute_what_one_computes(
-    family: str, stage: int, accumulation: int, ranks4: RankPool, tmp_path: Path
-) -> None:
-    assert_same_as_plain_torch(
-        ranks4,
-        dropping_case(tmp_path, family=family, stage=stage, micro_batch_size=4 // accumulation),
-    )
-
-
 UNEVEN = (13, 4, 16, 5, 7)
-"""Sizes of global batches that neither two nor four ranks share evenly."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "micro_batch_size", [None, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 1))]
-)
-def test_shares_that_differ_by_a_row_change_nothing(
-    stage: int, micro_batch_size: int | None, ranks4: RankPool, tmp_path: Path
-) -> None:
-    """The sizes, and so the number of micro-batches, change from step to step."""
-    case = dropping_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=micro_batch_size)
-    assert_same_as_plain_torch(ranks4, case)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_two_ranks_share_an_odd_batch(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    case = dropping_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=2)
-    assert_same_as_plain_torch(ranks2, case)
-
-
+"""Sizes of global batches that neither two nor four ranks share evenly, so that the number of
+micro-batches changes from step to step."""
 METHODS = {
     "compacter": Compacter(reduction=4, sharing="half_shared_up"),
     "one rule": Compacter(reduction=4, sharing="multiple", rule="everywhere", block_rank=1),
@@ -246,43 +220,117 @@ METHODS = {
     "bare prefixes": PrefixTuning(length=3, hidden_dim=None),
 }
 # tests/methods/test_rank_budget.py compares ranks under the rules of step that AdaLoRA has.
-PEFT = {f"peft {w}".strip(): c.method for w, c in CASES[Peft].items() if c.method.partitionable}
+METHODS |= {f"peft {w}".strip(): c.method for w, c in CASES[Peft].items() if c.method.partitionable}
+BART_METHODS = {
+    **{name: method for name, method in METHODS.items() if not name.startswith("peft")},
+    "decoder prompts": DecoderPromptTuning(length=3, hidden_dim=5),
+}
+
+
+def param(ranks: int, **fields: Any) -> Any:
+    """A case on so many ranks."""
+    return pytest.param(ranks, fields, id="-".join(map(str, (ranks, *fields.values()))))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "family", "stage"),
+    ("ranks", "fields"),
     [
-        *product(METHODS, ["T5"], [3]),
-        ("decoder prompts", "Bart", 3),
         *(
-            pytest.param(*variant, marks=pytest.mark.slow)
-            for variant in [
-                *product(METHODS, ["T5"], [2]),
-                *product(PEFT, ["T5"], [2, 3]),
-                *product(METHODS, ["Bart"], [2, 3]),
-                ("decoder prompts", "Bart", 2),
-            ]
+            param(ranks, family=family, stage=stage, micro_batch_size=rows)
+            for ranks, stage, family in product((2, 4), (2, 3), ("T5", "Bart"))
+            for rows in (16 // ranks, 8 // ranks)
         ),
+        # Shares that differ by a row.
+        *(
+            param(4, stage=stage, micro_batch_size=rows, sizes=UNEVEN)
+            for stage, rows in product((2, 3), (None, 3, 1))
+        ),
+        *(param(2, stage=stage, micro_batch_size=2, sizes=UNEVEN) for stage in (2, 3)),
+        *(param(2, stage=stage, micro_batch_size=4, parts=3) for stage in (2, 3)),
     ],
 )
+def test_ranks_compute_what_one_computes(
+    ranks: int, fields: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    pool: RankPool = request.getfixturevalue(f"ranks{ranks}")
+    assert_same_as_plain_torch(pool, dropping_case(tmp_path, **fields))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(
+    ("family", "name"), [*product(["T5"], METHODS), *product(["Bart"], BART_METHODS)]
+)
 def test_every_method_is_the_same_on_two_ranks(
-    name: str, family: str, stage: int, ranks2: RankPool, tmp_path: Path
+    family: str, name: str, stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     """With tasks mixed over the ranks."""
-    methods = METHODS | PEFT | {"decoder prompts": DecoderPromptTuning(length=3, hidden_dim=5)}
-    case = dropping_case(tmp_path, family=family, stage=stage, method=methods[name])
+    method = (METHODS | BART_METHODS)[name]
+    case = dropping_case(tmp_path, family=family, stage=stage, method=method)
     assert_same_as_plain_torch(ranks2, case)
+
+
+MIXED = [0, 1, 2, 2, 0, 1, 0, 2, 1, 1, 2, 0, 0, 2, 1, 0]
+BY_RANK = [0] * 8 + [2] * 8
+"""Of two ranks, the first has examples of vqa only, the second of gqa only."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "stage", "tasks"),
+    [
+        ("T5", 3, BY_RANK),
+        ("Bart", 2, BY_RANK),
+        ("Bart", 3, BY_RANK),
+        ("T5", 3, MIXED),
+        ("T5", 2, MIXED),
+    ],
+)
+def test_heads_are_the_same_on_two_ranks(
+    family: str, stage: int, tasks: Sequence[int], ranks2: RankPool, tmp_path: Path
+) -> None:
+    """Also where a rank has no example of a task."""
+    fields: dict[str, Any] = {"heads": HEADS, "method": Adapter(reduction=4)}
+    case = make_case(tmp_path, family=family, stage=stage, micro_batch_size=4, **fields)
+    assert_same_as_plain_torch(ranks2, case, [tasks] * 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, 2])
-def test_parts_compute_what_the_whole_computes(
+def test_the_head_of_an_absent_task_stands_still(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    assert_same_as_plain_torch(
-        ranks2, dropping_case(tmp_path, stage=stage, micro_batch_size=4, parts=3)
+    """Neither momentum nor decay moves it, whether it has learned before or not."""
+    case = make_case(tmp_path, stage=stage, heads=HEADS, weight_decay=0.1)
+    both, vqa, texts = [0, 2] * 8, [0] * 16, [1] * 16
+    once, twice, before, after = (
+        ranks2.run(train, case, steps, timeout=120)[0]["weights"]
+        for steps in ([vqa], [vqa, vqa], [both], [both, texts])
     )
+    drawn = dict(recipe_model(case_recipe(case)).named_parameters())
+    of_gqa = [name for name in once if name.startswith("heads.gqa")]
+    of_heads = [name for name in once if name.startswith("heads.")]
+    assert len(of_gqa) == 2
+    for name in of_gqa:
+        assert torch.equal(twice[name], drawn[name])
+    for name in of_heads:
+        assert torch.equal(before[name], after[name])
+        assert not torch.equal(before[name], drawn[name])
+    assert any(not torch.equal(before[n], after[n]) for n in before if n not in of_heads)
+
+
+@pytest.mark.slow
+def test_a_rank_that_has_no_row_of_its_own_runs_the_heads_too(
+    ranks2: RankPool, tmp_path: Path
+) -> None:
+    """Of three rows, the last micro-batch of the second rank has one that does not count."""
+    case = make_case(tmp_path, heads=HEADS, sizes=(3,), micro_batch_size=1)
+    steps = [[step % 2] * 3 for step in range(4)]
+    first, second = ranks2.run(train, case, steps, timeout=120)
+    for loss, other in zip(first["losses"], second["losses"], strict=True):
+        assert torch.equal(loss, other)
+        assert loss.sum() > 0
 
 
 @pytest.mark.slow
@@ -397,27 +445,10 @@ def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_pat
     assert sum(three[-6:]) < sum(three[:6])
 
 
-def linear_after(case: Case) -> bool:
-    """True if torch's own linear function is back after an engine was closed."""
-    made, cut = start_engine(case)
-    made.step(own_micro_batches(global_batch(0), made, cut))
-    made.close()
-    return F.linear is torch._C._nn.linear
-
-
 def test_a_closed_engine_leaves_nothing_behind(ranks2: RankPool, tmp_path: Path) -> None:
-    assert all(ranks2.run(linear_after, dropping_case(tmp_path, stage=3)))
-
-
-def export_of_several_groups(case: Case) -> dict[str, Any] | None:
-    """The state after two steps with several parameter groups."""
-    made, cut = start_engine(case)
-    assert {group["lr"] for group in made.parameter_groups} == {RATE, case.visual_rate}
-    for step in range(2):
-        made.step(own_micro_batches(global_batch(step), made, cut))
-    state = made.export()
-    made.close()
-    return state
+    """Torch's own linear function is back."""
+    found = ranks2.run(train, dropping_case(tmp_path, stage=3), ANY_TASKS[:1])
+    assert all(result["is_linear_back"] for result in found)
 
 
 @pytest.mark.sampled(2)
@@ -426,13 +457,14 @@ def test_several_parameter_groups_export_all_moments(
     stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     case = dropping_case(tmp_path, stage=stage, visual_rate=RATE / 4)
-    state, other = ranks2.run(export_of_several_groups, case)
-    assert other is None
+    first, second = ranks2.run(train, case, ANY_TASKS[:2])
+    assert first["rates"] == second["rates"] == {RATE, case.visual_rate}
+    assert second["state"] is None
     shapes = {
         n: p.shape for n, p in recipe_model(case_recipe(case)).named_parameters() if p.requires_grad
     }
-    assert state.keys() == shapes.keys()
-    for name, tensors in state.items():
+    assert first["state"].keys() == shapes.keys()
+    for name, tensors in first["state"].items():
         for key, tensor in tensors.items():
             assert tensor.shape == shapes[name], (name, key)
             assert tensor.abs().sum() > 0, (name, key)

@@ -39,8 +39,9 @@ def test_every_mode_becomes_rgb_of_the_size(mode: str, extension: str) -> None:
     assert picture.std() > 5
 
 
-def test_pixels_are_pillows_bicubic_squash() -> None:
-    image = noise("RGB")
+@pytest.mark.parametrize("size", [(33, 21), (14, 10)], ids=["squashed", "untouched"])
+def test_pixels_are_pillows_bicubic_squash(size: tuple[int, int]) -> None:
+    image = noise("RGB", size)
     expected = np.asarray(image.resize((14, 10), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), SPEC, "x"), expected)
 
@@ -71,27 +72,16 @@ def test_fast_is_near_and_not_the_same() -> None:
 
 
 @pytest.mark.parametrize("decode", ["exact", "fast"])
-def test_half_a_jpeg_is_an_error_with_either_decoder(decode: Any) -> None:
-    data = encoded(noise("RGB", (200, 200)), "JPEG")
-    with pytest.raises(SkipSample, match="truncated or damaged"):
-        decode_image(data[: len(data) // 2], ImageSpec(10, 10, decode=decode), "x")
-
-
-@pytest.mark.parametrize("decode", ["exact", "fast"])
-def test_two_hundred_zeros_in_a_jpeg(decode: Any) -> None:
-    """Pillow takes this for a good picture."""
+@pytest.mark.parametrize("place", [30, None])
+def test_two_hundred_zeros_in_a_jpeg(decode: Any, place: int | None) -> None:
+    """In its header; and in its middle, where Pillow takes it for a good picture."""
     data = bytearray(encoded(noise("RGB", (200, 200)), "JPEG"))
-    middle = len(data) // 2
-    data[middle : middle + 200] = bytes(200)
-    Image.open(io.BytesIO(data)).load()
+    start = place or len(data) // 2
+    data[start : start + 200] = bytes(200)
+    if place is None:
+        Image.open(io.BytesIO(data)).load()
     with pytest.raises(SkipSample, match="picture x: truncated or damaged"):
         decode_image(bytes(data), ImageSpec(10, 10, decode=decode), "x")
-
-
-def test_a_picture_of_the_size_passes_untouched() -> None:
-    image = noise("RGB", (14, 10))
-    expected = np.asarray(image).transpose(2, 0, 1)
-    np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), SPEC, "x"), expected)
 
 
 def test_sixteen_bit_gray_keeps_its_range() -> None:
@@ -100,11 +90,12 @@ def test_sixteen_bit_gray_keeps_its_range() -> None:
     np.testing.assert_array_equal(picture[0], ramp >> 8)
 
 
+@pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize("extension", ["JPEG", "PNG"])
-def test_half_a_picture_is_an_error_with_its_name(extension: str) -> None:
+def test_half_a_picture_is_an_error_with_its_name(extension: str, decode: Any) -> None:
     data = encoded(noise("RGB", (200, 200)), extension)
     with pytest.raises(SkipSample, match="picture 1 of sample 7: truncated or damaged"):
-        decode_image(data[: len(data) // 2], SPEC, "1 of sample 7")
+        decode_image(data[: len(data) // 2], ImageSpec(10, 10, decode=decode), "1 of sample 7")
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>not found</html>"])

@@ -1,4 +1,4 @@
-"""Pictures of every sort become uint8 of one size; half a picture is an error."""
+"""Pictures of every sort become uint8 of one size, upright; half a picture is an error."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
-from vlds.data.shards.pictures import PictureCache, decode_image
+from vlds.data.shards.pictures import PictureCache, decode_image, upright_size
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=10, width=14)
 
 
-def encoded(image: Image.Image, extension: str) -> bytes:
+def encoded(image: Image.Image, extension: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, extension)
+    image.save(buffer, extension, **options)
     return buffer.getvalue()
 
 
@@ -117,3 +118,82 @@ def test_cache_keeps_the_last_used_within_its_bytes() -> None:
     assert decoded == ["a", "b", "c"]
     get("b")
     assert decoded == ["a", "b", "c", "b"], "the least recently used had to go"
+
+
+LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+
+
+def tagged(image: Image.Image, form: str, orientation: Any, **options: Any) -> bytes:
+    """A picture with a tag that turns it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, form, exif=exif, **options)
+
+
+def as_stored(data: bytes) -> Image.Image:
+    """The pixels of a picture without a tag, by our decoder."""
+    with Image.open(io.BytesIO(data)) as image:
+        spec = ImageSpec(image.height, image.width)
+    return Image.fromarray(decode_image(data, spec).transpose(1, 2, 0))
+
+
+def shown(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
+    """What Pillow makes of these pixels with that tag: (3, h, w)."""
+    with Image.open(io.BytesIO(tagged(image, "PNG", orientation))) as opened:
+        return np.asarray(ImageOps.exif_transpose(opened)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", *LOSSLESS])
+def test_every_turn_is_pillows(form: str, orientation: int) -> None:
+    plain, data = (
+        tagged(noise("RGB"), form, n, **LOSSLESS.get(form, {})) for n in (1, orientation)
+    )
+    expected = shown(as_stored(plain), orientation)
+    height, width = expected.shape[1:]
+    assert (height > width) == (orientation >= 5)
+    assert upright_size(data) == (width, height)
+    np.testing.assert_array_equal(decode_image(data, ImageSpec(height, width)), expected)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_turned_jpeg_is_squashed_like_the_upright_one(orientation: int) -> None:
+    """Its rows have another layout in memory, which must not change a pixel."""
+    image = noise("RGB", (48, 40)).resize((480, 400), Image.Resampling.BICUBIC)
+    stored = as_stored(tagged(image, "JPEG", 1))
+    upright = np.ascontiguousarray(shown(stored, orientation).transpose(1, 2, 0))
+    data = tagged(image, "JPEG", orientation)
+    decoded = decode_image(data, ImageSpec(64, 64)).astype(int)
+    expected = np.asarray(Image.fromarray(upright).resize((64, 64), Image.Resampling.BICUBIC))
+    assert np.abs(decoded.transpose(1, 2, 0) - expected).max() <= 1
+
+
+def test_a_sideways_jpeg_is_decoded_fast_at_the_side_that_is_wanted() -> None:
+    image = noise("RGB", (40, 30)).resize((640, 480), Image.Resampling.BICUBIC)
+    data = tagged(image, "JPEG", 6)
+    exact, fast = (
+        decode_image(data, ImageSpec(300, 100, decode=decode)).astype(int)
+        for decode in ("exact", "fast")
+    )
+    assert exact.shape == (3, 300, 100)
+    assert 0 < np.abs(exact - fast).mean() < 3
+
+
+@pytest.mark.parametrize("value", [0, 9])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_tag_without_sense_turns_nothing(form: str, value: int) -> None:
+    plain, data = (tagged(noise("RGB"), form, n) for n in (1, value))
+    assert upright_size(data) == (33, 21)
+    spec = ImageSpec(21, 33)
+    np.testing.assert_array_equal(decode_image(data, spec), decode_image(plain, spec))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_damaged_metadata_do_not_cost_the_picture(form: str) -> None:
+    options = LOSSLESS.get(form, {})
+    plain, data = (tagged(noise("RGB"), form, n, **options) for n in (1, 6))
+    damaged = data.replace(b"MM\0*", b"\xff" * 4)
+    assert damaged != data
+    assert upright_size(damaged) == (33, 21)
+    spec = ImageSpec(21, 33)
+    np.testing.assert_array_equal(decode_image(damaged, spec), decode_image(plain, spec))

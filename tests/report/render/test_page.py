@@ -101,6 +101,10 @@ def test_what_a_model_says_is_text(evil: Path) -> None:
     assert page.text.count("12 % sure") == len(cards) > 12
     directions = {attributes["dir"] for attributes in page.attributes("bdi")}
     assert directions == {"auto"}
+    long = [said for said in shown if len(said) > 220]
+    assert long
+    for said in long:  # folded, and whole
+        assert f"{said[:110].rstrip()} ..." in page.text
 
 
 def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
@@ -109,16 +113,6 @@ def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
         page = page_of(*folders)
         assert not {"\u202e", "\x1b"} & set(page)
         assert f"{tmp_path}/is \\u202ereversed\\x1b[2J" in page
-
-
-@pytest.mark.slow
-def test_long_texts_are_folded_and_whole(evil: Path) -> None:
-    page = Reader(page_of(evil, pictures=True))
-    long = [s.prediction for s in collect([evil]).only.inputs.gallery if len(s.prediction) > 220]
-    assert long
-    for said in long:
-        assert said in page.text
-        assert f"{said[:110].rstrip()} ..." in page.text
 
 
 def test_single_runs_and_models_have_no_best(runs: Runs, run: Path) -> None:

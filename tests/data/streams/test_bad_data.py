@@ -32,14 +32,8 @@ def jpeg(number: int, share: float = 1.0) -> bytes:
 
 def source(folder: Path, bad: Callable[[int], bool], num_samples: int = 30) -> Source:
     """A data set in which the JPEGs of some samples are cut in half."""
-    write_dataset(
-        folder,
-        name="hurt",
-        kind="vqa",
-        split="train",
-        records=records("hurt", num_samples, lambda n: jpeg(n, 0.5 if bad(n) else 1.0)),
-        shard_samples=10,
-    )
+    made = records("hurt", num_samples, lambda n: jpeg(n, 0.5 if bad(n) else 1.0))
+    write_dataset(folder, name="hurt", kind="vqa", split="train", records=made, shard_samples=10)
     return red_source(folder)
 
 
@@ -177,14 +171,8 @@ def test_a_shard_that_is_replaced_during_training(
     stream = iter(train_stream([big]))
     next(stream)
     other = tmp_path / "other"
-    write_dataset(
-        other,
-        name="big",
-        kind="vqa",
-        split="train",
-        records=records("big", 60, lambda n: noise(n, (200, 200))),
-        shard_samples=10,
-    )
+    larger = records("big", 60, lambda n: noise(n, (200, 200)))
+    write_dataset(other, name="big", kind="vqa", split="train", records=larger, shard_samples=10)
     for path in sorted(other.glob("*.tar")):
         if in_place:
             (tmp_path / "big" / path.name).write_bytes(path.read_bytes())

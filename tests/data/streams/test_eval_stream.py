@@ -105,9 +105,8 @@ def test_an_id_that_stands_for_two_is_refused(folders: dict[str, Path]) -> None:
     asked = survey(source, range(7))
     check_unique(asked.ids)
     asked.extend(survey(source, range(2)))
-    with pytest.raises(
-        ValueError, match=r"3 ids appear twice in the data .*: small-0-0, small-1-0, "
-    ):
+    said = r"3 ids appear twice in the data .*: small-0-0, small-1-0, "
+    with pytest.raises(ValueError, match=said):
         check_unique(asked.ids)
 
 

@@ -20,9 +20,8 @@ import pytest
 from data_prep.packing.writer import write_dataset
 from tests.toys.pictures import noise
 from tests.toys.processes import gone, until
-from tests.toys.streams import ToyTask, eval_streams, records, train_stream
+from tests.toys.streams import eval_streams, records, red_source, train_stream
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.store import open_dataset
 from vlds.data.streams.loader import WorkerLost, lost_worker
 from vlds.data.streams.source import Source
 from vlds.runtime.process import KILLED
@@ -190,17 +189,10 @@ FORMATS = ["BMP", "GIF", "PNG", "TIFF", "WEBP"]
 def test_bad_samples_keep_no_files_open(format: str, tmp_path: Path, workers: Workers) -> None:
     """In a worker each piece of a batch is shared memory, with a descriptor: how many are open at a
     time depends on the machine, and does not grow."""
-    write_dataset(
-        tmp_path,
-        name="hurt",
-        kind="vqa",
-        split="train",
-        records=records("hurt", 200, lambda number: picture(format, number)),
-        shard_samples=200,
-    )
+    made = records("hurt", 200, lambda number: picture(format, number))
+    write_dataset(tmp_path, name="hurt", kind="vqa", split="train", records=made)
     lenient = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=1000)
-    source = Source("red", ToyTask(), [open_dataset(tmp_path)])
-    stream = train_stream([source], num_workers=1, errors=lenient)
+    stream = train_stream([red_source(tmp_path)], num_workers=1, errors=lenient)
     gc.disable()  # the worker inherits it
     try:
         batches = iter(stream)

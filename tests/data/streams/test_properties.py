@@ -46,14 +46,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def write_small(out: Path, name: str, samples: int, per_shard: int) -> None:
-    write_dataset(
-        out,
-        name=name,
-        kind="vqa",
-        split="train",
-        records=records(name, samples, lambda n: noise(n, (8, 8))),
-        shard_samples=per_shard,
-    )
+    made = records(name, samples, lambda n: noise(n, (8, 8)))
+    options = {"kind": "vqa", "split": "train", "shard_samples": per_shard}
+    write_dataset(out, name=name, records=made, **options)
 
 
 @st.composite

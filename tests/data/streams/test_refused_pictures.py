@@ -67,14 +67,6 @@ def test_a_thin_picture_is_replaced_counted_and_listed(
     assert (line["key"], line["id"], line["reason"]) == ("000000004", "thin-4", REASON)
 
 
-def test_nothing_but_thin_pictures_ends_with_a_message(model: Tiny, tmp_path: Path) -> None:
-    hurt = source(tmp_path, lambda n: True)
-    stream = train_stream([hurt], errors=LENIENT, collator=model.collator, image=model.kind.image)
-    said = r"bad samples in a row\.\nThe last: data set thin.*300 x 1"
-    with pytest.raises(ValueError, match=said):
-        next(iter(stream))
-
-
 def test_streamed_shards_go_on_with_what_comes_next(model: Tiny, tmp_path: Path) -> None:
     source(tmp_path / "data", lambda n: n == 4)
     streamed = open_streamed(str(tmp_path / "data"), ("vqa",), None)

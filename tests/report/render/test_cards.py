@@ -1,4 +1,4 @@
-"""Mistakes with their pictures, where two runs differ, and thumbnails of all predictions and clips."""
+"""Mistakes with their pictures, where two runs differ, and thumbnails of all."""
 
 from __future__ import annotations
 

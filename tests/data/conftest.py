@@ -20,14 +20,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Data sets "big" (60 samples, 180 annotations, 6 shards) and "small" (7 samples, 2 shards)."""
     top = tmp_path_factory.mktemp("shards")
     for name, samples, per_shard in (("big", 60, 10), ("small", 7, 4)):
-        write_dataset(
-            top / name,
-            name=name,
-            kind="vqa",
-            split="train",
-            records=records(name, samples),
-            shard_samples=per_shard,
-        )
+        options = {"kind": "vqa", "split": "train", "shard_samples": per_shard}
+        write_dataset(top / name, name=name, records=records(name, samples), **options)
     return {name: top / name for name in ("big", "small")}
 
 

@@ -1,9 +1,11 @@
-"""The order is a pure function, goes through everything, mixes exactly, and can be sought."""
+"""The order is a pure function, goes through everything, mixes exactly, and can be sought; any
+global batch is cut for any number of ranks."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -11,32 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.toys.strategies import SHARD_COUNTS, expected_pairs
+from tests.toys.strategies import SHARD_COUNTS
 from vlds.data.order.epoch_order import Draws, EpochOrder, differences, permutation, random_words
-from vlds.data.order.mixed_order import MixedOrder, mixing_shares
+from vlds.data.order.mixed_order import BatchCut, MixedOrder, mixing_shares
 
 
 def pairs(order: EpochOrder, begin: int, end: int) -> list[tuple[int, int]]:
     samples, annotations = order.at(np.arange(begin, end))
     return list(zip(samples.tolist(), annotations.tolist(), strict=True))
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    counts=SHARD_COUNTS,
-    seed=st.integers(0, 2**32),
-    window=st.integers(1, 8),
-    group=st.integers(1, 4),
-)
-def test_every_annotation_once_an_epoch(
-    counts: list[np.ndarray], seed: int, window: int, group: int
-) -> None:
-    order = EpochOrder("s", counts, seed=seed, window=window, group=group)
-    expected = expected_pairs(counts)
-    assert order.size == len(expected)
-    for epoch in range(3):
-        got = pairs(order, epoch * order.size, (epoch + 1) * order.size)
-        assert sorted(got) == expected
 
 
 @settings(deadline=None, max_examples=40)
@@ -167,19 +151,13 @@ def test_shares_follow_weights_and_temperature() -> None:
     assert mixing_shares([1, 1], sizes, 2) == [Fraction(3, 4), Fraction(1, 4)]
     assert mixing_shares([0.7, 0.3], sizes, None) == [Fraction(7, 10), Fraction(3, 10)]
     assert mixing_shares([1, 9], sizes, 1) == [Fraction(1, 2), Fraction(1, 2)]
-    with pytest.raises(ValueError, match="temperature: got 0"):
-        mixing_shares([1, 1], sizes, 0)
-    with pytest.raises(ValueError, match=r"weight: got -1"):
-        mixing_shares([1, -1], sizes, None)
 
 
-def test_small_shares_enlarge_the_block_and_tiny_ones_are_refused() -> None:
+def test_small_shares_enlarge_the_block() -> None:
     order = mixed([5, 5], mixing_shares([999, 1], [5, 5], None))
     assert order.block >= 1000
     sources, _, _ = order.at(np.arange(order.block))
     assert np.count_nonzero(sources == 1) >= 1
-    with pytest.raises(ValueError, match=r"source 1: its share of the mixture is 1e-07"):
-        mixed([5, 5], mixing_shares([10**7, 1], [5, 5], None))
 
 
 def test_far_positions_cost_little() -> None:
@@ -189,11 +167,31 @@ def test_far_positions_cost_little() -> None:
     assert time.perf_counter() - begin < 1.0
 
 
-def test_nothing_to_train_on_is_an_error() -> None:
-    with pytest.raises(ValueError, match="source s: its data sets hold no annotation"):
-        EpochOrder("s", [np.zeros(3, np.uint32)], seed=0, window=64)
-    with pytest.raises(ValueError, match="window: got 0"):
-        EpochOrder("s", [np.ones(3, np.uint32)], seed=0, window=0)
+@given(
+    world_size=st.integers(1, 16),
+    micro=st.none() | st.integers(1, 12),
+    extra=st.integers(0, 500),
+)
+def test_the_shares_of_ranks_differ_by_at_most_a_row(
+    world_size: int, micro: int | None, extra: int
+) -> None:
+    size, cut = world_size + extra, BatchCut(world_size, micro)
+    cut.check(size)
+    ranks = [cut.pieces(size, rank) for rank in range(world_size)]
+    slots = [[slot for piece in pieces for slot in piece] for pieces in ranks]
+    assert [slot for share in slots for slot in share] == list(range(size))
+    shares = [len(share) for share in slots]
+    assert max(shares) - min(shares) <= 1
+    owners = cut.ranks_of(np.arange(size), size).tolist()
+    assert [owners.count(rank) for rank in range(world_size)] == shares
+    assert owners == sorted(owners)
+    assert {len(pieces) for pieces in ranks} == {cut.accumulation_steps(size)}
+    lengths = [len(piece) for pieces in ranks for piece in pieces]
+    assert max(lengths) == cut.largest_piece(size) <= (micro or size)
+    assert max(1, min(lengths)) == cut.smallest_piece(size)
+    assert min(lengths) > 0 or micro == 1
+    # No micro-batch more than the limit needs.
+    assert cut.accumulation_steps(size) == -(-max(shares) // (micro or max(shares)))
 
 
 def test_differences_name_what_differs() -> None:
@@ -205,3 +203,24 @@ def test_differences_name_what_differs() -> None:
         "order.seed: 1 -> 3",
     ]
     assert differences(now, now) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: mixing_shares([1, 1], [9, 9], 0), "temperature: got 0"),
+        (lambda: mixing_shares([1, -1], [9, 9], None), r"weight: got -1"),
+        (lambda: mixed([5, 5], mixing_shares([10**7, 1], [5, 5], None)),
+         r"source 1: its share of the mixture is 1e-07"),
+        (lambda: EpochOrder("s", [np.zeros(3, np.uint32)], seed=0, window=64),
+         "source s: its data sets hold no annotation"),
+        (lambda: EpochOrder("s", [np.ones(3, np.uint32)], seed=0, window=0), "window: got 0"),
+        (lambda: BatchCut(4).check(3, "a.batch_size"),
+         "a.batch_size: 3 examples for 4 ranks; give at least one .* start 3 ranks or fewer$"),
+        (lambda: BatchCut(4).check(1, "a.batch_size"),
+         "a.batch_size: 1 example for 4 ranks; give at least one .* start 1 rank$"),
+    ],
+)  # fmt: skip
+def test_what_has_no_order_is_refused(wrong: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        wrong()

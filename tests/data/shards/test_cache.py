@@ -85,9 +85,8 @@ def test_downloads_of_dead_processes_are_swept(web: Web, cache: ShardCache) -> N
 
 def test_a_limit_below_one_shard_is_named(web: Web, tmp_path: Path) -> None:
     dataset = open_dataset(web.url("big"), ShardCache(tmp_path, limit=1000))
-    with pytest.raises(
-        ShardError, match=r"data.cache_bytes: got 1000, but http://.* has \d+; give"
-    ):
+    said = r"data.cache_bytes: got 1000, but http://.* has \d+; give"
+    with pytest.raises(ShardError, match=said):
         dataset.read(0)
 
 
@@ -106,13 +105,8 @@ def test_equal_names_do_not_mix_nor_do_versions(
     tmp_path: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, seed in (("one", 0), ("two", 100)):
-        write_dataset(
-            tmp_path / folder,
-            name="same",
-            kind="vqa",
-            split="train",
-            records=records("same", 4, lambda n, seed=seed: noise(n + seed)),  # type: ignore[misc]
-        )
+        made = records("same", 4, lambda n, seed=seed: noise(n + seed))  # type: ignore[misc]
+        write_dataset(tmp_path / folder, name="same", kind="vqa", split="train", records=made)
     web = Web(tmp_path)
     one, two = open_dataset(web.url("one"), cache), open_dataset(web.url("two"), cache)
     assert one.shard_of(0) == two.shard_of(0)

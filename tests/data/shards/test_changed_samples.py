@@ -184,7 +184,6 @@ def test_ids_in_shards_that_nobody_indexed_again(tmp_path: Path) -> None:
     samples = [[(f"{n}.jpg", jpeg()), (f"{n}.json", content(n, id=n))] for n in range(3)]
     folder = by_hand(tmp_path / "a", [[member for one in samples for member in one]], indexed=False)
     source = Source("red", ToyTask(), [open_dataset(folder)])
-    with pytest.raises(
-        ValueError, match=r"none of the first 3 samples .*the sample's id is 0, text expected"
-    ):
+    said = r"none of the first 3 samples .*the sample's id is 0, text expected"
+    with pytest.raises(ValueError, match=said):
         train_stream([source])

@@ -141,12 +141,7 @@ def test_streamed_shards_do_not_show_them(web: Web, tmp_path: Path) -> None:
     policy = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=1, on_bad_shard="substitute")
     source = StreamedSource("red", ToyTask(), [good])  # type: ignore[arg-type]
     config = DataConfig(reader="sequential", global_batch_size=2, shuffle_buffer=1, errors=policy)
-    setup = StreamSetup(
-        collator=COLLATOR,
-        image=SPEC,
-        seed=0,
-        ledger=tmp_path / "bad.jsonl",
-    )
+    setup = StreamSetup(collator=COLLATOR, image=SPEC, seed=0, ledger=tmp_path / "bad.jsonl")
     stream = SequentialStream([source], config, setup)
     assert SECRET not in f"{good.label}{json.dumps(stream.state())}"
     web.query = "other"

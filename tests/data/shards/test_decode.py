@@ -1,4 +1,4 @@
-"""Pictures of every sort become uint8 of one size; half a picture is an error."""
+"""Pictures of every sort become uint8 of one size, upright; half a picture is an error."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
-from vlds.data.shards.pictures import PictureCache, decode_image
+from vlds.data.shards.pictures import PictureCache, decode_image, upright_size
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=10, width=14)
 
 
-def encoded(image: Image.Image, extension: str) -> bytes:
+def encoded(image: Image.Image, extension: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, extension)
+    image.save(buffer, extension, **options)
     return buffer.getvalue()
 
 
@@ -39,8 +40,9 @@ def test_every_mode_becomes_rgb_of_the_size(mode: str, extension: str) -> None:
     assert picture.std() > 5
 
 
-def test_pixels_are_pillows_bicubic_squash() -> None:
-    image = noise("RGB")
+@pytest.mark.parametrize("size", [(33, 21), (14, 10)], ids=["squashed", "untouched"])
+def test_pixels_are_pillows_bicubic_squash(size: tuple[int, int]) -> None:
+    image = noise("RGB", size)
     expected = np.asarray(image.resize((14, 10), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), SPEC, "x"), expected)
 
@@ -71,27 +73,16 @@ def test_fast_is_near_and_not_the_same() -> None:
 
 
 @pytest.mark.parametrize("decode", ["exact", "fast"])
-def test_half_a_jpeg_is_an_error_with_either_decoder(decode: Any) -> None:
-    data = encoded(noise("RGB", (200, 200)), "JPEG")
-    with pytest.raises(SkipSample, match="truncated or damaged"):
-        decode_image(data[: len(data) // 2], ImageSpec(10, 10, decode=decode), "x")
-
-
-@pytest.mark.parametrize("decode", ["exact", "fast"])
-def test_two_hundred_zeros_in_a_jpeg(decode: Any) -> None:
-    """Pillow takes this for a good picture."""
+@pytest.mark.parametrize("place", [30, None])
+def test_two_hundred_zeros_in_a_jpeg(decode: Any, place: int | None) -> None:
+    """In its header; and in its middle, where Pillow takes it for a good picture."""
     data = bytearray(encoded(noise("RGB", (200, 200)), "JPEG"))
-    middle = len(data) // 2
-    data[middle : middle + 200] = bytes(200)
-    Image.open(io.BytesIO(data)).load()
+    start = place or len(data) // 2
+    data[start : start + 200] = bytes(200)
+    if place is None:
+        Image.open(io.BytesIO(data)).load()
     with pytest.raises(SkipSample, match="picture x: truncated or damaged"):
         decode_image(bytes(data), ImageSpec(10, 10, decode=decode), "x")
-
-
-def test_a_picture_of_the_size_passes_untouched() -> None:
-    image = noise("RGB", (14, 10))
-    expected = np.asarray(image).transpose(2, 0, 1)
-    np.testing.assert_array_equal(decode_image(encoded(image, "PNG"), SPEC, "x"), expected)
 
 
 def test_sixteen_bit_gray_keeps_its_range() -> None:
@@ -100,11 +91,12 @@ def test_sixteen_bit_gray_keeps_its_range() -> None:
     np.testing.assert_array_equal(picture[0], ramp >> 8)
 
 
+@pytest.mark.parametrize("decode", ["exact", "fast"])
 @pytest.mark.parametrize("extension", ["JPEG", "PNG"])
-def test_half_a_picture_is_an_error_with_its_name(extension: str) -> None:
+def test_half_a_picture_is_an_error_with_its_name(extension: str, decode: Any) -> None:
     data = encoded(noise("RGB", (200, 200)), extension)
     with pytest.raises(SkipSample, match="picture 1 of sample 7: truncated or damaged"):
-        decode_image(data[: len(data) // 2], SPEC, "1 of sample 7")
+        decode_image(data[: len(data) // 2], ImageSpec(10, 10, decode=decode), "1 of sample 7")
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>not found</html>"])
@@ -126,3 +118,82 @@ def test_cache_keeps_the_last_used_within_its_bytes() -> None:
     assert decoded == ["a", "b", "c"]
     get("b")
     assert decoded == ["a", "b", "c", "b"], "the least recently used had to go"
+
+
+LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+
+
+def tagged(image: Image.Image, form: str, orientation: Any, **options: Any) -> bytes:
+    """A picture with a tag that turns it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, form, exif=exif, **options)
+
+
+def as_stored(data: bytes) -> Image.Image:
+    """The pixels of a picture without a tag, by our decoder."""
+    with Image.open(io.BytesIO(data)) as image:
+        spec = ImageSpec(image.height, image.width)
+    return Image.fromarray(decode_image(data, spec).transpose(1, 2, 0))
+
+
+def shown(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
+    """What Pillow makes of these pixels with that tag: (3, h, w)."""
+    with Image.open(io.BytesIO(tagged(image, "PNG", orientation))) as opened:
+        return np.asarray(ImageOps.exif_transpose(opened)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", *LOSSLESS])
+def test_every_turn_is_pillows(form: str, orientation: int) -> None:
+    plain, data = (
+        tagged(noise("RGB"), form, n, **LOSSLESS.get(form, {})) for n in (1, orientation)
+    )
+    expected = shown(as_stored(plain), orientation)
+    height, width = expected.shape[1:]
+    assert (height > width) == (orientation >= 5)
+    assert upright_size(data) == (width, height)
+    np.testing.assert_array_equal(decode_image(data, ImageSpec(height, width)), expected)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_turned_jpeg_is_squashed_like_the_upright_one(orientation: int) -> None:
+    """Its rows have another layout in memory, which must not change a pixel."""
+    image = noise("RGB", (48, 40)).resize((480, 400), Image.Resampling.BICUBIC)
+    stored = as_stored(tagged(image, "JPEG", 1))
+    upright = np.ascontiguousarray(shown(stored, orientation).transpose(1, 2, 0))
+    data = tagged(image, "JPEG", orientation)
+    decoded = decode_image(data, ImageSpec(64, 64)).astype(int)
+    expected = np.asarray(Image.fromarray(upright).resize((64, 64), Image.Resampling.BICUBIC))
+    assert np.abs(decoded.transpose(1, 2, 0) - expected).max() <= 1
+
+
+def test_a_sideways_jpeg_is_decoded_fast_at_the_side_that_is_wanted() -> None:
+    image = noise("RGB", (40, 30)).resize((640, 480), Image.Resampling.BICUBIC)
+    data = tagged(image, "JPEG", 6)
+    exact, fast = (
+        decode_image(data, ImageSpec(300, 100, decode=decode)).astype(int)
+        for decode in ("exact", "fast")
+    )
+    assert exact.shape == (3, 300, 100)
+    assert 0 < np.abs(exact - fast).mean() < 3
+
+
+@pytest.mark.parametrize("value", [0, 9])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_tag_without_sense_turns_nothing(form: str, value: int) -> None:
+    plain, data = (tagged(noise("RGB"), form, n) for n in (1, value))
+    assert upright_size(data) == (33, 21)
+    spec = ImageSpec(21, 33)
+    np.testing.assert_array_equal(decode_image(data, spec), decode_image(plain, spec))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_damaged_metadata_do_not_cost_the_picture(form: str) -> None:
+    options = LOSSLESS.get(form, {})
+    plain, data = (tagged(noise("RGB"), form, n, **options) for n in (1, 6))
+    damaged = data.replace(b"MM\0*", b"\xff" * 4)
+    assert damaged != data
+    assert upright_size(damaged) == (33, 21)
+    spec = ImageSpec(21, 33)
+    np.testing.assert_array_equal(decode_image(damaged, spec), decode_image(plain, spec))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,28 @@ def test_a_shard_without_json_cannot_be_indexed(tmp_path: Path) -> None:
         build_index(tmp_path / "a.tar")
 
 
-def test_cut_shard_is_named(folder: Path) -> None:
-    path = folder / "small-train-00001.tar"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ShardError, match=r"small-train-00001\.tar has \d+ bytes.*is cut; copy it"):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda shard: os.truncate(shard, 5000), r"\.tar has \d+ bytes.*is cut; copy it"),
+        (lambda shard: shard.unlink(), r"\.tar cannot be read \(No such file"),
+        (lambda shard: shutil.copy(shard.with_name("small-train-00001.tar.idx"), f"{shard}.idx"),
+         r"\.tar\.idx is not the one"),
+    ],
+)  # fmt: skip
+def test_a_damaged_shard_is_named(
+    folder: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(folder / "small-train-00000.tar")
+    with pytest.raises(ShardError, match=rf"small-train-00000{message}"):
         open_dataset(folder)
+
+
+def test_a_cut_shard_has_no_index(folder: Path) -> None:
+    path = folder / "small-train-00001.tar"
+    os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(ShardError, match=r"small-train-00001\.tar.*(cut inside|ends at byte)"):
         build_index(path)
-
-
-def test_missing_shard_is_named(folder: Path) -> None:
-    (folder / "small-train-00000.tar").unlink()
-    with pytest.raises(ShardError, match=r"small-train-00000\.tar cannot be read \(No such file"):
-        open_dataset(folder)
 
 
 def test_a_pipe_in_the_place_of_a_shard_is_called_so(folder: Path) -> None:
@@ -98,31 +108,20 @@ def test_a_pipe_in_the_place_of_a_shard_is_called_so(folder: Path) -> None:
         load_index(folder, info.shards[0])
 
 
-def test_index_of_another_shard_is_refused(folder: Path) -> None:
-    shutil.copy(folder / "small-train-00001.tar.idx", folder / "small-train-00000.tar.idx")
-    with pytest.raises(ShardError, match=r"small-train-00000\.tar\.idx is not the one"):
-        open_dataset(folder)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"schema": 3}, "schema 3, this program reads 2; .*program's version that wrote it"),
-        (
-            {"schema": 1},
-            "schema 1, this program reads 2; index it again: `vlds data index FOLDER "
-            "--name small --kind vqa --split train`",
-        ),
+        ({"schema": 1}, "schema 1, this program reads 2; index it again: `vlds data index FOLDER "
+         "--name small --kind vqa --split train`"),
         ({"schema": 1, "name": "$(date)"}, r"FOLDER --name '\$\(date\)' --kind"),
         ({"smaples": 1}, "unknown field smaples; known are"),
         ({"samples": "7"}, "samples is '7', a valid integer expected"),
         ({"samples": 8}, "samples is 8, but its shards hold 7"),
-        (
-            {"shards": [{"name": "x.tar"}]},
-            r"shards\[0\]\.samples is missing; shards\[0\]\.annotations is missing",
-        ),
+        ({"shards": [{"name": "x.tar"}]},
+         r"shards\[0\]\.samples is missing; shards\[0\]\.annotations is missing"),
     ],
-)
+)  # fmt: skip
 def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], message: str) -> None:
     change(folder, **fields)
     with pytest.raises(ValueError, match=message):
@@ -130,16 +129,18 @@ def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], mes
 
 
 def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        open_dataset(folder / "nothing")
-    with pytest.raises(ValueError, match=r"dataset.json: no such folder; check the path"):
-        open_dataset(folder / "dataset.json")
-    with pytest.raises(ValueError, match=f"data sets inside it: {folder}"):
-        open_dataset(folder.parent)
-    (folder / "dataset.json").write_text("{")
+    about = folder / "dataset.json"
+    for place, message in (
+        (folder / "nothing", "no such folder"),
+        (about, r"dataset.json: no such folder; check the path"),
+        (folder.parent, f"data sets inside it: {folder}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_dataset(place)
+    about.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         open_dataset(folder)
-    (folder / "dataset.json").unlink()
+    about.unlink()
     with pytest.raises(ValueError, match="did not end"):
         open_dataset(folder)
 

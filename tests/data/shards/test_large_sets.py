@@ -101,9 +101,8 @@ def test_samples_with_odd_pictures_are_replaced(
     with pytest.raises(ValueError, match="it has 1 picture, 2 expected"):
         batches()
     keep_two(monkeypatch)
-    with pytest.raises(
-        ValueError, match=r"(?s)9 bad samples in a row.*it has 1 picture, 2 expected"
-    ):
+    said = r"(?s)9 bad samples in a row.*it has 1 picture, 2 expected"
+    with pytest.raises(ValueError, match=said):
         batches()
 
 

@@ -7,7 +7,6 @@ import gzip
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -163,8 +162,3 @@ def test_a_stream_that_drips_is_left(web: Web, lie: Callable[[Handler], None], w
     web.lies[SHARD] = quiet(lie)
     with pytest.raises(Away, match=words):
         list(read_shard(f"{web.url('small')}/{SHARD}"))
-
-
-def test_a_folder_of_the_web_is_still_a_folder(web: Web, folders: dict[str, Path]) -> None:
-    expected = [key for key, _ in read_shard(str(folders["small"] / SHARD))]
-    assert [key for key, _ in read_shard(f"{web.url('small')}/{SHARD}")] == expected

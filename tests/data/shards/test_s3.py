@@ -20,25 +20,24 @@ from tests.toys.processes import until
 from tests.toys.small_disk import small_disk
 from tests.toys.store import BUCKET, Line, s3_server, use_store
 from tests.toys.streams import (
-    COLLATOR,
-    SPEC,
     ToyTask,
     cached_shards,
     epoch_rows,
     records,
     red_source,
     rows_of,
+    stream_options,
     train_stream,
     wait_for_copies,
 )
-from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.remote import Copier
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
 from vlds.runtime.terminal import Away
 
 BIG = f"s3://{BUCKET}/big"
@@ -67,12 +66,14 @@ def line(server: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch)
     line.server_close()
 
 
-def rank(number: int, folder: Path, start: Any, answers: Any) -> None:
+def stream_of_rank(source: Source, number: int, num_workers: int = 0) -> TrainStream:
+    options = {"global_batch_size": 9, "window": 2, "num_workers": num_workers}
+    return train_stream([source], world_size=3, global_rank=number, **options)
+
+
+def rank(number: int, url: str, cache: ShardCache, start: Any, answers: Any) -> None:
     """A rank with two workers that reads an epoch, and a little more."""
-    source = red_source(BIG, ShardCache(folder))
-    stream = train_stream(
-        [source], world_size=3, global_rank=number, num_workers=2, window=2, global_batch_size=9
-    )
+    stream = stream_of_rank(red_source(url, cache), number, num_workers=2)
     start.wait()
     answers.put((number, [rows_of(batch) for batch in islice(stream, 22)]))
 
@@ -82,22 +83,15 @@ def test_ranks_and_workers_of_a_machine_fetch_each_shard_once(
 ) -> None:
     line.delay, line.slow = 0.3, 1.0  # all of them want the same shards at once
     start, answers = FORK.Barrier(3), FORK.Queue()
-    ranks = [
-        FORK.Process(target=rank, args=(number, tmp_path / "cache", start, answers))
-        for number in range(3)
-    ]
+    given = (BIG, ShardCache(tmp_path / "cache"), start, answers)
+    ranks = [FORK.Process(target=rank, args=(number, *given)) for number in range(3)]
     for process in ranks:
         process.start()
     parts = dict(answers.get(timeout=100) for _ in ranks)
     for process in ranks:
         process.join()
-    local = [
-        train_stream(
-            [red_source(folders["big"])], world_size=3, global_rank=n, window=2, global_batch_size=9
-        )
-        for n in range(3)
-    ]
-    for number, stream in enumerate(local):
+    for number in range(3):
+        stream = stream_of_rank(red_source(folders["big"]), number)
         assert parts[number] == [rows_of(batch) for batch in islice(stream, 22)]
     assert {line.whole[tar] for tar in TARS} == {1}
     index = [f"{tar}.{kind}" for tar in TARS for kind in ("idx", "cnt", "crc")]
@@ -106,10 +100,7 @@ def test_ranks_and_workers_of_a_machine_fetch_each_shard_once(
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_flaky_store_changes_nothing(
-    line: Line,
-    folders: dict[str, Path],
-    cache: ShardCache,
-    num_workers: int,
+    line: Line, folders: dict[str, Path], cache: ShardCache, num_workers: int
 ) -> None:
     line.errors, line.cuts, line.slow, line.delay = 0.05, 0.05, 0.05, 0.2
     expected = epoch_rows(folders["big"], window=2)
@@ -133,13 +124,9 @@ def test_a_flaky_store_changes_nothing(
     ],
 )
 def test_ways_to_fail_are_told_apart(
-    line: Line,
-    cache: ShardCache,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    how: str,
-    words: str,
-) -> None:
+    line: Line, cache: ShardCache, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, how: str, words: str,
+) -> None:  # fmt: skip
     dataset = open_dataset(BIG, cache)
     monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 0.3)
     setattr(line, how, 1.0)
@@ -220,14 +207,8 @@ def test_shards_to_come_are_fetched_ahead(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """When a window begins, its shards are there; in each epoch, with room for two windows too."""
-    write_dataset(
-        tmp_path / "long",
-        name="long",
-        kind="vqa",
-        split="train",
-        records=records("long", 80),
-        shard_samples=5,
-    )
+    options = {"kind": "vqa", "split": "train", "shard_samples": 5}
+    write_dataset(tmp_path / "long", name="long", records=records("long", 80), **options)
     files = use_store(pytest.MonkeyPatch(), line.port)
     files.put(str(tmp_path / "long"), f"{BUCKET}/", recursive=True)
     source = red_source(f"s3://{BUCKET}/long", cache)
@@ -269,16 +250,10 @@ def test_shards_are_streamed(line: Line, folders: dict[str, Path], num_workers: 
 
 def streamed(place: str, num_workers: int = 0) -> SequentialStream:
     sources = [StreamedSource("red", ToyTask(), [open_streamed(place, ("vqa",), None)])]  # type: ignore[arg-type]
-    config = DataConfig(
-        reader="sequential", global_batch_size=8, num_workers=num_workers, shuffle_buffer=20
-    )
-    setup = StreamSetup(
-        collator=COLLATOR,
-        image=SPEC,
-        seed=5,
-        cut=BatchCut(micro_batch_size=8),
-    )
-    return SequentialStream(sources, config, setup)
+    options = {"reader": "sequential", "num_workers": num_workers, "shuffle_buffer": 20}
+    cut = BatchCut(micro_batch_size=8)
+    given = {"seed": 5, "cut": cut, "global_batch_size": 8}
+    return SequentialStream(sources, *stream_options(options | given))
 
 
 def test_threads_that_copy_end_with_their_data_set(line: Line, cache: ShardCache) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +65,7 @@ def test_features_are_read_as_float16(tmp_path: Path) -> None:
         (npy(np.ones((2, 3), np.float16))[:-4], "buffer|reshape"),
         (npy(np.ones((2, 3), np.int32)), "array of floats"),
         (npy(np.ones((2, 3, 4), np.float16)), "expected"),
-        (
-            npy(np.ones((2, 3), np.float16)).replace(b"{", b"["),
-            "header of the .npy file is damaged",
-        ),
+        (npy(np.ones((2, 3), "f2")).replace(b"{", b"["), "header of the .npy file is damaged"),
     ],
 )
 def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: str) -> None:
@@ -78,15 +74,18 @@ def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: s
         dataset.read(0)
 
 
-def test_numbers_that_are_none_are_a_bad_sample() -> None:
-    text = '{"id": "x", "annotations": [{"id": "a", "answers": [NaN]}]}'
-    with pytest.raises(ValueError, match="unexpected character"):
-        parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", None)
-    fields = {"question": "json:q", "answer": "json:a"}
-    for answer, message in (("NaN", "unexpected character"), ('["x", null]', "answers is null")):
-        text = f'{{"q": "why?", "a": {answer}}}'
-        with pytest.raises(ValueError, match=message):
-            parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", fields)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"id": "x", "annotations": [{"id": "a", "answers": [NaN]}]}', "unexpected character"),
+        ('{"q": "why?", "a": NaN}', "unexpected character"),
+        ('{"q": "why?", "a": ["x", null]}', "answers is null"),
+    ],
+)
+def test_numbers_that_are_none_are_a_bad_sample(text: str, message: str) -> None:
+    fields = {"question": "json:q", "answer": "json:a"} if "why" in text else None
+    with pytest.raises(ValueError, match=message):
+        parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", fields)
 
 
 @pytest.mark.parametrize(
@@ -125,29 +124,6 @@ def test_damage_around_features_is_found(tmp_path: Path, damage: str) -> None:
     message = "the file ends at byte 2000" if damage == "cut" else "wrong checksum"
     with pytest.raises(ShardError, match=f"sample 0: .*{message}"):
         dataset.read(0)
-
-
-def test_a_damaged_header_names_shard_and_sample(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(folders["small"], tmp_path / "small"))
-    dataset = open_dataset(folder)
-    start = int(np.frombuffer((folder / "small-train-00000.tar.idx").read_bytes(), "<u8")[2])
-    with open(folder / "small-train-00000.tar", "r+b") as file:
-        file.seek(start)
-        file.write(b"garbage")
-    with pytest.raises(ShardError, match=r"small-train-00000\.tar, sample 2: .*wrong checksum"):
-        dataset.read(2)
-    assert dataset.read(3).id == "small-3"
-
-
-def test_a_shard_that_is_cut_later_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(folders["small"], tmp_path / "small"))
-    dataset = open_dataset(folder)
-    with open(folder / "small-train-00001.tar", "r+b") as file:
-        file.truncate(1000)
-    with pytest.raises(
-        ShardError, match=r"small-train-00001\.tar, sample 2: the file ends at byte"
-    ):
-        dataset.read(6)
 
 
 def test_pickled_it_opens_its_own_files(folders: dict[str, Path]) -> None:

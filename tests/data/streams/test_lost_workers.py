@@ -20,18 +20,18 @@ import pytest
 from data_prep.packing.writer import write_dataset
 from tests.toys.pictures import noise
 from tests.toys.processes import gone, until
-from tests.toys.streams import ToyTask, eval_streams, records, train_stream
+from tests.toys.streams import eval_streams, records, red_source, train_stream
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.store import open_dataset
 from vlds.data.streams.loader import WorkerLost, lost_worker
 from vlds.data.streams.source import Source
 from vlds.runtime.process import KILLED
 
 TIMEOUT_S = 1.0
+Workers = Callable[[], list[psutil.Process]]
 
 
 @pytest.fixture
-def workers() -> Callable[[], list[psutil.Process]]:
+def workers() -> Workers:
     """Those of the test's loader, in their order."""
     before = psutil.Process().children()
 
@@ -63,9 +63,7 @@ def evaluation(sources: list[Source]) -> Iterator[Any]:
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("stream", [training, evaluation])
 def test_a_worker_that_hangs(
-    stream: Callable[[list[Source]], Iterator[Any]],
-    sources: list[Source],
-    workers: Callable[[], list[psutil.Process]],
+    stream: Callable[[list[Source]], Iterator[Any]], sources: list[Source], workers: Workers
 ) -> None:
     batches = stream(sources)
     next(batches)
@@ -83,9 +81,7 @@ def test_a_worker_that_hangs(
 
 
 def test_a_worker_that_is_slow_to_end(
-    sources: list[Source],
-    workers: Callable[[], list[psutil.Process]],
-    monkeypatch: pytest.MonkeyPatch,
+    sources: list[Source], workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torch stops waiting for it; the stream must not leave it, or Python would wait at exit."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
@@ -99,40 +95,31 @@ def test_a_worker_that_is_slow_to_end(
     until(lambda: gone(slow) and gone(other), 10)
 
 
-def test_a_worker_that_is_killed(
-    sources: list[Source], workers: Callable[[], list[psutil.Process]]
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, f"was {KILLED}; a smaller data.num_workers takes less memory"),
+        # It dies of a write to memory that is not there.
+        (signal.SIGBUS, "found no room in /dev/shm"),
+    ],
+)
+def test_a_worker_that_ends_by_a_signal(
+    sources: list[Source], workers: Workers, number: signal.Signals, said: str
 ) -> None:
     batches = training(sources)
     next(batches)
     process = workers()[1]
-    process.kill()
+    process.send_signal(number)
     with pytest.raises(RuntimeError) as caught:
         list(islice(batches, 10))
-    message = (
-        f"its loader worker (process {process.pid}) was {KILLED}; a smaller data.num_workers takes"
-    )
-    assert lost_worker(caught.value) == f"{message} less memory"
-    of_torch = f"DataLoader worker (pid {process.pid}) is killed by signal: Killed. "
-    assert lost_worker(RuntimeError(of_torch)) == f"{message} less memory"
+    message = lost_worker(caught.value) or ""
+    assert message.startswith(f"its loader worker (process {process.pid}) {said}")
+    if number == signal.SIGBUS:
+        assert message.endswith("(docker run --shm-size 8g), or set data.num_workers to 0")
+    else:
+        of_torch = f"DataLoader worker (pid {process.pid}) is killed by signal: Killed. "
+        assert lost_worker(RuntimeError(of_torch)) == message
     assert lost_worker(RuntimeError("another")) is None
-
-
-def test_a_worker_without_room_in_shared_memory(
-    sources: list[Source], workers: Callable[[], list[psutil.Process]]
-) -> None:
-    """It dies of a write to memory that is not there."""
-    batches = training(sources)
-    next(batches)
-    process = workers()[1]
-    process.send_signal(signal.SIGBUS)
-    with pytest.raises(RuntimeError) as caught:
-        list(islice(batches, 10))
-    message = lost_worker(caught.value)
-    assert message is not None
-    assert message.startswith(
-        f"its loader worker (process {process.pid}) found no room in /dev/shm"
-    )
-    assert message.endswith("(docker run --shm-size 8g), or set data.num_workers to 0")
 
 
 def hold(sources: list[Source], ready: Any) -> None:
@@ -143,16 +130,23 @@ def hold(sources: list[Source], ready: Any) -> None:
     time.sleep(60)
 
 
-def test_workers_end_with_their_rank_also_where_they_hang(sources: list[Source]) -> None:
+def started(target: Callable[..., None], sources: list[Source]) -> tuple[Any, list[int]]:
+    """A process of its own, and the ids of its two workers."""
     fork = multiprocessing.get_context("fork")
     ready = fork.Queue()
-    rank = fork.Process(target=hold, args=(sources, ready))
-    rank.start()
-    below = [psutil.Process(pid) for pid in ready.get(timeout=30)]
+    process = fork.Process(target=target, args=(sources, ready))
+    process.start()
+    pids = ready.get(timeout=30)
+    assert len(pids) == 2
+    return process, pids
+
+
+def test_workers_end_with_their_rank_also_where_they_hang(sources: list[Source]) -> None:
+    rank, pids = started(hold, sources)
+    below = [psutil.Process(pid) for pid in pids]
     below[0].suspend()
-    assert len(below) == 2
     assert not any(map(gone, below))
-    os.kill(rank.pid or 0, signal.SIGKILL)
+    os.kill(rank.pid, signal.SIGKILL)
     rank.join()
     until(lambda: all(map(gone, below)), 4)  # an idle one looks every five seconds by itself
 
@@ -170,12 +164,7 @@ def keep(sources: list[Source], ready: Any) -> None:
 def test_a_program_does_not_wait_for_workers_of_a_stream_that_it_keeps(
     sources: list[Source],
 ) -> None:
-    fork = multiprocessing.get_context("fork")
-    ready = fork.Queue()
-    program = fork.Process(target=keep, args=(sources, ready))
-    program.start()
-    pids = ready.get(timeout=30)
-    assert pids
+    program, pids = started(keep, sources)
     below = []
     for pid in pids:
         with suppress(psutil.NoSuchProcess):  # one that has ended already
@@ -197,22 +186,13 @@ FORMATS = ["BMP", "GIF", "PNG", "TIFF", "WEBP"]
 @pytest.mark.parametrize(
     "format", ["JPEG", *(pytest.param(name, marks=pytest.mark.slow) for name in FORMATS)]
 )
-def test_bad_samples_keep_no_files_open(
-    format: str, tmp_path: Path, workers: Callable[[], list[psutil.Process]]
-) -> None:
+def test_bad_samples_keep_no_files_open(format: str, tmp_path: Path, workers: Workers) -> None:
     """In a worker each piece of a batch is shared memory, with a descriptor: how many are open at a
     time depends on the machine, and does not grow."""
-    write_dataset(
-        tmp_path,
-        name="hurt",
-        kind="vqa",
-        split="train",
-        records=records("hurt", 200, lambda number: picture(format, number)),
-        shard_samples=200,
-    )
+    made = records("hurt", 200, lambda number: picture(format, number))
+    write_dataset(tmp_path, name="hurt", kind="vqa", split="train", records=made)
     lenient = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=1000)
-    source = Source("red", ToyTask(), [open_dataset(tmp_path)])
-    stream = train_stream([source], num_workers=1, errors=lenient)
+    stream = train_stream([red_source(tmp_path)], num_workers=1, errors=lenient)
     gc.disable()  # the worker inherits it
     try:
         batches = iter(stream)
@@ -228,10 +208,7 @@ def test_bad_samples_keep_no_files_open(
 
 
 def test_a_killed_worker_leaves_no_folder(
-    sources: list[Source],
-    workers: Callable[[], list[psutil.Process]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    sources: list[Source], workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has a socket, through which it hands memory to the rank."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

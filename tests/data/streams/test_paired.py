@@ -20,23 +20,13 @@ NUM_SAMPLES = 12
 
 def source_of(folder: Path, num_samples: int) -> Source:
     """Captioned samples of a Matching task."""
-    write_dataset(
-        folder,
-        name="toy",
-        kind="caption",
-        split="val",
-        records=(
-            SampleRecord(
-                id=str(number),
-                members=[("png", noise(number))],
-                json={
-                    "annotations": [{"id": f"c{number}", "caption": f"picture {number}"}],
-                    "size": [[16, 16]],
-                },
-            )
-            for number in range(num_samples)
-        ),
-    )
+    records = []
+    for number in range(num_samples):
+        captions = [{"id": f"c{number}", "caption": f"picture {number}"}]
+        about = {"annotations": captions, "size": [[16, 16]]}
+        members = [("png", noise(number))]
+        records.append(SampleRecord(id=str(number), members=members, json=about))
+    write_dataset(folder, name="toy", kind="caption", split="val", records=records)
     return Source("matching", Matching(), [open_dataset(folder)])
 
 

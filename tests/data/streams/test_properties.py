@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,21 +16,12 @@ from hypothesis import strategies as st
 
 from data_prep.packing.writer import write_dataset
 from tests.toys.pictures import noise
-from tests.toys.streams import ToyTask, records, train_stream
+from tests.toys.streams import ToyTask, global_batches, records, train_stream
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
-from vlds.data.streams.stream import TrainStream
 
 MOST_PROCESSES = 6
 """Workers of all ranks together: more would only take time."""
-
-
-class Cut(NamedTuple):
-    """How a global batch is shared out."""
-
-    world_size: int
-    micro: int | None = None
-    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,8 +31,8 @@ class Plan:
     shapes: list[tuple[int, int]]
     """Of each data set: samples, and most of them in a shard."""
     weights: list[float]
-    batch: int
-    cuts: tuple[Cut, Cut]
+    cuts: list[dict[str, Any]]
+    """Ranks, rows of a micro-batch, and workers of each rank."""
     options: dict[str, Any]
 
 
@@ -55,14 +46,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def write_small(out: Path, name: str, samples: int, per_shard: int) -> None:
-    write_dataset(
-        out,
-        name=name,
-        kind="vqa",
-        split="train",
-        records=records(name, samples, lambda n: noise(n, (8, 8))),
-        shard_samples=per_shard,
-    )
+    made = records(name, samples, lambda n: noise(n, (8, 8)))
+    options = {"kind": "vqa", "split": "train", "shard_samples": per_shard}
+    write_dataset(out, name=name, records=made, **options)
 
 
 @st.composite
@@ -72,59 +58,24 @@ def plans(draw: st.DrawFn) -> Plan:
     )
     worlds = [draw(st.integers(1, 16)) for _ in range(2)]
     batch = draw(st.integers(max(worlds), 48))
-    first, second = (
-        Cut(
-            world,
-            draw(st.none() | st.integers(1, batch)),
-            draw(st.integers(0, min(3, MOST_PROCESSES // world))),
-        )
+    cuts = [
+        {
+            "world_size": world,
+            "micro": draw(st.none() | st.integers(1, batch)),
+            "num_workers": draw(st.integers(0, min(3, MOST_PROCESSES // world))),
+        }
         for world in worlds
-    )
+    ]
     fewest = min(samples for samples, _ in shapes)
     options = {
+        "global_batch_size": batch,
         "seed": draw(st.integers(0, 999)),
         "window": draw(st.sampled_from([1, 2, 64])),
         "group": draw(st.sampled_from([1, 2, 5])),
         "lanes": draw(st.sampled_from([n for n in (1, 2, 3, 8) if batch % n == 0 and n <= fewest])),
     }
     weights = [draw(st.floats(0.1, 10)) for _ in shapes]
-    return Plan(shapes, weights, batch, (first, second), options)
-
-
-def all_ranks(
-    sources: list[Source], batch: int, cut: Cut, options: dict[str, Any]
-) -> list[TrainStream]:
-    return [
-        train_stream(
-            sources,
-            global_batch_size=batch,
-            micro_batch_size=cut.micro,
-            world_size=cut.world_size,
-            global_rank=rank,
-            num_workers=cut.workers,
-            **options,
-        )
-        for rank in range(cut.world_size)
-    ]
-
-
-def read(streams: list[TrainStream], steps: int) -> list[list[str]]:
-    """Ids of the rows that count of each global batch, rank by rank."""
-    ranks = [list(islice(stream.steps(), steps)) for stream in streams]
-    for step in range(steps):
-        assert len({len(rank[step]) for rank in ranks}) == 1, "ranks wait for each other"
-    return [
-        [
-            f"{task}/{id}"
-            for rank in ranks
-            for batch in rank[step]
-            for id, task, valid in zip(
-                batch.ids, batch.task_index.tolist(), batch.valid.tolist(), strict=True
-            )
-            if valid
-        ]
-        for step in range(steps)
-    ]
+    return Plan(shapes, weights, cuts, options)
 
 
 def written(top: Path, shapes: list[tuple[int, int]]) -> list[Path]:
@@ -138,40 +89,22 @@ def written(top: Path, shapes: list[tuple[int, int]]) -> list[Path]:
 @settings(deadline=None, max_examples=25)
 @given(plan=plans(), before=st.integers(0, 3))
 def test_any_world_reads_the_same_and_goes_on_from_any_other(plan: Plan, before: int) -> None:
-    batch, options = plan.batch, plan.options
     with TemporaryDirectory() as top:
         sources = [
             Source(place.name, ToyTask(), [open_dataset(place)], weight)
             for place, weight in zip(written(Path(top), plan.shapes), plan.weights, strict=True)
         ]
-        expected = read(all_ranks(sources, batch, Cut(1), options), 5)
+        expected, _ = global_batches(sources, 5, **plan.options)
         first, second = plan.cuts
-        streams = all_ranks(sources, batch, first, options)
-        first_part = read(streams, before)
-        states = [json.dumps(stream.state()) for stream in streams]
-        assert len(set(states)) == 1
-        rest = all_ranks(sources, batch, second, options)
-        for stream in rest:
-            stream.load_state(json.loads(states[0]))
-        assert first_part + read(rest, 5 - before) == expected
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing(folders: dict[str, Path], workers: int) -> None:
-    options = {"seed": 3, "group": 2, "lanes": 2}
-    sources = [
-        Source(name, ToyTask(), [open_dataset(folders[name])], weight)
-        for name, weight in (("many", 1.0), ("one", 2.5))
-    ]
-    expected = read(all_ranks(sources, 48, Cut(1), options), 3)
-    assert read(all_ranks(sources, 48, Cut(2, 12, workers), options), 3) == expected
+        begun, state = global_batches(sources, before, **first, **plan.options)
+        rest, _ = global_batches(sources, 5 - before, state=state, **second, **plan.options)
+        assert begun + rest == expected
 
 
 def test_one_shard_feeds_sixteen_ranks(folders: dict[str, Path]) -> None:
     sources = [Source("one", ToyTask(), [open_dataset(folders["one"])])]
-    streams = all_ranks(sources, 48, Cut(16, 3), {"seed": 1})
-    assert [len(list(islice(stream, 4))) for stream in streams] == [4] * 16
-    assert {stream.consumed for stream in streams} == {4 * 48}
+    _, state = global_batches(sources, 4, world_size=16, micro=3, global_batch_size=48)
+    assert state["consumed"] == 4 * 48
 
 
 def test_a_state_is_small(folders: dict[str, Path]) -> None:

@@ -13,12 +13,11 @@ from data_prep.packing.writer import write_dataset
 from tests.toys.files import read_lines
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.pictures import noise
-from tests.toys.streams import ToyTask, all_ids, eval_order, records, train_stream
+from tests.toys.streams import ToyTask, all_ids, eval_order, records, red_source, train_stream
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
@@ -42,7 +41,7 @@ def source(folder: Path, is_thin: Callable[[int], bool], num_samples: int = 12) 
     """A data set in which some samples have a thin picture."""
     pictures = records("thin", num_samples, lambda n: THIN if is_thin(n) else noise(n))
     write_dataset(folder, name="thin", kind="vqa", split="train", records=pictures, shard_samples=6)
-    return Source("red", ToyTask(), [open_dataset(folder)])
+    return red_source(folder)
 
 
 @pytest.mark.sampled(2)
@@ -68,36 +67,13 @@ def test_a_thin_picture_is_replaced_counted_and_listed(
     assert (line["key"], line["id"], line["reason"]) == ("000000004", "thin-4", REASON)
 
 
-def test_substitutes_do_not_depend_on_ranks(model: Tiny, tmp_path: Path) -> None:
-    hurt = source(tmp_path, lambda n: n in (3, 4, 9))
-    fields = {"errors": LENIENT, "collator": model.collator, "image": model.kind.image}
-    alone = [id for batch in islice(train_stream([hurt], **fields), 4) for id in batch.ids]
-    ranks = [
-        iter(train_stream([hurt], micro_batch_size=2, world_size=4, global_rank=n, **fields))
-        for n in range(4)
-    ]
-    assert [id for _ in range(4) for rank in ranks for id in next(rank).ids] == alone
-
-
-def test_nothing_but_thin_pictures_ends_with_a_message(model: Tiny, tmp_path: Path) -> None:
-    hurt = source(tmp_path, lambda n: True)
-    stream = train_stream([hurt], errors=LENIENT, collator=model.collator, image=model.kind.image)
-    with pytest.raises(
-        ValueError, match=r"bad samples in a row\.\nThe last: data set thin.*300 x 1"
-    ):
-        next(iter(stream))
-
-
 def test_streamed_shards_go_on_with_what_comes_next(model: Tiny, tmp_path: Path) -> None:
     source(tmp_path / "data", lambda n: n == 4)
     streamed = open_streamed(str(tmp_path / "data"), ("vqa",), None)
     config = DataConfig(reader="sequential", global_batch_size=8, errors=LENIENT)
     setup = StreamSetup(collator=model.collator, image=model.kind.image)
-    stream = SequentialStream(
-        [StreamedSource("red", ToyTask(), [streamed])],  # type: ignore[arg-type]
-        config,
-        setup,
-    )
+    sources = [StreamedSource("red", ToyTask(), [streamed])]  # type: ignore[arg-type]
+    stream = SequentialStream(sources, config, setup)
     ids = [id for batch in islice(stream, 8) for id in batch.ids]
     assert len(ids) == 64
     assert not any(id.startswith("thin-4-") for id in ids)
@@ -108,12 +84,8 @@ def test_in_evaluation_it_counts_as_wrong(model: Tiny, tmp_path: Path) -> None:
     thin = source(tmp_path, lambda n: n == 4)
     setup = StreamSetup(collator=model.collator, image=model.kind.image)
     stream = EvalStream(thin, eval_order(thin, 4), setup)
-    valid = [
-        id
-        for batch in stream
-        for id, is_valid in zip(batch.ids, batch.valid, strict=True)
-        if is_valid
-    ]
+    rows = [row for batch in stream for row in zip(batch.ids, batch.valid, strict=True)]
+    valid = [id for id, is_valid in rows if is_valid]
     mine = [f"thin-4-{n}" for n in range(5)]
     assert sorted([*valid, *mine]) == sorted(all_ids(thin.datasets[0]))
     assert sorted((entry.id, entry.reference) for entry in stream.bad) == [

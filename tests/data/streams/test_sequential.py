@@ -18,7 +18,7 @@ import pytest
 import vlds.data.shards.download
 from tests.toys.files import read_lines
 from tests.toys.pictures import noise
-from tests.toys.streams import ToyTask, all_ids, stream_options, train_stream
+from tests.toys.streams import ToyTask, all_ids, red_source, stream_options, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.order.mixed_order import BatchCut
@@ -101,35 +101,21 @@ def test_one_shard_feeds_sixteen_ranks(bare: Path, num_workers: int) -> None:
 
 def test_processes_share_the_shards(bare: Path) -> None:
     """Two ranks of one process each: a pass of six shards is three for each."""
-    streams = [
-        stream(
-            [source(pattern(bare))], world_size=2, global_rank=rank, micro_batch_size=4,
-            shuffle_buffer=1,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    shards_of_ranks = [Counter(id.split("-")[1] for id in ids(s, 18)) for s in streams]
-    assert not set(shards_of_ranks[0]) & set(shards_of_ranks[1])
+    options: dict[str, Any] = {"world_size": 2, "micro_batch_size": 4, "shuffle_buffer": 1}
+    streams = [stream([source(pattern(bare))], global_rank=rank, **options) for rank in range(2)]
+    first, second = ({id.split("-")[1] for id in ids(of_rank, 18)} for of_rank in streams)
+    assert not first & second
 
 
 @pytest.mark.parametrize("unit", ["example", "global_batch"])
 def test_tasks_stand_where_indexed_shards_have_them(
-    bare: Path, folders: dict[str, Path], unit: str
+    bare: Path, folders: dict[str, Path], sources: list[Source], unit: str
 ) -> None:
     """The mixture is the same function of the position: exact shares, units, any rank."""
-    weights = {"red": 3.0, "blue": 1.0}
-    indexed = train_stream(
-        [
-            Source("red", ToyTask(), [open_dataset(folders["big"])], 3.0),
-            Source("blue", ToyTask(), [open_dataset(folders["small"])], 1.0),
-        ],
-        unit=unit,
-        micro_batch_size=2,
-    )
+    indexed = train_stream(sources, unit=unit, micro_batch_size=2)
     streamed = [
-        source(pattern(bare), name="red", weight=weights["red"]),
-        source(folders["small"], name="blue", weight=weights["blue"]),
-    ]
+        source(pattern(bare), name="red", weight=3.0), source(folders["small"], name="blue")
+    ]  # fmt: skip
     sequential = stream(streamed, unit=unit, micro_batch_size=2)
     pairs = list(zip(islice(indexed, 64), islice(sequential, 64), strict=True))
     for one, other in pairs:
@@ -162,7 +148,7 @@ def test_a_state_of_other_shards_or_of_the_other_reader_is_refused(
     fewer = stream([source(f"{bare}/big-train-0000{{0..4}}.tar")])
     with pytest.raises(ValueError, match=r"data\.red: \w{16} -> \w{16}"):
         fewer.load_state(state)
-    indexed = train_stream([Source("red", ToyTask(), [open_dataset(folders["big"])])])
+    indexed = train_stream([red_source(folders["big"])])
     with pytest.raises(ValueError, match="reader: sequential -> nothing"):
         indexed.load_state(state)
 
@@ -176,43 +162,30 @@ def test_commands_servers_and_other_storage(
     first = bare / "big-train-00000.tar"
     fsspec.filesystem("memory").pipe("/red-0.tar", first.read_bytes())
     expected = ids(stream([source(first)]), 8)
-    for place in (
-        f"pipe:cat {first}",
-        f"pipe:curl -s {web.url('big')}/{first.name}",
-        f"{web.url('big')}/{first.name}",
-        "memory://red-0.tar",
-    ):
+    url = f"{web.url('big')}/{first.name}"
+    for place in (f"pipe:cat {first}", f"pipe:curl -s {url}", url, "memory://red-0.tar"):
         assert ids(stream([source(place)]), 8) == expected, place
     many = source("pipe:cat " + pattern(bare))
     assert len(many.shards) == 6
     assert set(ids(stream([many]), 30)) == set(ids(stream([source(bare)]), 30))
 
 
-def cut(data: bytes) -> bytes:
-    """Between two samples, so that nothing but the end of the archive is missing."""
+def ninth(data: bytes) -> int:
+    """Where the ninth member begins, which is the first one of a sample."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        place = tar.getmembers()[8].offset
-    return data[:place]
+        return tar.getmembers()[8].offset
 
 
-def smashed(data: bytes) -> bytes:
-    """A header in the middle is garbage, which tarfile takes for the end."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        place = tar.getmembers()[8].offset
-    return data[:place] + b"\xff" * 100 + data[place + 100 :]
-
-
-def flipped(data: bytes) -> bytes:
-    """One bit of a name."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        place = tar.getmembers()[8].offset
-    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+def smashed(data: bytes, other: bytes) -> bytes:
+    """The header of the ninth member begins with other bytes."""
+    return data[: ninth(data)] + other + data[ninth(data) + len(other) :]
 
 
 DAMAGE = [
-    (cut, "the file ends at byte"),
-    (smashed, "is damaged (wrong checksum)"),
-    (flipped, "is damaged (wrong checksum)"),
+    (lambda data: data[: ninth(data)], "the file ends at byte"),
+    # Garbage, which tarfile takes for the end; and one bit of a name.
+    (lambda data: smashed(data, b"\xff" * 100), "is damaged (wrong checksum)"),
+    (lambda data: smashed(data, bytes([data[ninth(data)] ^ 1])), "is damaged (wrong checksum)"),
     (lambda data: data[:4700], "inside 00000"),
     (lambda data: b"", "the file ends at byte 0"),
 ]
@@ -245,7 +218,8 @@ def test_a_whole_archive_that_lacks_samples_is_counted_against_dataset_json(
 ) -> None:
     folder = Path(shutil.copytree(folders["big"], tmp_path / "big"))
     path = folder / "big-train-00002.tar"
-    path.write_bytes(cut(path.read_bytes()) + bytes(1024))
+    data = path.read_bytes()
+    path.write_bytes(data[: ninth(data)] + bytes(1024))
     with pytest.raises(ShardError, match=r"4 samples came, its dataset\.json says 10"):
         ids(stream([source(folder)]), 30)
     (folder / DATASET_FILE).unlink()
@@ -257,9 +231,8 @@ def test_commands_that_fail(bare: Path, web: Web, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ShardError, match="pipe:exit 3, after 0 samples: its command ended with ex"):
         stream([source("pipe:exit 3")])
     gone = f"{web.url('big')}/gone.tar"
-    with pytest.raises(
-        ShardError, match=r"gone\.tar, after 0 samples: there is no such file \(404\); check the"
-    ):
+    said = r"gone\.tar, after 0 samples: there is no such file \(404\); check the"
+    with pytest.raises(ShardError, match=said):
         stream([source(gone)])
     monkeypatch.setattr(vlds.data.shards.download, "PAUSE_S", 0.01)
     web.breaks["big-train-00001.tar"] = 3  # it goes on where it was
@@ -329,15 +302,23 @@ def test_samples_of_others(tmp_path: Path) -> None:
         source(tmp_path / "a.tar", caption="txt")
 
 
-def test_places_that_are_no_shards(bare: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"2 of 8 shards are missing, such as .*00006\.tar"):
-        source(f"{bare}/big-train-0000{{0..7}}.tar")
-    with pytest.raises(ValueError, match=r"no \*\.tar in this folder"):
-        source(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="give a pattern of shards such as"):
-        source("shards/x-{0..9.tar")
-    with pytest.raises(ValueError, match=r"WDS_HERE|wds_HERE|; give a pattern"):
-        source("pipe:cat ${HERE}/x.tar")
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("BARE/big-train-0000{0..7}.tar", r"2 of 8 shards are missing, such as .*00006\.tar"),
+        ("BARE/nothing", r"no \*\.tar in this folder"),
+        ("shards/x-{0..9.tar", "give a pattern of shards such as"),
+        ("pipe:cat ${HERE}/x.tar", r"WDS_HERE|wds_HERE|; give a pattern"),
+    ],
+)
+def test_places_that_are_no_shards(bare: Path, place: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        source(place.replace("BARE", str(bare)))
+
+
+def test_shards_that_are_not_what_was_asked(
+    bare: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="holds samples of kind 'vqa', the task understands gqa"):
         open_streamed(str(folders["big"]), ("gqa",), None)
     compressed = tmp_path / "x.tar"
@@ -354,7 +335,6 @@ def test_weights_by_size_need_sizes(bare: Path, folders: dict[str, Path]) -> Non
     big, small = (open_dataset(folders[name]).num_annotations for name in ("big", "small"))
     shares = stream(known, temperature=1.0).order.shares
     assert float(shares[0]) == pytest.approx(big / (big + small))
-    with pytest.raises(
-        ValueError, match=r"data\.temperature: got 1\.0, but the number of examples"
-    ):
+    said = r"data\.temperature: got 1\.0, but the number of examples"
+    with pytest.raises(ValueError, match=said):
         stream([source(pattern(bare))], temperature=1.0)

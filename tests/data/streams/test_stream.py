@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,14 +46,6 @@ def test_global_batches_depend_on_nothing_but_the_seed(
     assert other != expected
 
 
-@pytest.mark.slow
-def test_resume_is_a_seek_on_any_number_of_ranks_and_workers(sources: list[Source]) -> None:
-    expected, _ = global_batches(sources, 9)
-    first, state = global_batches(sources, 4, world_size=4, micro=2, num_workers=2)
-    rest, _ = global_batches(sources, 5, world_size=2, micro=4, num_workers=0, state=state)
-    assert first + rest == expected
-
-
 def test_what_workers_prepared_ahead_is_not_lost(sources: list[Source]) -> None:
     stream = train_stream(sources, num_workers=2)
     first = [batch.ids for batch in islice(stream, 3)]
@@ -83,8 +76,9 @@ def test_two_data_sets_of_one_task_are_shuffled_together(folders: dict[str, Path
     assert len({id.split("-")[0] for id in ids[:60]}) == 2
 
 
-def test_batches_of_one_task(sources: list[Source]) -> None:
-    stream = train_stream(sources, unit="global_batch", micro_batch_size=2)
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_batches_of_one_task(sources: list[Source], lanes: int) -> None:
+    stream = train_stream(sources, unit="global_batch", micro_batch_size=2, lanes=lanes)
     tasks = [task for batch in islice(stream, 4 * 64) for task in batch.task_index.tolist()]
     batches = [set(tasks[n : n + 8]) for n in range(0, len(tasks), 8)]
     assert all(len(batch) == 1 for batch in batches)
@@ -148,16 +142,16 @@ def test_small_cache_and_no_cache_give_the_same_pixels(sources: list[Source]) ->
 
 
 def test_a_state_of_other_data_is_refused_with_what_differs(sources: list[Source]) -> None:
-    state = train_stream(sources).state()
-    with pytest.raises(ValueError, match=r"order\.seed: 5 -> 6") as error:
-        train_stream(sources, seed=6).load_state(state)
-    assert "Resume with the saved recipe" in str(error.value)
-    with pytest.raises(ValueError, match=r"data\.blue: something -> nothing"):
-        train_stream(sources[:1]).load_state(state)
-    with pytest.raises(ValueError, match=r"order\.group: 1 -> 2"):
-        train_stream(sources, group=2).load_state(state)
-    with pytest.raises(ValueError, match=r"order\.task_order"):
-        train_stream(sources[::-1]).load_state(state)
+    state = train_stream(sources, lanes=2).state()
+    for other, said in (
+        (train_stream(sources, lanes=2, seed=6), r"(?s)order\.seed: 5 -> 6.*Resume with the saved"),
+        (train_stream(sources[:1], lanes=2), r"data\.blue: something -> nothing"),
+        (train_stream(sources, lanes=2, group=2), r"order\.group: 1 -> 2"),
+        (train_stream(sources[::-1], lanes=2), r"order\.task_order"),
+        (train_stream(sources, lanes=4), r"order\.lanes: 2 -> 4"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            other.load_state(state)
 
 
 def test_another_global_batch_goes_on_with_a_warning(sources: list[Source]) -> None:
@@ -188,24 +182,40 @@ def test_an_iterator_is_void_after_a_seek(sources: list[Source]) -> None:
         next(iterator)
 
 
-def test_only_a_batch_smaller_than_the_ranks_is_refused(sources: list[Source]) -> None:
+def test_as_many_ranks_as_examples_are_allowed(sources: list[Source]) -> None:
     train_stream(sources, world_size=8)
-    with pytest.raises(
-        ValueError, match="global_batch_size: 8 examples for 9 ranks; give at least"
-    ):
-        train_stream(sources, world_size=9)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"world_size": 9}, "global_batch_size: 8 examples for 9 ranks; give at least"),
+        ({"lanes": 3}, "lanes: 3 do not divide global_batch_size 8"),
+        ({"lanes": 0}, "lanes: got 0"),
+        (
+            {"lanes": 32, "global_batch_size": 32},
+            "lanes: 32 are more than the 18 annotations of source",
+        ),
+        ({"image": None}, "holds pictures, but the vision encoder reads stored"),
+    ],
+)
+def test_wrong_options_are_refused(
+    sources: list[Source], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        train_stream(sources, **options)
 
 
 def test_wrong_sources_are_refused(sources: list[Source], folders: dict[str, Path]) -> None:
     big = sources[0].datasets[0]
-    with pytest.raises(ValueError, match="source red: no data sets"):
-        train_stream([Source("red", ToyTask(), [])])
-    with pytest.raises(ValueError, match="big-train appears twice"):
-        train_stream([Source("red", ToyTask(), [big, open_dataset(folders["big"])])])
-    with pytest.raises(ValueError, match="each with a different name"):
-        train_stream([sources[0], Source("red", ToyTask(), [big])])
-    with pytest.raises(ValueError, match="holds pictures, but the vision encoder reads stored"):
-        train_stream(sources, image=None)
+    twice = [big, open_dataset(folders["big"])]
+    for wrong, said in (
+        ([Source("red", ToyTask(), [])], "source red: no data sets"),
+        ([Source("red", ToyTask(), twice)], "big-train appears twice"),
+        ([sources[0], Source("red", ToyTask(), [big])], "each with a different name"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train_stream(wrong)
 
 
 def test_workers_use_one_thread_and_leave_signals_alone(sources: list[Source]) -> None:

@@ -44,21 +44,27 @@ def test_scores_are_means_over_seeds_in_percent(tmp_path: Path) -> None:
     assert full.numbers["vqa"].interval is None
 
 
-def test_the_published_averages_are_means_of_four_scores() -> None:
-    """Those of VL-Adapter: accuracies of VQA, GQA and NLVR2, and 100 times CIDEr."""
-    assert statistics.mean([65.9, 54.5, 74.2, 114.9]) == pytest.approx(77.4, abs=0.05)
-
-
-def test_an_interval_is_student_s() -> None:
-    interval = Number([1.0, 2.0, 3.0]).interval
+@pytest.mark.parametrize(
+    ("values", "quantile"),
+    [
+        ([1.0, 2.0, 3.0], 4.3026527),
+        ([0.0, 1.0] * 50, 1.9842170),
+        (range(30), 2.0452296),
+        (range(31), 2.0422725),
+        (range(61), 2.0002978),
+        (range(121), 1.9799304),
+    ],
+)
+def test_an_interval_is_student_s(values: Sequence[float], quantile: float) -> None:
+    interval = Number(list(map(float, values))).interval
     assert interval is not None
-    assert interval.high - 2.0 == pytest.approx(4.3026527 / 3**0.5)
-    assert interval.low - 2.0 == pytest.approx(-4.3026527 / 3**0.5)
-    many = Number([0.0, 1.0] * 50).interval
-    assert many is not None
-    half = 1.9842170 * statistics.stdev([0.0, 1.0] * 50) / 10
-    assert many.high == pytest.approx(0.5 + half)
-    assert Number([24.1, 24.1]).interval is None, "equal seeds do not say how far others would be"
+    mean = statistics.mean(values)
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
+    assert (interval.low, interval.high) == pytest.approx((mean - half, mean + half))
+
+
+def test_equal_seeds_do_not_say_how_far_others_would_be() -> None:
+    assert Number([24.1, 24.1]).interval is None
 
 
 def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
@@ -103,25 +109,36 @@ def test_further_passes_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_test_scores_are_those_of_the_newest_evaluation(tmp_path: Path) -> None:
-    run = write_compared_run(tmp_path / "run", {"vqa": {"exact_match": 0.5}}, 3.0)
-    (run / "predictions").mkdir()
-    scored = {"vqa.test": Scored(None, 3, {"exact_match": 0.25})}
-    write_scores(run / "predictions", scored)
-    row = RowSpec("run", [run])
-    for split, mean in (("evaluate", 50.0), ("test", 25.0)):
-        (only,) = compare(TableSpec("t", [row], split=split)).rows  # type: ignore[arg-type]
-        assert only.numbers["vqa"].mean == mean
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scores": {"vqa": "soft_score"}}, "scores.vqa: no run has soft_score; there are vqa_acc"),
+        ({"scores": {"vqaa": "x"}}, "scores: the table has no 'vqaa'; did you mean 'vqa'?"),
+        ({"target": ("vqaa", 60.0)}, "target: the table has no 'vqaa'; did you mean 'vqa'?"),
+        ({"minus": "single adaptor"}, "no row 'single adaptor'; did you mean 'single adapter'"),
+        ({"rows": [RowSpec("row", [Path("no")])]}, "table: none of its runs has ended yet; train"),
+    ],
+)
+def test_what_the_table_does_not_have_is_named(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        compare(replace(write_compared(tmp_path), **changes))
 
 
-def test_what_no_run_has_is_named(tmp_path: Path) -> None:
-    spec = write_compared(tmp_path)
-    wrong = replace(spec, scores={"vqa": "soft_score"})
-    with pytest.raises(ValueError, match=r"scores.vqa: no run has soft_score; there are vqa_acc"):
-        compare(wrong)
-    nothing = replace(spec, rows=[RowSpec("row", [tmp_path / "missing"])])
-    with pytest.raises(ValueError, match="table: none of its runs has ended yet; train them"):
-        compare(nothing)
+def test_a_published_score_of_no_task_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"published.single adapter: the table has no 'vqaa'"):
+        compare(write_compared(tmp_path, {"single adapter": {"vqaa": 60.0}}))
+
+
+def row_of(
+    folder: Path, values: Sequence[float], task: str = "vqa", score: str = "exact_match"
+) -> RowSpec:
+    """A row that is called as its folder: a run for each value of one score."""
+    runs = [folder / f"seed-{seed}" for seed in range(len(values))]
+    for run, value in zip(runs, values, strict=True):
+        write_compared_run(run, {task: {score: value}}, 3.0)
+    return RowSpec(folder.name, runs)
 
 
 def test_a_task_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
@@ -132,13 +149,14 @@ def test_a_task_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
 
 
 def test_validation_and_test_scores_stay_apart(tmp_path: Path) -> None:
+    """Those of the test data are in the newest evaluation."""
     scores = {"vqa": {"exact_match": 0.5}, "gqa": {"accuracy": 0.25}}
     run = write_compared_run(tmp_path / "run", scores, 3.0)
-    (run / "predictions").mkdir()
     write_scores(run / "predictions", {"vqa.test": Scored(None, 3, {"exact_match": 0.125})})
     spec = TableSpec("t", [RowSpec("run", [run])])
-    assert compare(spec).values == ["vqa", "gqa", "average"]
-    assert compare(replace(spec, split="test")).values == ["vqa"]
+    validated, tested = compare(spec), compare(replace(spec, split="test"))
+    assert (validated.values, tested.values) == (["vqa", "gqa", "average"], ["vqa"])
+    assert [table.rows[0].numbers["vqa"].mean for table in (validated, tested)] == [50.0, 12.5]
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
@@ -156,32 +174,14 @@ def test_damage_is_told(tmp_path: Path) -> None:
     assert "single adapter: without seed-2, which has not ended." in notes
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("target", ("vqaa", 60.0), "target: the table has no 'vqaa'; did you mean 'vqa'?"),
-        ("scores", {"vqaa": "x"}, "scores: the table has no 'vqaa'; did you mean 'vqa'?"),
-    ],
-)
-def test_a_name_of_no_task_is_told(tmp_path: Path, key: str, value: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(told)):
-        compare(replace(write_compared(tmp_path), **{key: value}))
-    published = {"single adapter": {"vqaa": 60.0}}
-    with pytest.raises(ValueError, match=r"published.single adapter: the table has no 'vqaa'"):
-        compare(write_compared(tmp_path / "published", published))
-
-
 def test_the_best_distribution_is_the_lowest(tmp_path: Path) -> None:
     """As the task says in the run's recipe."""
     recipe = replace(load_recipe(find("recipes/demo.yaml")), output=str(tmp_path))
-    rows = []
-    for name, value in (("near", 0.1), ("far", 5.0)):
-        runs = []
-        for seed in range(3):
-            scores = {"gqa": {"distribution": value + seed / 100}}
-            runs.append(write_compared_run(tmp_path / name / f"seed-{seed}", scores, 3.0))
-            save_recipe(replace(recipe, seed=seed), runs[-1] / "recipe.yaml")
-        rows.append(RowSpec(name, runs))
+    distances = {"near": (0.1, 0.11, 0.12), "far": (5.0, 5.01, 5.02)}
+    rows = [row_of(tmp_path / n, far, "gqa", "distribution") for n, far in distances.items()]
+    for row in rows:
+        for seed, run in enumerate(row.folders):
+            save_recipe(replace(recipe, seed=seed), run / "recipe.yaml")
     table = compare(TableSpec("t", rows, scores={"gqa": "distribution"}))
     assert table.best("gqa") is table.rows[0]
     (note,) = (line for line in notes_of(table) if "percents" in line)
@@ -204,29 +204,19 @@ def test_the_best_distribution_is_the_lowest(tmp_path: Path) -> None:
 def test_a_best_is_marked_if_paired_seeds_support_it(
     best: Sequence[float], other: Sequence[float], is_clear: bool, tmp_path: Path
 ) -> None:
-    rows = [
-        RowSpec(name, [
-            write_compared_run(tmp_path / name / f"seed-{n}", {"vqa": {"exact_match": value}}, 3.0)
-            for n, value in enumerate(values)
-        ])
-        for name, values in (("other", other), ("best", best))
-    ]  # fmt: skip
+    rows = [row_of(tmp_path / "other", other), row_of(tmp_path / "best", best)]
     table = compare(TableSpec("t", rows))
     assert table.best("vqa") is (table.rows[1] if is_clear else None)
-    worst = RowSpec(
-        "one seed", [write_compared_run(tmp_path / "x", {"vqa": {"exact_match": 0}}, 3)]
-    )
+    worst = row_of(tmp_path / "one seed", [0.0])
     assert compare(TableSpec("t", [*rows, worst])).best("vqa") is None
 
 
 def test_scores_less_those_of_a_row(tmp_path: Path) -> None:
     """Seed by seed: 66 - 60, 62 - 64, 70 - 65, and a seed that only one of them has is left out."""
-    for name, values in (("base", (0.60, 0.64, 0.65)), ("row", (0.66, 0.62, 0.70, 0.10))):
-        for seed, value in enumerate(values):
-            folder = tmp_path / name / f"seed-{seed}"
-            write_compared_run(folder, {"vqa": {"exact_match": value}}, 3.0)
-    published = {"base": 70.0, "row": 72.5}
-    rows = [RowSpec(n, sorted((tmp_path / n).iterdir()), {"vqa": published[n]}) for n in published]
+    rows = [
+        replace(row_of(tmp_path / "base", (0.60, 0.64, 0.65)), published={"vqa": 70.0}),
+        replace(row_of(tmp_path / "row", (0.66, 0.62, 0.70, 0.10)), published={"vqa": 72.5}),
+    ]
     table = compare(TableSpec("t", rows, minus="base"))
     assert table.rows[1].numbers["vqa"].published == 2.5
     assert "(+2.5)" in FORMATS["terminal"](table)
@@ -237,36 +227,30 @@ def test_scores_less_those_of_a_row(tmp_path: Path) -> None:
     assert f"+3.0 \u00b1 {half:.1f}" in FORMATS["md"](table)
     assert "less those of base" in FORMATS["terminal"](table)
     assert "Each score" not in FORMATS["html"](table)
-    with pytest.raises(ValueError, match="no row 'bass'; did you mean 'base'"):
-        compare(TableSpec("t", rows, minus="bass"))
 
 
 def test_rows_with_scores_on_different_data_do_not_compare(tmp_path: Path) -> None:
     """Each seed may have its own data, but then in all rows."""
 
-    def row(name: str, value: float, data: str) -> RowSpec:
-        folders = []
-        for seed in range(3):
-            scores = {"exact_match": value + seed / 100}
-            run = write_compared_run(tmp_path / name / f"seed-{seed}", {"vqa": scores}, 3.0)
-            scored = {"vqa": Scored(f"{data}@{seed}bcdef01", 3, scores)}
+    def row(name: str, value: float, data: Sequence[str]) -> RowSpec:
+        """Of a run on each of these data."""
+        values = [value + seed / 100 for seed in range(len(data))]
+        made = row_of(tmp_path / name, values)
+        for run, of_run, score in zip(made.folders, data, values, strict=True):
+            scored = {"vqa": Scored(f"{of_run}bcdef01", 3, {"exact_match": score})}
             write_scores(run / "predictions", scored)
-            folders.append(run)
-        return RowSpec(name, folders)
+        return made
 
-    rows = [row("one", 0.5, "vqa-val"), row("other", 0.7, "vqa-val")]
+    of_seeds = [f"vqa-val@{seed}" for seed in range(3)]
+    rows = [row("one", 0.5, of_seeds), row("other", 0.7, of_seeds)]
     alike = compare(TableSpec("t", rows, minus="one"))
     assert alike.best("vqa") is not None
     (note,) = alike.notes
     assert note.startswith("vqa: the runs of one, other are scored on different data (vqa-val@0bcd")
-    only = replace(rows[1], folders=[])
-    for seed in (0, 1):  # all on the data of seed 0, which are some of the other row's
-        scores = {"exact_match": 0.7 + seed / 100}
-        run = write_compared_run(tmp_path / "only" / f"seed-{seed}", {"vqa": scores}, 3.0)
-        write_scores(run / "predictions", {"vqa": Scored("vqa-val@0bcdef01", 3, scores)})
-        only = replace(only, folders=[*only.folders, run])
+    # All on the data of seed 0, which are some of the other row's.
+    only = row("only", 0.7, of_seeds[:1] * 2)
     assert compare(TableSpec("t", [rows[0], only])).unlike == {"vqa"}
-    rows[1] = row("third", 0.7, "vqa-test")
+    rows[1] = row("third", 0.7, [f"vqa-test@{seed}" for seed in range(3)])
     table = compare(TableSpec("t", rows, minus="one"))
     assert table.best("vqa") is None
     assert table.rows[1].numbers["vqa"].values == []
@@ -345,14 +329,3 @@ def test_a_damaged_file_is_named_and_the_other_runs_are_shown(
     assert "Traceback" not in said.err
     whole = [line for line in said.out.splitlines() if line.startswith("whole,")]
     assert any("43.75" in line or "0.4375" in line for line in whole)
-
-
-@pytest.mark.parametrize(
-    ("count", "quantile"), [(30, 2.045), (31, 2.042), (61, 2.000), (121, 1.980)]
-)
-def test_the_interval_is_student_s_for_many_seeds(count: int, quantile: float) -> None:
-    values = [float(n) for n in range(count)]
-    interval = Number(values).interval
-    assert interval is not None
-    half = (interval.high - interval.low) / 2
-    assert half / statistics.stdev(values) * math.sqrt(count) == pytest.approx(quantile, abs=6e-4)

@@ -20,6 +20,7 @@ from tests.toys.scored_runs import (
     write_predictions,
     write_scored_run,
 )
+from vlds.evaluation.result import Scored, write_scores
 from vlds.report.baselines import BLIND, FREQUENT, FROZEN, frequent_answers
 from vlds.report.collect import collect
 from vlds.report.lead import run_leads
@@ -79,15 +80,6 @@ def test_a_set_that_was_packed_again_is_another_one(runs: Runs, tmp_path: Path) 
     two = with_data(vqa_run(runs.world, tmp_path / "two", 4), "world-val@ffff456789abcdef")
     tasks = [task for task, _ in collect([one, two]).headlines]
     assert tasks == ["vqa on world-val@012345", "vqa on world-val@ffff45"]
-
-
-def test_lines_of_two_data_sets_are_no_file_of_predictions(runs: Runs, tmp_path: Path) -> None:
-    run = with_data(vqa_run(runs.world, tmp_path / "run", 3), OWN)
-    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
-    file.write_text(file.read_text().replace(OWN, OTHER, 3))
-    report = collect([run]).only
-    assert report.results == {}
-    assert any(f"is of {OTHER} and of {OWN}" in note for note in report.notes)
 
 
 def test_evaluations_of_other_data_stand_beside_the_runs_own(runs: Runs, tmp_path: Path) -> None:
@@ -181,6 +173,10 @@ def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 5, "seconds": 60.0}\n{"step": 10, "seconds": 75.0}\n')
     facts = collect([run]).only.facts
+    assert facts["method"] == (
+        "Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"
+    )
+    assert facts["steps"] == "10 of 10"
     assert facts["started"] == "2026-03-01 12:00 UTC"
     assert facts["resumed"] == "2026-03-01 13:00 UTC at step 5"
     assert facts["training took"] == "2 min 15 s"
@@ -192,3 +188,33 @@ def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:
         "run: seed 7; started 2026-03-01 12:00 UTC; training took 2 min 15 s; hardware 2 ranks, A "
         "Processor, 2 cores; versions vlds 0.1.0, torch 2.9.0; command vlds train vqa.yaml"
     ) in markdown(collect([run]))
+
+
+CONTROL = "norms + visual embedding"
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("evaluated_on", [OWN, OTHER, None])
+def test_the_newest_predictions_count_beside_a_comparison(
+    runs: Runs, tmp_path: Path, evaluated_on: str | None
+) -> None:
+    """That `vlds demo` has stored, if their data are the same."""
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    first = [line | {"data": OWN} for line in lines_of(recipe.tasks["vqa"], 4)]
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": first})
+    compared = {FREQUENT: {"exact_match": 0.1}, CONTROL: {"exact_match": 0.25}}
+    stored = Scored(OWN, len(first), {"exact_match": 0.75}, "exact_match", compared)
+    write_scores(run, {"vqa": stored})
+    before = collect([run]).only
+    assert before.scores.columns == [FREQUENT, CONTROL, "run"]
+    assert before.score("vqa", "exact_match") == 0.75
+    told = {"after": 10} if evaluated_on is None else {"after": 10, "data": evaluated_on}
+    newer = [line | told for line in lines_of(recipe.tasks["vqa"], 2)]
+    write_predictions(run / "predictions" / "vqa.jsonl", newer)
+    report = collect([run]).only
+    assert report.score("vqa", "exact_match") == 0.5
+    same = evaluated_on == OWN
+    assert report.scores.columns == ([FREQUENT, CONTROL, "run"] if same else [FREQUENT, "run"])
+    columns = report.scores.tasks["vqa"].by_column
+    assert columns[FREQUENT]["exact_match"] != 0.1, "computed from the newest predictions"
+    assert (CONTROL in columns) == same

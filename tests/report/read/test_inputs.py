@@ -127,7 +127,6 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
     [
         ('{"a": 1}', r"samples\.json: it is {.*, a valid array expected; .*; remove the file"),
         ('[{"task": "vqa"}]', r"samples\.json: \[0\]\.id is missing; "),
-        ("3", r"samples\.json: it is 3, a valid array expected"),
         (sample(images=3), r"samples\.json: \[0\]\.images is 3, a valid array expected; "),
         (sample(images=["../other/gallery/a.png"]), r"a\.png' is not in gallery/; .*; remove the"),
         (sample(images=["/etc/a.png"]), r"image '/etc/a\.png' is not in gallery/; "),
@@ -160,32 +159,26 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "holds no scores as .*it is not JSON"),
-        (
-            '{"a": 1}',
-            r"holds no scores as .*\(a is 1, an object expected\); write it again, or remove",
-        ),
-        ("[1]", "holds no scores as"),
-        (
-            '{"vqa": {"scores": {}}}',
-            "holds no scores as .*vqa.data is missing; vqa.examples is missing",
-        ),
-        (scored(odd=1), "holds no scores as .*unknown field vqa.odd"),
-        (scored(data=3), "holds no scores as .*vqa.data is 3"),
-        (scored(examples="x"), "holds no scores as .*vqa.examples is 'x'"),
-        (scored(scores={"f1": "x"}), r"holds no scores as .*vqa\.scores\.f1 is 'x'"),
-        (scored(scores={"f1": 1e999}), "holds no scores as .*f1 is inf, a finite number"),
-        (scored(scores={"f1": float("nan")}), "holds no scores as .*f1 is nan, a finite number"),
-        (scored(compared={"a": {"f1": float("nan")}}), "holds no scores as .*f1 is nan"),
-        (scored(examples=-3), "holds no scores as .*examples is -3, 0 or more"),
-        (scored(headline=3), r"holds no scores as .*vqa\.headline is 3"),
-        (scored(compared=[1]), r"holds no scores as .*vqa\.compared is \[1\]"),
-        (scored(compared={"a": {"f1": "x"}}), r"holds no scores as .*vqa\.compared\.a\.f1 is 'x'"),
+        ("{", "it is not JSON"),
+        ('{"a": 1}', r"\(a is 1, an object expected\); write it again, or remove"),
+        ("[1]", ""),
+        ('{"vqa": {"scores": {}}}', "vqa.data is missing; vqa.examples is missing"),
+        (scored(odd=1), "unknown field vqa.odd"),
+        (scored(data=3), "vqa.data is 3"),
+        (scored(examples="x"), "vqa.examples is 'x'"),
+        (scored(scores={"f1": "x"}), r"vqa\.scores\.f1 is 'x'"),
+        (scored(scores={"f1": 1e999}), "f1 is inf, a finite number"),
+        (scored(scores={"f1": float("nan")}), "f1 is nan, a finite number"),
+        (scored(compared={"a": {"f1": float("nan")}}), "f1 is nan"),
+        (scored(examples=-3), "examples is -3, 0 or more"),
+        (scored(headline=3), r"vqa\.headline is 3"),
+        (scored(compared=[1]), r"vqa\.compared is \[1\]"),
+        (scored(compared={"a": {"f1": "x"}}), r"vqa\.compared\.a\.f1 is 'x'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "scores.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"scores\.json: {complaint}"):
+    with pytest.raises(ValueError, match=rf"scores\.json: holds no scores as .*{complaint}"):
         read_run(tmp_path)
 
 
@@ -217,42 +210,35 @@ def test_an_evaluation_says_which_one_of_the_training_it_came_after(tmp_path: Pa
     assert notes == []
 
 
-def test_large_pictures_of_any_mode_become_thumbnails(tmp_path: Path) -> None:
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = BytesIO()
-    Image.new("CMYK", (1000, 500)).save(buffer, "JPEG")
-    entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
-    write_gallery(tmp_path, [(entry, [buffer.getvalue()])])
-    (read,) = read_gallery(tmp_path)
-    with Image.open(tmp_path / read.images[0]) as image:
-        assert image.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
-        assert (image.mode, image.format) == ("RGB", "JPEG")
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
-def test_turned_pictures_stand_upright_and_deep_ones_are_not_white(tmp_path: Path) -> None:
-    turned, deep = BytesIO(), BytesIO()
+def test_pictures_become_thumbnails_and_broken_ones_are_left_out(tmp_path: Path) -> None:
+    """Of any mode; turned ones stand upright, deep ones are not white, small ones are as before."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (400, 300)).save(turned, "JPEG", exif=exif)
-    Image.new("I;16", (200, 150), 128 << 8).save(deep, "PNG")
-    entry = GalleryEntry("vqa", "q", [], "What?", "a", "b", False)
-    write_gallery(tmp_path, [(entry, [turned.getvalue(), deep.getvalue()])])
+    pictures = [
+        encoded(Image.new("CMYK", (1000, 500)), "JPEG"),
+        encoded(Image.new("RGB", (400, 300)), "JPEG", exif=exif),
+        encoded(Image.new("I;16", (200, 150), 128 << 8), "PNG"),
+        b"no picture",
+        encoded(Image.new("RGB", (48, 48), (1, 2, 3)), "PNG"),
+    ]
+    entry = GalleryEntry("nlvr", "n", [], "Both.", "true", "false", False, 0.25)
+    write_gallery(tmp_path, [(entry, pictures)])
     (read,) = read_gallery(tmp_path)
-    upright, gray = (Image.open(tmp_path / name) for name in read.images)
+    assert read.confidence == 0.25
+    large, upright, gray, small = (Image.open(tmp_path / name) for name in read.images)
+    assert large.size == (THUMBNAIL_SIZE, THUMBNAIL_SIZE // 2)
+    assert (large.mode, large.format) == ("RGB", "JPEG")
     assert upright.size == (240, 320)
     assert not upright.getexif()
     assert gray.getpixel((9, 9)) == (128, 128, 128)
-
-
-def test_small_pictures_keep_their_pixels_and_broken_ones_are_left_out(tmp_path: Path) -> None:
-    buffer = BytesIO()
-    Image.new("RGB", (48, 48), (1, 2, 3)).save(buffer, "PNG")
-    entry = GalleryEntry("nlvr", "n", [], "Both.", "true", "false", False, 0.25)
-    write_gallery(tmp_path, [(entry, [b"no picture", buffer.getvalue()])])
-    (read,) = read_gallery(tmp_path)
-    assert read.images == ["gallery/0000-1.png"]
-    assert read.confidence == 0.25
-    with Image.open(tmp_path / read.images[0]) as image:
-        assert image.getcolors() == [(48 * 48, (1, 2, 3))]
+    assert read.images[-1] == "gallery/0000-4.png"
+    assert small.getcolors() == [(48 * 48, (1, 2, 3))]
 
 
 def test_strangers_among_runs_are_named_and_the_others_reported(

@@ -115,16 +115,3 @@ def test_all_but_the_filters_is_there_without_script(sure: Path, tmp_path: Path)
     switch = "document.getElementById('loss-log').checked = true"
     seen = visit(page.as_uri(), *shown, switch, *shown[:2], HEADING, PICTURES, scripts=False)
     assert seen.values == [True, False, False, True, True, False, True, "sure", 12 + 16 + 10]
-
-
-def test_what_it_would_find(tmp_path: Path) -> None:
-    """The checks above do fail: on a page that is wide, fetches and complains."""
-    page = tmp_path / "bad.html"
-    page.write_text(
-        '<meta name="viewport" content="width=device-width"><div style="width:2000px">x</div>'
-        '<img src="gone.png"><script>console.error("oh")</script>'
-    )
-    seen = visit(page.as_uri(), WIDTH, width=390)
-    assert seen.values[0] > 390
-    assert any("oh" in line for line in seen.logged)
-    assert seen.requested == [page.as_uri(), (tmp_path / "gone.png").as_uri()]

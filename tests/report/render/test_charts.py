@@ -1,4 +1,5 @@
-"""Charts: lines on two scales with values to read, bars where there are few."""
+"""Charts: lines on two scales with values to read, bars where there are few; and matrices of which
+answers are taken for which others."""
 
 from __future__ import annotations
 
@@ -10,17 +11,23 @@ import pytest
 
 from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
+from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
 from vlds.report.charts import (
     BOTTOM,
     HEIGHT,
     MOST_BANDS,
+    MOST_PAIRS,
     TOP,
     WIDTH,
     charts_of,
+    confusions,
     log_ticks,
+    thinned,
     tick_text,
+    ticks,
 )
 from vlds.report.collect import collect
+from vlds.report.examples import Answered, TaskAnswers
 from vlds.report.page import build_page
 
 FALLING = [(float(step), 10.0 ** (2 - step / 100)) for step in range(0, 401)]
@@ -104,5 +111,70 @@ def test_the_last_label_is_not_cut(steps: int) -> None:
     assert last.at + 7 * len(last.text) / 2 <= WIDTH
 
 
-def test_tiny_ticks_are_short() -> None:
-    assert [tick_text(value) for value in (5e-5, 1.5e-4, 0.001)] == ["5e-5", "1.5e-4", "0.001"]
+def test_tick_texts_are_short() -> None:
+    values = (0.0, 5e-5, 1.5e-4, 0.001, 0.25, 1500.0, 120_000.0)
+    shown = ["0", "5e-5", "1.5e-4", "0.001", "0.25", "1500", "120k"]
+    assert [tick_text(value) for value in values] == shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.5, 1]),
+        (0, 2.7, [0, 1, 2, 3]),
+        (0, 400, [0, 100, 200, 300, 400]),
+        (-0.3, 0.1, [-0.3, -0.2, -0.1, 0, 0.1]),
+        (0, 0, [0, 0.5, 1]),
+    ],
+)
+def test_ticks_span_the_data_in_round_steps(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_many_points_become_few_and_keep_their_mean() -> None:
+    points = [(float(step), float(step % 2)) for step in range(10_000)]
+    shown = thinned([*points, (10_000.0, float("nan"))], 200)
+    assert len(shown) == 200
+    assert sum(y for _, y in shown) / 200 == pytest.approx(0.5)
+
+
+def answers(*pairs: tuple[str, str]) -> TaskAnswers:
+    """Of (answer, what was said)."""
+    examples = {
+        str(number): Answered(answer, answer, said, said == answer, None)
+        for number, (answer, said) in enumerate(pairs)
+    }
+    return TaskAnswers("vqa", (), examples)
+
+
+def test_few_answers_have_a_matrix_alone() -> None:
+    pairs = [("yes", "yes")] * 6 + [("yes", "no")] * 2 + [("no", "yes")] * 3 + [("no", "maybe")]
+    (found,) = confusions({"vqa": answers(*pairs)})
+    assert found.table.heads == ["answer \\ said", "yes", "no", "other"]
+    assert [(row.head, [cell.text for cell in row.cells]) for row in found.table.rows] == [
+        ("yes", ["6", "2", "0"]), ("no", ["3", "0", "1"]),
+    ]  # fmt: skip
+
+
+def test_many_answers_have_pairs_and_a_rest() -> None:
+    pairs = [(str(n), "?" * n) for n in range(1, MOST_PAIRS + 4) for _ in range(2)]
+    (found,) = confusions({"vqa": answers(*pairs)})
+    first, *_, last = found.table.rows
+    assert (first.head, [cell.text for cell in first.cells]) == ("1", ["?", "2", "100 %"])
+    assert len(found.table.rows) == MOST_PAIRS + 1
+    assert [cell.text for cell in last.cells] == ["", "6", ""]
+
+
+def test_answers_that_do_not_repeat_have_no_matrix() -> None:
+    assert confusions({"vqa": answers(("a", "b"), ("c", "b"), ("d", "b"))}) == []
+    assert confusions({"vqa": answers(("a", "a"), ("a", "a"))}) == []
+
+
+def test_the_page_has_a_matrix_once(runs: Runs, tmp_path: Path) -> None:
+    recipe = scored_recipe(runs.world, tmp_path / "run")
+    lines = lines_of(recipe.tasks["vqa"], 3)
+    run = write_scored_run(tmp_path / "run", recipe, {"vqa": lines})
+    page = Reader(build_page(collect([run], resamples=0)))
+    (matrix,) = [rows for rows in page.tables if rows[0] and rows[0][0].startswith("answer")]
+    assert matrix[0][0] == "answer \\ said"
+    assert len(matrix) == 1 + 3

@@ -32,7 +32,9 @@ def page_of(*folders: Path, pictures: bool = False) -> str:
 
 
 def test_everything_is_on_the_page(run: Path) -> None:
-    page = Reader(page_of(run))
+    text = page_of(run)
+    assert (text.count("\u2713 right"), text.count("\u2717 wrong")) == (2, 1), "words too"
+    page = Reader(text)
     for expected in (
         run.name, *TASKS, *COLUMNS, "0.800", "1,234 examples", "vqa_accuracy by part", "yes/no",
         "69,000 of 930,000 (7.42 %)", "860.0 kB", "731", NASTY, "output: <runs>", "(nothing)",
@@ -44,11 +46,6 @@ def test_everything_is_on_the_page(run: Path) -> None:
     charts = [attributes["aria-label"] for attributes in page.attributes("svg")]
     assert len(charts) == 2 * (1 + len(TASKS)) + len(TASKS)
     assert len(page.attributes("img")) == 5
-
-
-def test_right_and_wrong_are_words(run: Path) -> None:
-    page = page_of(run)
-    assert (page.count("\u2713 right"), page.count("\u2717 wrong")) == (2, 1)
 
 
 @pytest.mark.sampled(2)
@@ -101,6 +98,10 @@ def test_what_a_model_says_is_text(evil: Path) -> None:
     assert page.text.count("12 % sure") == len(cards) > 12
     directions = {attributes["dir"] for attributes in page.attributes("bdi")}
     assert directions == {"auto"}
+    long = [said for said in shown if len(said) > 220]
+    assert long
+    for said in long:  # folded, and whole
+        assert f"{said[:110].rstrip()} ..." in page.text
 
 
 def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
@@ -109,16 +110,6 @@ def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
         page = page_of(*folders)
         assert not {"\u202e", "\x1b"} & set(page)
         assert f"{tmp_path}/is \\u202ereversed\\x1b[2J" in page
-
-
-@pytest.mark.slow
-def test_long_texts_are_folded_and_whole(evil: Path) -> None:
-    page = Reader(page_of(evil, pictures=True))
-    long = [s.prediction for s in collect([evil]).only.inputs.gallery if len(s.prediction) > 220]
-    assert long
-    for said in long:
-        assert said in page.text
-        assert f"{said[:110].rstrip()} ..." in page.text
 
 
 def test_single_runs_and_models_have_no_best(runs: Runs, run: Path) -> None:

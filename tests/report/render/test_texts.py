@@ -1,4 +1,4 @@
-"""The report as Markdown and CSV: what is read back is what was found."""
+"""The report as Markdown, CSV and a table of the terminal: what is read back is what was found."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from tests.toys.report_run import COLUMNS, SCORES, write_report_run
+from tests.toys.report_run import COLUMNS, SCORES, TASKS, write_report_run
 from tests.toys.scored_runs import Runs
 from vlds.cli.main import run_command
 from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.page import markdown
 from vlds.report.report import Report
-from vlds.report.run_tables import csv_text
+from vlds.report.run_tables import csv_text, summary_table
 from vlds.report.scores import Difference
-from vlds.report.tables import markdown_text
+from vlds.report.tables import markdown_text, terminal_table
+from vlds.runtime.terminal import bytes_text
 
 ENDS = ("value", "low", "high")
 Key = tuple[str, str, str]
@@ -153,19 +155,33 @@ def test_texts_go_to_the_terminal_or_a_folder(
         (["nowhere"], "nowhere: there is no such folder; name one that `vlds train` wrote"),
         (["--resamples", "-1", "."], "--resamples: got -1; give 0 or more"),
         (["RUN", "RUN"], "RUN: is named twice; name each run once"),
-        (
-            ["RUN", "--out", "RUN/recipe.yaml"],
-            "--out: cannot write RUN/recipe.yaml: File exists; name another place",
-        ),
-        (
-            ["RUN", "--out", "RUN/recipe.yaml/new", "--format", "csv"],
-            "--out: cannot write RUN/recipe.yaml/new: Not a directory; name another place",
-        ),
+        (["RUN", "--out", "RUN/recipe.yaml"],
+         "--out: cannot write RUN/recipe.yaml: File exists; name another place"),
+        (["RUN", "--out", "RUN/recipe.yaml/new", "--format", "csv"],
+         "--out: cannot write RUN/recipe.yaml/new: Not a directory; name another place"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_one_line(
     runs: Runs, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(runs.first)
     assert run_command(["report", *(word.replace("RUN", run) for word in words)]) == 2
     assert capsys.readouterr().err == f"vlds report: {said.replace('RUN', run)}\n"
+
+
+def test_the_summary_fits_eighty_columns() -> None:
+    console = Console(width=80, record=True, color_system=None)
+    console.print(terminal_table(summary_table(SCORES)))
+    lines = console.export_text().splitlines()
+    assert len(lines) == 1 + len(TASKS)
+    assert all(label in lines[0] for label in COLUMNS)
+    assert lines[1].split() == ["vqa", "vqa_accuracy", "1,234", "0.200", "0.400", "0.600", "0.800"]
+    assert lines[4].split() == ["caption", "word_f1", "1,234", "-", "0.400", "0.600", "0.800"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (860_000, "860.0 kB"), (2.5e9, "2.5 GB"), (7e15, "7,000.00 TB")],
+)
+def test_bytes(count: float, text: str) -> None:
+    assert bytes_text(count) == text

@@ -35,7 +35,7 @@ from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import save_module
 from vlds.models.methods import Adapter, LoRA, Method
 from vlds.models.model import Model
-from vlds.models.vision import ConvNet, Timm
+from vlds.models.vision import ClipTokens, ConvNet, Timm
 from vlds.models.vision.base import load_weights
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
@@ -143,8 +143,8 @@ def test_a_run_is_resumed_and_its_artifact_answers(
     assert {answer.text for answer in answers} <= {"red", "green", "blue", "dark"}
 
 
-def test_other_kinds_refuse_a_class_token(recipe: Recipe, world: Path, tmp_path: Path) -> None:
-    joint = with_model(world_recipe(world, tmp_path), vision=recipe.model.vision)
+def test_other_kinds_refuse_a_class_token(world: Path, tmp_path: Path) -> None:
+    joint = with_model(world_recipe(world, tmp_path), vision=cross_modal_kind(world).vision)
     with pytest.raises(ValueError, match=r"vision: ClipTokens gives a class token .*; choose"):
         built(joint)
 
@@ -186,7 +186,7 @@ def test_what_the_model_cannot_say_is_refused_before_the_run(world: Path, tmp_pa
 def test_a_converted_run_answers_the_same(recipe: Recipe, world: Path, tmp_path: Path) -> None:
     """Encoders, streams and positions stand in files of their own; a head of masked words has
     none."""
-    larger = replace(recipe.model.vision, image_size=24, blocks=2)
+    larger = ClipTokens(config=str(world / "clip.json"), image_size=24, blocks=2)
     run = trained_run(with_model(recipe, vision=larger))
     out = tmp_path / "out"
     convert("hf", "--run", save_run(run), "--out", out)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys.causal import SIZES, save_model
+from tests.toys.causal import SIZES, kind_in, save_model
 from tests.toys.models import backbone, build
 from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kinds.causal import Causal
 from vlds.models.kinds.joint import JointModel
 
 
@@ -35,3 +36,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in SIZES:
         save_model(folder / kind, kind)
     return folder
+
+
+@pytest.fixture
+def llama(saved: Path) -> Causal:
+    return kind_in(saved / "llama")
+
+
+@pytest.fixture(params=SIZES)
+def causal(request: pytest.FixtureRequest, saved: Path) -> Causal:
+    return kind_in(saved / request.param)

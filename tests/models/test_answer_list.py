@@ -94,16 +94,8 @@ def test_the_best_of_the_list(model: JointModel, num_beams: int) -> None:
         for number, answer in enumerate(found):
             scores = partial(within, rows=(states[number : number + 1], mask[number : number + 1]))
             start, end = config.decoder_start_token_id, config.eos_token_id
-            if num_beams == 1:
-                ids = [start]
-                while ids[-1] != end or len(ids) == 1:
-                    following = scores(ids)
-                    ids.append(following.index(max(following)))
-                expected = ids[1:-1]
-            else:
-                whole = replace(decoding, max_new_tokens=listed.longest)
-                expected = beam_search(scores, start, end, whole)
-            assert answer == expected
+            whole = replace(decoding, max_new_tokens=listed.longest)
+            assert answer == beam_search(scores, start, end, whole)
 
 
 def test_states_are_read_once_an_example_and_the_done_leave(model: JointModel) -> None:
@@ -142,8 +134,7 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: JointModel) -
 def test_confidence_is_the_probability_of_the_answer(
     model: JointModel, num_beams: int, answers: tuple[str, ...] | None
 ) -> None:
-    """The confidence covers the whole answer: its tokens and, if it ends, </s>; also for examples
-    that leave the batch before others."""
+    """Of its tokens and, if it ends, </s>; also for examples that leave the batch before others."""
     model.processor = Targets(model)
     config = model.backbone.config
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6, answers=answers)
@@ -220,9 +211,8 @@ def test_lists_come_from_files(tmp_path: Path) -> None:
 
 
 def test_a_list_on_the_command_line_with_a_number_in_it_is_no_file() -> None:
-    with pytest.raises(
-        ValueError, match=r"^decoding.answers: \[yes, 3\] is not a list of texts; wr"
-    ):
+    message = r"^decoding.answers: \[yes, 3\] is not a list of texts; wr"
+    with pytest.raises(ValueError, match=message):
         read_answers("[yes, 3]")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,16 @@ from vlds.models import JointSeq2Seq
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.loading.hashes import hash_source
-from vlds.models.methods import Adapter, Full
+from vlds.models.methods import Adapter, Full, Method
 from vlds.models.methods.host import is_own
-from vlds.models.vision import ConvNet, StoredFeatures
+from vlds.models.vision import ConvNet, StoredFeatures, VisionEncoder
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+
+
+def net(**fields: Any) -> ConvNet:
+    return ConvNet(image_size=12, grid=3, widths=[4, 8], **fields)
 
 
 @FAMILIES
@@ -28,9 +33,8 @@ def test_what_trains(family: type[Backbone], tmp_path: Path) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == model.trained_by.keys()
     assert {model.part_of(name) for name in trained} == {"mine", "norms", "visual_embedding"}
-    assert {n for n in trained if model.part_of(n) == "mine"} == {
-        n for n in trained if ".extensions.mine." in n
-    }
+    for name in trained:
+        assert (model.part_of(name) == "mine") == (".extensions.mine." in name)
     assert all("norm" in name for name in trained if model.part_of(name) == "norms")
     only = build(source, {"mine": Adapter()}, train_visual_embedding=False)
     assert {only.part_of(n) for n, p in only.named_parameters() if p.requires_grad} == {"mine"}
@@ -91,24 +95,20 @@ def test_sources(family: type[Backbone], tmp_path: Path) -> None:
 
 def test_sources_of_random_and_of_trained_weights(tmp_path: Path) -> None:
     random = build(backbone(T5, tmp_path), {"mine": Adapter()})
-    assert not random.sources.names
-    assert not random.sources.rows
     trained = build(saved_backbone(T5, tmp_path / "saved"), {"all": Full()})
-    assert not trained.sources.names
-    assert not trained.sources.rows
+    for model in (random, trained):
+        assert not model.sources.names
+        assert not model.sources.rows
 
 
 def test_sources_of_the_visual_part(tmp_path: Path) -> None:
-    net = ConvNet(image_size=12, grid=3, widths=[4, 8])
-    first = build(backbone(T5, tmp_path), vision=net)
+    first = build(backbone(T5, tmp_path), vision=net())
     save_file(first.vision.state_dict(), tmp_path / "vision.safetensors")
     save_file(first.visual_embedding.state_dict(), tmp_path / "bridge.safetensors")
     config = ModelSetup(
         kind=JointSeq2Seq(
             backbone=backbone(T5, tmp_path),
-            vision=ConvNet(
-                image_size=12, grid=3, widths=[4, 8], weights=str(tmp_path / "vision.safetensors")
-            ),
+            vision=net(weights=str(tmp_path / "vision.safetensors")),
             visual_embedding=VisualEmbeddingConfig(weights=str(tmp_path / "bridge.safetensors")),
             train_visual_embedding=False,
         ),
@@ -133,42 +133,39 @@ def test_hashes_follow_the_bytes(tmp_path: Path) -> None:
 
 
 def test_meta_device_needs_no_tokenizer_and_no_weights(tmp_path: Path) -> None:
-    net = ConvNet(image_size=12, grid=3, widths=[4, 8], weights=str(tmp_path / "none.safetensors"))
+    vision = net(weights=str(tmp_path / "none.safetensors"))
     source = saved_backbone(Bart, tmp_path, vocabulary=48)
     (tmp_path / "model.safetensors").unlink()
+    kind = JointSeq2Seq(backbone=source, vision=vision)
     with torch.device("meta"):
-        model = build_model(
-            ModelSetup(kind=JointSeq2Seq(backbone=source, vision=net), methods={"mine": Adapter()}),
-            ["a", "b"],
-            torch.float32,
-            None,
-        )
+        setup = ModelSetup(kind=kind, methods={"mine": Adapter()})
+        model = build_model(setup, ["a", "b"], torch.float32, None)
     assert all(p.device.type == "meta" for p in model.parameters())
     assert model.backbone.get_input_embeddings().num_embeddings == 48 + 12
 
 
-def test_what_cannot_be_built(tmp_path: Path) -> None:
-    source = backbone(T5, tmp_path)
-    with pytest.raises(ValueError, match="StoredModule has no weights"):
-        build(source, {"all": Full(part="vision")})
-    with pytest.raises(ValueError, match="visual_tokens: 12, but an image has 16 visual tokens"):
-        build(source, vision=StoredFeatures(dim=DIM, grid=4))
-    with pytest.raises(ValueError, match="'norms' cannot be a method's name"):
-        build(source, {"norms": Adapter()})
-    with pytest.raises(ValueError, match="'backbone' cannot be a method's name"):
-        build(source, {"backbone": Adapter()})
-    with pytest.raises(ValueError, match="'keys' cannot be a method's name"):
-        build(source, {"keys": Adapter()})
-    with pytest.raises(ValueError, match=r"'a\.b' cannot be a method's name"):
-        build(source, {"a.b": Adapter()})
-    net = ConvNet(image_size=12, grid=3, widths=[4, 8])
-    with pytest.raises(ValueError, match=r"plays the role 'attn_out'; its roles: none"):
-        build(source, {"mine": Adapter(part="vision")}, vision=net)
-    with pytest.raises(ValueError, match="no such file"):
-        build(
-            source,
-            vision=ConvNet(image_size=12, grid=3, widths=[4, 8], weights="nowhere.safetensors"),
-        )
+@pytest.mark.parametrize(
+    ("methods", "vision", "message"),
+    [
+        ({"all": Full(part="vision")}, None, "StoredModule has no weights"),
+        (
+            {},
+            StoredFeatures(dim=DIM, grid=4),
+            "visual_tokens: 12, but an image has 16 visual tokens",
+        ),
+        ({"norms": Adapter()}, None, "'norms' cannot be a method's name"),
+        ({"backbone": Adapter()}, None, "'backbone' cannot be a method's name"),
+        ({"keys": Adapter()}, None, "'keys' cannot be a method's name"),
+        ({"a.b": Adapter()}, None, r"'a\.b' cannot be a method's name"),
+        ({"mine": Adapter(part="vision")}, net(), r"plays the role 'attn_out'; its roles: none"),
+        ({}, net(weights="nowhere.safetensors"), "no such file"),
+    ],
+)
+def test_what_cannot_be_built(
+    methods: dict[str, Method], vision: VisionEncoder | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(backbone(T5, tmp_path), methods, vision=vision)
 
 
 def test_several_methods_extend_one_layer_in_order(tmp_path: Path) -> None:

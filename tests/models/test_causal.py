@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, FalconH1Config
 
 from tests.toys.causal import (
     GRID,
-    SIZES,
     TASKS,
     batch,
     build,
@@ -30,11 +29,9 @@ from vlds.models.build import ModelSetup, build_model, build_shapes
 from vlds.models.kinds.causal import Causal, CausalModel
 from vlds.models.methods import Adapter, Full, LoRA
 from vlds.models.roles import optimizer_rules
-from vlds.models.vision import ConvNet, StoredFeatures
+from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.training.optimizer import parameter_groups
-
-KINDS = pytest.mark.parametrize("kind", SIZES)
 
 
 def embeds_of(model: CausalModel, examples: Batch, row: int) -> tuple[Tensor, Tensor]:
@@ -50,13 +47,11 @@ def embeds_of(model: CausalModel, examples: Batch, row: int) -> tuple[Tensor, Te
 
 
 @pytest.mark.sampled(2)
-@KINDS
-def test_the_loss_is_that_of_hugging_face(kind: str, saved: Path) -> None:
+def test_the_loss_is_that_of_hugging_face(causal: Causal) -> None:
     """Also where a class bends the logits behind the output layer."""
-    chosen = kind_in(saved / kind)
-    model = build(chosen, dtype=torch.float64).eval()
-    plain = AutoModelForCausalLM.from_pretrained(saved / kind, dtype=torch.float64).eval()
-    examples = batch(chosen)
+    model = build(causal, dtype=torch.float64).eval()
+    plain = AutoModelForCausalLM.from_pretrained(causal.path, dtype=torch.float64).eval()
+    examples = batch(causal)
     nll = model.token_nll(examples).detach()
     for row in range(len(examples)):
         embeds, labels = embeds_of(model, examples, row)
@@ -66,25 +61,22 @@ def test_the_loss_is_that_of_hugging_face(kind: str, saved: Path) -> None:
 
 
 @pytest.mark.sampled(3)
-@KINDS
-def test_a_row_does_not_depend_on_its_batch(kind: str, saved: Path) -> None:
-    chosen = kind_in(saved / kind)
+def test_a_row_does_not_depend_on_its_batch(causal: Causal) -> None:
     lora = LoRA(rank=2, roles=["attn_out", "ffn_out"], sharing="multiple", train_biases=False)
-    model = build(chosen, {"lora": lora}, torch.float64).eval()
+    model = build(causal, {"lora": lora}, torch.float64).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("lora.b"):
                 parameter.normal_()
-        together = model(batch(chosen), torch.ones(4)).token_nll_sum
+        together = model(batch(causal), torch.ones(4)).token_nll_sum
         for number, row in enumerate(rows()):
-            alone = model(batch(chosen, [row]), torch.ones(1)).token_nll_sum
+            alone = model(batch(causal, [row]), torch.ones(1)).token_nll_sum
             assert torch.allclose(alone, together[number : number + 1], rtol=1e-9)
 
 
-def test_pieces_are_the_whole(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
-    examples, scale = batch(chosen), torch.linspace(0.1, 1, 4)
+def test_pieces_are_the_whole(llama: Causal) -> None:
+    model = build(llama, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
+    examples, scale = batch(llama), torch.linspace(0.1, 1, 4)
     whole = model(examples, scale)
     for cut in ([[1], [3, 0], [2]], [[1], [0], [2], [3]]):
         parts = model(examples, scale, [torch.tensor(piece) for piece in cut])
@@ -92,9 +84,9 @@ def test_pieces_are_the_whole(saved: Path) -> None:
         assert torch.allclose(parts.loss, whole.loss, rtol=1e-5)
 
 
-def test_labels_on_the_sequence_are_cut_with_it(saved: Path) -> None:
+def test_labels_on_the_sequence_are_cut_with_it(llama: Causal) -> None:
     """Also where the prompt is as long as the longest answer."""
-    examples = batch(kind_in(saved / "llama"))
+    examples = batch(llama)
     assert examples.labels is not None
     assert examples.labels.shape == examples.input_ids.shape
     chosen = examples.select(torch.tensor([3, 0]))
@@ -110,18 +102,16 @@ def test_labels_on_the_sequence_are_cut_with_it(saved: Path) -> None:
     assert apart.select(torch.tensor([3, 0])).labels.shape[1] == int(labelled.sum(1).max())  # type: ignore[union-attr]
 
 
-def test_sizes_count_visual_tokens(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    examples = batch(chosen)
+def test_sizes_count_visual_tokens(llama: Causal) -> None:
+    examples = batch(llama)
     pictures = torch.tensor([1, 0, 1, 2]) * GRID * GRID
     expected = pictures + examples.attention_mask.sum(1)
-    assert torch.equal(build(chosen).sizes(examples), expected[:, None])
+    assert torch.equal(build(llama).sizes(examples), expected[:, None])
 
 
-def test_logits_are_those_that_the_loss_reads(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen).eval()
-    examples = batch(chosen)
+def test_logits_are_those_that_the_loss_reads(llama: Causal) -> None:
+    model = build(llama).eval()
+    examples = batch(llama)
     assert examples.labels is not None
     logits, real = model.logits(examples), examples.labels != IGNORED_LABEL
     scored = -logits.log_softmax(-1)[real].gather(1, examples.labels[real][:, None])[:, 0]
@@ -130,18 +120,16 @@ def test_logits_are_those_that_the_loss_reads(saved: Path) -> None:
 
 
 def gradients(model: nn.Module, examples: Batch) -> dict[str, Tensor]:
-    """Gradients by name."""
     model.zero_grad()
     model(examples, torch.ones(len(examples))).loss.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_rows_without_pictures_reach_every_weight_that_trains(saved: Path) -> None:
+def test_rows_without_pictures_reach_every_weight_that_trains(llama: Causal) -> None:
     """Under ZeRO-3 a rank that skipped the encoder would let the others wait."""
-    chosen = kind_in(saved / "llama")
     methods = {"eyes": Full(part="vision"), "lora": LoRA(rank=2, train_biases=False)}
-    model = build(chosen, methods).eval()
-    examples = replace(batch(chosen, [rows()[1]]), images=None)
+    model = build(llama, methods).eval()
+    examples = replace(batch(llama, [rows()[1]]), images=None)
     reached = gradients(model, examples)
     assert set(reached) == set(model.trained_by)
     assert not reached["connector.linear_1.weight"].any()
@@ -151,45 +139,39 @@ def test_rows_without_pictures_reach_every_weight_that_trains(saved: Path) -> No
     assert before
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.moving_buffers())
     model.eval()
-    picked = batch(chosen).select(torch.tensor([1]))
+    picked = batch(llama).select(torch.tensor([1]))
     assert picked.images is not None
     assert len(picked.images) == 0
     assert torch.equal(model.token_nll(picked), model.token_nll(examples))
 
 
 @pytest.mark.sampled(3)
-@KINDS
-def test_activation_checkpointing_changes_no_number(kind: str, saved: Path) -> None:
-    chosen = kind_in(saved / kind)
+def test_activation_checkpointing_changes_no_number(causal: Causal) -> None:
     methods = {"adapter": Adapter(sharing="multiple", reduction=4)}
-    plain = build(chosen, methods).train()
-    saving = build(chosen, methods, activation_checkpointing=True).train()
+    plain = build(causal, methods).train()
+    saving = build(causal, methods, activation_checkpointing=True).train()
     assert any(getattr(m, "gradient_checkpointing", False) for m in saving.modules())
-    found, expected = (gradients(model, batch(chosen)) for model in (saving, plain))
+    found, expected = (gradients(model, batch(causal)) for model in (saving, plain))
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5), name
 
 
-def test_only_methods_and_the_projector_train(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
+def test_only_methods_and_the_projector_train(llama: Causal) -> None:
     methods = {"adapter": Adapter(reduction=4)}
-    model = build(chosen, methods).train()
+    model = build(llama, methods).train()
     assert set(model.trained_by.values()) == {"adapter", "connector"}
     assert optimizer_rules(model)["connector.linear_2.bias"].decays is False
     assert not model.vision.training
-    frozen = build(replace(chosen, train_projector=False), methods)
+    frozen = build(replace(llama, train_projector=False), methods)
     assert set(frozen.trained_by.values()) == {"adapter"}
 
 
-def test_the_projector_has_a_rate_of_its_own(saved: Path, world: Path, tmp_path: Path) -> None:
+def test_the_projector_has_a_rate_of_its_own(llama: Causal, world: Path, tmp_path: Path) -> None:
     recipe = causal_recipe(tmp_path, world, tmp_path / "run")
-    model = build(kind_in(saved / "llama"), recipe.methods)
-    peaks = {
-        id(p): group["peak_lr"]
-        for group in parameter_groups(model, recipe)
-        for p in group["params"]
-    }
+    model = build(llama, recipe.methods)
+    groups = parameter_groups(model, recipe)
+    peaks = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert peaks[id(parameter)] == (3e-3 if name.startswith("connector.") else 1e-2)
@@ -204,13 +186,9 @@ def test_sources_name_what_files_have_filled(saved: Path) -> None:
     assert model.sources.names == {name for name in names if "extensions" not in name}
 
 
-def test_weights_without_a_source_are_drawn_by_name(saved: Path) -> None:
-    chosen = replace(
-        kind_in(saved / "llama"),
-        path=None,
-        config=str(saved / "llama" / "config.json"),
-        tokenizer=str(saved / "llama"),
-    )
+def test_weights_without_a_source_are_drawn_by_name(llama: Causal) -> None:
+    config = f"{llama.path}/config.json"
+    chosen = replace(llama, path=None, config=config, tokenizer=llama.path)
     torch.manual_seed(1)
     one = build(chosen).state_dict()
     torch.manual_seed(2)
@@ -219,11 +197,10 @@ def test_weights_without_a_source_are_drawn_by_name(saved: Path) -> None:
     assert one["backbone.lm_head.weight"].std() > 0.01
 
 
-def test_a_copy_is_a_model_of_its_own(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
+def test_a_copy_is_a_model_of_its_own(llama: Causal) -> None:
+    model = build(llama, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
     twin = copy.deepcopy(model)
-    examples = batch(chosen)
+    examples = batch(llama)
     assert torch.equal(twin.token_nll(examples), model.token_nll(examples))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -231,32 +208,29 @@ def test_a_copy_is_a_model_of_its_own(saved: Path) -> None:
     assert twin.token_nll(examples).sum() > model.token_nll(examples).sum()
 
 
-def test_rotary_frequencies_stay_precise_in_bfloat16(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    expected = build(chosen).backbone.model.rotary_emb.inv_freq
-    for model in (build(chosen, dtype=torch.bfloat16), build(chosen).to(torch.bfloat16)):
+def test_rotary_frequencies_stay_precise_in_bfloat16(llama: Causal) -> None:
+    expected = build(llama).backbone.model.rotary_emb.inv_freq
+    for model in (build(llama, dtype=torch.bfloat16), build(llama).to(torch.bfloat16)):
         assert model.backbone.model.rotary_emb.inv_freq.dtype == torch.float32
         assert torch.equal(model.backbone.model.rotary_emb.inv_freq, expected)
         assert model.backbone.lm_head.weight.dtype == torch.bfloat16
 
 
-def test_shapes_need_no_weights(saved: Path) -> None:
-    setup = ModelSetup(kind=kind_in(saved / "llama"), methods={"adapter": Adapter(reduction=4)})
+def test_shapes_need_no_weights(llama: Causal) -> None:
+    setup = ModelSetup(kind=llama, methods={"adapter": Adapter(reduction=4)})
     shapes = build_shapes(setup, TASKS, torch.float32)
     assert all(p.device.type == "meta" for p in shapes.parameters())
-    assert shapes.count_parameters() == build(setup.kind, setup.methods).count_parameters()  # type: ignore[arg-type]
+    assert shapes.count_parameters() == build(llama, setup.methods).count_parameters()
 
 
 @pytest.mark.sampled(3)
-@KINDS
-def test_an_exported_model_is_the_same(kind: str, saved: Path, tmp_path: Path) -> None:
-    chosen = kind_in(saved / kind)
-    model = build(chosen, {"all": Full(), "eyes": Full(part="vision")}).eval()
-    exported = chosen.export(model, tmp_path)
+def test_an_exported_model_is_the_same(causal: Causal, tmp_path: Path) -> None:
+    model = build(causal, {"all": Full(), "eyes": Full(part="vision")}).eval()
+    exported = causal.export(model, tmp_path)
     again = build(exported).eval()
     assert not again.trained_by
     model.requires_grad_(False)  # torch has other kernels for weights that train
-    assert torch.equal(again.token_nll(batch(exported)), model.token_nll(batch(chosen)))
+    assert torch.equal(again.token_nll(batch(exported)), model.token_nll(batch(causal)))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     trained = {n for n, by in model.trained_by.items() if by == "all"}
     assert trained == {f"backbone.{name}" for name, _ in theirs.named_parameters()}
@@ -264,8 +238,8 @@ def test_an_exported_model_is_the_same(kind: str, saved: Path, tmp_path: Path) -
     assert tied == (again.backbone.lm_head.weight is again.backbone.get_input_embeddings().weight)
 
 
-def test_stored_features(saved: Path) -> None:
-    chosen = replace(kind_in(saved / "llama"), vision=StoredFeatures(dim=6, grid=4), grid=2)
+def test_stored_features(llama: Causal) -> None:
+    chosen = replace(llama, vision=StoredFeatures(dim=6, grid=4), grid=2)
     model = build(chosen).eval()
     collator = pickle.loads(pickle.dumps(chosen.collator(chosen.load_processor())))
     features = torch.randn(3, 16, 6).half()
@@ -277,26 +251,26 @@ def test_stored_features(saved: Path) -> None:
     assert moved.tolist() == [True, False, True, True]
 
 
-def test_errors_name_the_field(saved: Path, tmp_path: Path) -> None:
-    vision = ConvNet(image_size=8, grid=GRID, widths=[4, 6])
+def test_errors_name_the_field(llama: Causal, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give exactly one of them"):
-        Causal(vision=vision)
+        Causal(vision=llama.vision)
     with pytest.raises(ValueError, match=r"model\.grid: 3 is more than the encoder's 2 x 2"):
-        build(kind_in(saved / "llama", grid=3))
-    bare = kind_in(saved / "llama", path=None, config=str(saved / "llama" / "config.json"))
+        build(replace(llama, grid=3))
+    bare = replace(llama, path=None, config=f"{llama.path}/config.json")
     with pytest.raises(ValueError, match=r"model\.tokenizer: a model with random weights"):
         bare.check_sources()
-    config = tmp_path / "t5.json"
-    config.write_text('{"model_type": "t5"}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"model\.config: .* is a t5 model, not a causal"):
-        replace(bare, config=str(config)).read_config()
-    config.write_text('{"model_type": "unheard-of"}', encoding="utf-8")
-    with pytest.raises(ValueError, match="does not know"):
-        replace(bare, config=str(config)).read_config()
-    many = kind_in(saved / "llama").load_processor()
+    config = tmp_path / "other.json"
+    for model_type, message in (
+        ("t5", r"model\.config: .* is a t5 model, not a causal"),
+        ("unheard-of", "does not know"),
+    ):
+        config.write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            replace(bare, config=str(config)).read_config()
+    many = llama.load_processor()
     many.add_tokens([f"word{n}" for n in range(99)])
     with pytest.raises(ValueError, match=r"model\.tokenizer: it has ids up to \d+, and the lang"):
-        build_model(ModelSetup(kind=kind_in(saved / "llama")), TASKS, torch.float32, many)
+        build_model(ModelSetup(kind=llama), TASKS, torch.float32, many)
 
 
 @pytest.mark.parametrize("what", ["a weight", "rope_theta: -1", "rope_theta: 0"])
@@ -323,19 +297,16 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     fields = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2,
               "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 304}  # fmt: skip
-    for is_decoder, config in ((False, tmp_path / "bert.json"), (True, tmp_path / "decoder.json")):
-        config.write_text(json.dumps(fields | {"is_decoder": is_decoder}), encoding="utf-8")
-        kind = kind_in(tmp_path, path=None, config=str(config), tokenizer=str(tmp_path))
-        if is_decoder:
-            assert kind.read_config().is_decoder
-            continue
-        with pytest.raises(ValueError, match=r"^model\.config: .* is a bert model, an encoder: it"):
-            kind.read_config()
+    config = tmp_path / "bert.json"
+    config.write_text(json.dumps(fields | {"is_decoder": True}), encoding="utf-8")
+    kind = kind_in(tmp_path, path=None, config=str(config), tokenizer=str(tmp_path))
+    assert kind.read_config().is_decoder
+    config.write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^model\.config: .* is a bert model, an encoder: it"):
+        kind.read_config()
 
 
-def test_a_model_that_answers_behind_no_embeddings_is_found_before_training(
-    tmp_path: Path,
-) -> None:
+def test_a_model_that_answers_behind_no_embeddings_is_found_before_training(tmp_path: Path) -> None:
     """As Falcon-H1, whose generation begins with ids alone."""
     config = FalconH1Config(
         vocab_size=304, hidden_size=16, intermediate_size=24, num_hidden_layers=1,

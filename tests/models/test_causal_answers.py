@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
-from vlds.models.kinds.causal import CausalModel
+from vlds.models.kinds.causal import Causal, CausalModel
 from vlds.models.methods import Adapter, Hyperformer, LoRA
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
@@ -72,40 +72,38 @@ def test_ids_are_those_of_the_plain_model(kind: str, decoding: Decoding, saved: 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("decoding", [FREE, BEAMS], ids=["greedy", "beams"])
-def test_tasks_are_mixed_in_a_batch(decoding: Decoding, saved: Path) -> None:
+def test_tasks_are_mixed_in_a_batch(decoding: Decoding, llama: Causal) -> None:
     """Each row is written with its own task's weights, in all its beams."""
-    chosen = kind_in(saved / "llama")
     methods = {
         "adapter": Adapter(sharing="multiple", reduction=4),
         "hyper": Hyperformer(task_dim=6, hidden_dim=5, projected_dim=4, reduction=4),
         "lora": LoRA(rank=2, sharing="multiple", train_biases=False),
     }
-    model = build(chosen, methods, torch.float64).eval()
+    model = build(llama, methods, torch.float64).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "extensions" in name:
                 parameter.normal_(std=0.5)
-    together = ids_of(model, batch(chosen, evaluation=True), decoding)
-    alone = [ids_of(model, batch(chosen, [row], evaluation=True), decoding)[0] for row in rows()]
+    together = ids_of(model, batch(llama, evaluation=True), decoding)
+    alone = [ids_of(model, batch(llama, [row], evaluation=True), decoding)[0] for row in rows()]
     assert together == alone
     moved = [row._replace(task_index=(row.task_index + 1) % 3) for row in rows()]
-    assert ids_of(model, batch(chosen, moved, evaluation=True), decoding) != together
+    assert ids_of(model, batch(llama, moved, evaluation=True), decoding) != together
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 @pytest.mark.parametrize("no_repeat_ngram_size", [0, 1])
 @torch.no_grad()
 def test_confidence_is_the_probability_of_the_answer(
-    no_repeat_ngram_size: int, num_beams: int, saved: Path
+    no_repeat_ngram_size: int, num_beams: int, llama: Causal
 ) -> None:
     """Whichever beam wrote it, and before rules."""
     decoding = replace(FREE, num_beams=num_beams, no_repeat_ngram_size=no_repeat_ngram_size)
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, dtype=torch.float64).eval()
-    examples = batch(chosen, evaluation=True)
+    model = build(llama, dtype=torch.float64).eval()
+    examples = batch(llama, evaluation=True)
     answers, written = model.answer(examples, decoding), ids_of(model, examples, decoding)
     for number, (answer, ids) in enumerate(zip(answers, written, strict=True)):
-        alone = batch(chosen, [rows()[number]], evaluation=True)
+        alone = batch(llama, [rows()[number]], evaluation=True)
         sequence = model.sequences(alone, model.visual_tokens(alone))
         words = model.backbone.get_input_embeddings()(torch.tensor([ids]))
         logits = model.backbone(inputs_embeds=torch.cat([sequence.embeds, words], 1)).logits
@@ -115,11 +113,10 @@ def test_confidence_is_the_probability_of_the_answer(
         assert answer.token_confidence == pytest.approx(math.exp(total / len(ids)), rel=1e-6)
 
 
-def test_the_end_counts_and_is_not_shown(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen).eval()
+def test_the_end_counts_and_is_not_shown(llama: Causal) -> None:
+    model = build(llama).eval()
     red = model.tokenizer("red", add_special_tokens=False)["input_ids"]
-    examples = batch(chosen, evaluation=True)
+    examples = batch(llama, evaluation=True)
     with torch.no_grad():
         totals = log_probabilities(model, examples, [[*red, 2]] * 4)
         without = log_probabilities(model, examples, [red] * 4)
@@ -131,10 +128,9 @@ def test_the_end_counts_and_is_not_shown(saved: Path) -> None:
         assert answer.token_confidence is None
 
 
-def test_choices_are_compared_in_the_first_step(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, dtype=torch.float64).eval()
-    examples, words = batch(chosen, evaluation=True), ("red", "blue", "dark")
+def test_choices_are_compared_in_the_first_step(llama: Causal) -> None:
+    model = build(llama, dtype=torch.float64).eval()
+    examples, words = batch(llama, evaluation=True), ("red", "blue", "dark")
     firsts = [ids[0] for ids in model.choice_ids(words)]
     answers = model.answer(examples, Decoding(choices=words))
     sequences = model.sequences(examples, model.visual_tokens(examples), left=True)
@@ -150,31 +146,27 @@ def test_choices_are_compared_in_the_first_step(saved: Path) -> None:
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("listed", [LISTED, ("red",)], ids=["list", "one"])
-def test_answers_come_from_the_list(beams: int, listed: tuple[str, ...], saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, dtype=torch.float64).eval()
+def test_answers_come_from_the_list(beams: int, listed: tuple[str, ...], llama: Causal) -> None:
+    model = build(llama, dtype=torch.float64).eval()
     decoding = Decoding(answers=listed, num_beams=beams)
-    together = model.answer(batch(chosen, evaluation=True), decoding)
-    alone = [model.answer(batch(chosen, [row], evaluation=True), decoding)[0] for row in rows()]
+    together = model.answer(batch(llama, evaluation=True), decoding)
+    alone = [model.answer(batch(llama, [row], evaluation=True), decoding)[0] for row in rows()]
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert {answer.text for answer in together} <= set(listed)
 
 
-def test_an_answer_in_the_batch_is_not_read(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, dtype=torch.float64).eval()
-    assert batch(chosen, evaluation=True).labels is None
-    held, bare = (model.answer(batch(chosen, evaluation=e), FREE) for e in (False, True))
+def test_an_answer_in_the_batch_is_not_read(llama: Causal) -> None:
+    model = build(llama, dtype=torch.float64).eval()
+    assert batch(llama, evaluation=True).labels is None
+    held, bare = (model.answer(batch(llama, evaluation=e), FREE) for e in (False, True))
     assert [answer.text for answer in held] == [answer.text for answer in bare]
     for one, other in zip(held, bare, strict=True):
         assert one.confidence == pytest.approx(other.confidence)
 
 
-@KINDS
-def test_the_head_reads_no_slice(kind: str, saved: Path) -> None:
+def test_the_head_reads_no_slice(causal: Causal) -> None:
     """Torch multiplies a slice many times slower than a copy."""
-    chosen = kind_in(saved / kind)
-    model = build(chosen).eval()
+    model = build(causal).eval()
     head = model.backbone.get_output_embeddings()
     read: list[bool] = []
     products = torch.nn.functional.linear
@@ -186,6 +178,6 @@ def test_the_head_reads_no_slice(kind: str, saved: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", linear)
-        ids_of(model, batch(chosen, evaluation=True), FREE)
+        ids_of(model, batch(causal, evaluation=True), FREE)
     assert read
     assert all(read)

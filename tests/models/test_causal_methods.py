@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.toys.causal import batch, build, kind_in, save_model
+from vlds.models.kinds.causal import Causal
 from vlds.models.methods import HyperPELT, LoRA, Method, PrefixTuning
 from vlds.models.methods.host import NoteInput
 
@@ -76,11 +77,10 @@ def test_prefixes_are_keys_and_values_that_stand_before_all_others(kind: str, sa
     assert not torch.allclose(found, plain.backbone(inputs_embeds=sequences.embeds).logits)
 
 
-def test_what_adapters_beside_layers_read_is_let_go(saved: Path) -> None:
+def test_what_adapters_beside_layers_read_is_let_go(llama: Causal) -> None:
     """Of a gated layer's two inputs, which are one, one is kept until the adapter has run."""
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, {"pelt": HyperPELT(reduction=4)})
-    model(batch(chosen), torch.ones(4)).loss.backward()
+    model = build(llama, {"pelt": HyperPELT(reduction=4)})
+    model(batch(llama), torch.ones(4)).loss.backward()
     notes = [module for module in model.modules() if isinstance(module, NoteInput)]
     assert len(notes) == 2
     assert all(note.noted.value is None for note in notes)

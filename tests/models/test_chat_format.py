@@ -26,14 +26,6 @@ from vlds.schema import IGNORED_LABEL, Example, Row, Turn
 
 END = 2
 QUESTION = "what colour is it now?"
-TEMPLATES = {
-    "ours": (TEMPLATE, "<|end|>"),
-    "ends with eos": (TEMPLATE.replace("<|end|>\n", " <|eos|>"), " <|eos|>"),
-    "two ends": (TEMPLATE.replace("<|end|>\n", "<|end|><|eos|>"), "<|end|>"),
-    "no end": (TEMPLATE.replace("<|end|>\n", "\n"), "<|user|>"),
-}
-
-
 CONVERSATIONS = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -41,21 +33,20 @@ CONVERSATIONS = (
 
 
 def tokenizer_in(folder: Path, template: str | None = TEMPLATE) -> Any:
-    """A tokenizer with a chat template."""
     write_tokenizer(folder, template)
     return AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", ["ours", "ends with eos", "two ends"])
-def test_a_row_begins_as_the_whole_conversation(name: str, tmp_path: Path) -> None:
-    template, tail = TEMPLATES[name]
-    tokenizer = tokenizer_in(tmp_path, template)
+@pytest.mark.parametrize(
+    ("end", "tail"),
+    [("<|end|>\n", "<|end|>"), (" <|eos|>", " <|eos|>"), ("<|end|><|eos|>", "<|end|>")],
+)
+def test_a_row_begins_as_the_whole_conversation(end: str, tail: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path, TEMPLATE.replace("<|end|>\n", end))
     chat = ChatFormat.of(tokenizer)
     assert chat.tail == tail
-    turns = [("user", QUESTION), ("assistant", "it is red")]
-    whole = tokenizer.apply_chat_template(
-        [{"role": role, "content": text} for role, text in turns], tokenize=False
-    )
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "it is red"}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
     ids = [*chat.prompt_ids(QUESTION, 40), *chat.answer_ids("it is red", 40)]
     assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
     assert ids[-1] == chat.tail_ids[-1]
@@ -63,8 +54,8 @@ def test_a_row_begins_as_the_whole_conversation(name: str, tmp_path: Path) -> No
 
 
 def test_without_a_special_token_behind_answers_eos_ends_them(tmp_path: Path) -> None:
-    chat = ChatFormat.of(tokenizer_in(tmp_path, TEMPLATES["no end"][0]))
-    assert chat.tail == "<|eos|>"
+    endless = TEMPLATE.replace("<|end|>\n", "\n")
+    assert ChatFormat.of(tokenizer_in(tmp_path, endless)).tail == "<|eos|>"
 
 
 def test_without_a_template_texts_stand_alone(tmp_path: Path) -> None:
@@ -123,47 +114,38 @@ def test_a_template_that_thinks_in_any_case_is_told_not_to(tmp_path: Path) -> No
     assert chat.variables == {"enable_thinking": False}
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% if %}", "{{ 1 / 0 }}"])
-def test_a_template_that_fails_is_named(template: str, tmp_path: Path) -> None:
-    tokenizer_in(tmp_path, template)
-    kind = Causal(
-        config="config.json", tokenizer=str(tmp_path), vision=StoredFeatures(dim=8, grid=2)
-    )
-    with pytest.raises(
-        ValueError, match=r"^model\.tokenizer: its chat template fails: .*; correct"
-    ):
+def test_the_field_of_a_template_that_fails_is_named(tmp_path: Path) -> None:
+    tokenizer_in(tmp_path, "{% if %}")
+    vision = StoredFeatures(dim=8, grid=2)
+    kind = Causal(config="config.json", tokenizer=str(tmp_path), vision=vision)
+    message = r"^model\.tokenizer: its chat template fails: .*; correct"
+    with pytest.raises(ValueError, match=message):
         kind.collator(kind.load_processor())
 
 
 CONTENT = "{{ message.content }}"
-FORGETS = {
-    "all": (CONTENT, "", "writes a conversation's answer elsewhere"),
-    "the question": (
-        CONTENT,
-        "{% if message.role == 'assistant' %}{{ message.content }}{% endif %}",
-        r"leaves out the question \(each prompt would be '<\|user\|><\|end\|>.*; let its chat_temp",
+LOSES = {
+    "": "writes a conversation's answer elsewhere",
+    "{% if message.role == 'assistant' %}{{ message.content }}{% endif %}": (
+        r"leaves out the question \(each prompt would be '<\|user\|><\|end\|>.*; let its chat_temp"
     ),
-    "its end": (
-        CONTENT,
-        "{{ message.content[:40] }}",
-        "changes the question .*; let its chat_temp",
-    ),
-    "its case": (CONTENT, "{{ message.content | lower }}", "leaves out|changes|elsewhere"),
-    "its lines": (CONTENT, "{{ message.content | replace('\n', ' ') }}", "changes the question"),
-    "its quotes": (CONTENT, "{{ message.content | e }}", "changes the question"),
+    "{{ message.content[:40] }}": "changes the question .*; let its chat_temp",
+    "{{ message.content | lower }}": "leaves out|changes|elsewhere",
+    "{{ message.content | replace('\n', ' ') }}": "changes the question",
+    "{{ message.content | e }}": "changes the question",
 }
 
 
-@pytest.mark.parametrize("name", FORGETS)
-def test_a_template_that_loses_the_question_is_refused(name: str, tmp_path: Path) -> None:
-    old, new, message = FORGETS[name]
+@pytest.mark.parametrize(("content", "message"), LOSES.items())
+def test_a_template_that_loses_the_question_is_refused(
+    content: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=f"^its chat template .*{message}"):
-        ChatFormat.of(tokenizer_in(tmp_path, TEMPLATE.replace(old, new)))
+        ChatFormat.of(tokenizer_in(tmp_path, TEMPLATE.replace(CONTENT, content)))
 
 
 def test_a_template_that_loses_the_question_beside_a_picture_is_refused() -> None:
     processor = copy.copy(tiny("qwen2_vl").processor)
-    whole = processor.chat_template
     processor.chat_template = (
         "{% for message in messages %}{% for part in message.content %}{{ part.text }}"
         "{% if part.type == 'image' %}<|image_pad|>{% break %}{% endif %}{% endfor %}"
@@ -171,8 +153,6 @@ def test_a_template_that_loses_the_question_beside_a_picture_is_refused() -> Non
     )
     with pytest.raises(ValueError, match="leaves out the question beside 1 picture "):
         ChatFormat.of(processor.tokenizer, processor)
-    processor.chat_template = whole
-    assert "it" in ChatFormat.of(processor.tokenizer, processor).prompt("it", 2)
 
 
 def test_a_template_may_drop_blanks_around_a_question_and_repeat_it(tmp_path: Path) -> None:
@@ -198,7 +178,10 @@ def test_a_tokenizer_that_reads_nothing_is_refused(rule: tuple[str, str], tmp_pa
         ChatFormat.of(tokenizer)
 
 
-HOSTILE = {
+FAILING = {
+    "an error of its own": "{{ raise_exception('no') }}",
+    "a division": "{{ 1 / 0 }}",
+    # These would take time or memory.
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a product": "{% set big = 'a' * 10 ** 11 %}",
     "a format": "{% set big = '%100000000000d' % 1 %}",
@@ -211,23 +194,22 @@ HOSTILE = {
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_template_cannot_take_time_or_memory(name: str, tmp_path: Path) -> None:
-    tokenizer = tokenizer_in(tmp_path, HOSTILE[name] + TEMPLATE)
+@pytest.mark.parametrize("name", FAILING)
+def test_a_template_that_fails_is_refused(name: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path, FAILING[name] + TEMPLATE)
     with pytest.raises(ValueError, match=r"^its chat template fails: .*; correct its chat_temp"):
         ChatFormat.of(tokenizer)
 
 
 def test_a_template_is_not_asked_about_each_question(tmp_path: Path) -> None:
     """Since it may be harmless until it sees a certain one."""
-    trap = "{% if 'zzz' in messages[0].content %}" + HOSTILE["loops"] + "{% endif %}"
+    trap = "{% if 'zzz' in messages[0].content %}" + FAILING["loops"] + "{% endif %}"
     chat = ChatFormat.of(tokenizer_in(tmp_path, trap + TEMPLATE))
     assert "zzz" in chat.prompt("zzz")
 
 
 def test_only_the_newest_forms_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of as many shapes as `MOST_FORMS`; a shape that has gone is learned again, to the same
-    text."""
+    """A shape that has gone is learned again, to the same text."""
     monkeypatch.setattr(chat_format, "MOST_FORMS", 3)
     chat = ChatFormat.of(tokenizer_in(tmp_path, CONVERSATIONS))
     talks = [
@@ -243,11 +225,21 @@ def test_only_the_newest_forms_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert texts[1] == "".join(f"<{t.speaker}>{t.content[0]}\n" for t in talks[1]) + "<assistant>"
 
 
-@pytest.mark.parametrize("template", [5, {"default": 5}, True])
-def test_a_template_that_is_no_text_is_refused(template: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (5, "^its chat_template is 5; give a text"),
+        ({"default": 5}, "^its chat_template is 5; give a text"),
+        (
+            {"tools": TEMPLATE, "rag": TEMPLATE},
+            "it has the chat templates tools, rag, and none is call",
+        ),
+    ],
+)
+def test_a_template_that_is_no_text_is_refused(template: Any, message: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_in(tmp_path)
     tokenizer.chat_template = template
-    with pytest.raises(ValueError, match=r"^its chat_template is (5|True); give a text"):
+    with pytest.raises(ValueError, match=message):
         ChatFormat.of(tokenizer)
 
 
@@ -301,8 +293,7 @@ DATED = (
 
 
 def test_prompts_are_the_same_on_every_day(tmp_path: Path) -> None:
-    tokenizer = tokenizer_in(tmp_path, DATED)
-    prompt = ChatFormat.of(tokenizer).prompt("it")
+    prompt = ChatFormat.of(tokenizer_in(tmp_path, DATED)).prompt("it")
     assert prompt.startswith("<|user|>Today is 26 July 2024, 26.07.24.\n<|user|>it")
     constant = DATED.replace("strftime_now is defined", "true").replace(
         "strftime_now('%d %B %Y, %-d.%m.%y')", "'26 July 2024, 26.07.24'"
@@ -322,9 +313,6 @@ def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
     prompt = ChatFormat.of(tokenizer).prompt("it")
     tokenizer.chat_template = {"default": TEMPLATE, "tools": "{{ tools }}"}
     assert ChatFormat.of(tokenizer).prompt("it") == prompt
-    tokenizer.chat_template = {"tools": TEMPLATE, "rag": TEMPLATE}
-    with pytest.raises(ValueError, match="it has the chat templates tools, rag, and none is call"):
-        ChatFormat.of(tokenizer)
 
 
 def test_answers_cannot_write_turns_or_end_before_their_end(tmp_path: Path) -> None:
@@ -356,7 +344,6 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
 
 
 def row(prompt: str, target: str | None) -> Row:
-    """A row without pictures."""
     return Row(Example("e", "vqa", prompt, target), 0, 40, 20, range(0))
 
 

@@ -29,7 +29,7 @@ from tests.toys.image_text.theirs import generated
 from vlds.models.collate import recent
 from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
-from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, RefusedRows, Turn
+from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, Piece, RefusedRows, Turn
 
 TYPES = [pytest.param(t, marks=[] if t in FAST_TYPES else [pytest.mark.slow]) for t in READ_CLIPS]
 
@@ -42,34 +42,22 @@ def model(request: pytest.FixtureRequest) -> Tiny:
 def by_hugging_face(model: Tiny, turns: Sequence[Turn], pictures: Sequence[Tensor]) -> Any:
     """The conversation as its processor makes it, told what a decoder of the clip would tell."""
     words = {type(None): {"type": "image"}, Clip: {"type": "video"}}
-    talk = [
-        {
-            "role": turn.speaker,
-            "content": [
-                {"type": "text", "text": piece} if isinstance(piece, str) else words[type(piece)]
-                for piece in turn.content
-            ],
-        }
-        for turn in turns
-    ]
+
+    def written(piece: Piece) -> dict[str, str]:
+        return {"type": "text", "text": piece} if isinstance(piece, str) else words[type(piece)]
+
+    talk = [{"role": t.speaker, "content": [*map(written, t.content)]} for t in turns]
     template = model.processor.chat_template
     alone = list(pictures[len(INDICES) :])
+    prompt = model.processor.apply_chat_template(
+        talk, chat_template=template, add_generation_prompt=True
+    )
+    about = VideoMetadata(NUM_FRAMES, RATE, duration=NUM_FRAMES / RATE, frames_indices=[*INDICES])
     return model.processor(
-        text=[
-            model.processor.apply_chat_template(
-                talk, chat_template=template, add_generation_prompt=True
-            )
-        ],
+        text=[prompt],
         images=[alone] if alone else None,
         videos=[torch.stack(list(pictures[: len(INDICES)]))],
-        video_metadata=[
-            VideoMetadata(
-                total_num_frames=NUM_FRAMES,
-                fps=RATE,
-                duration=NUM_FRAMES / RATE,
-                frames_indices=list(INDICES),
-            )
-        ],
+        video_metadata=[about],
         do_sample_frames=False,
         return_tensors="pt",
     )
@@ -109,13 +97,9 @@ def test_rows_losses_and_answers_are_hugging_faces(model: Tiny) -> None:
 @torch.no_grad()
 def test_a_clip_of_one_frame(model: Tiny) -> None:
     """Qwen's models, which read frames in pairs, see it twice."""
+    rows = [row_of(0, 0, Turn("user", (Clip((0.2,) * num, 0.8), "what ?"))) for num in (1, 2)]
     once, twice = (
-        model.collator(
-            [row_of(0, 0, Turn("user", (Clip((0.2,) * num, 0.8), "what ?")))],
-            frames(1) * num,
-            evaluation=False,
-        )
-        for num in (1, 2)
+        model.collator([row], frames(1) * len(row.images), evaluation=False) for row in rows
     )
     is_same = once.input_ids.tolist() == twice.input_ids.tolist()
     assert is_same == model.model_type.startswith("qwen")
@@ -212,19 +196,13 @@ def test_old_turns_go_with_their_clips() -> None:
 
 def counted(built: ImageTextModel, batch: Batch, partitioned: bool) -> int:
     """How often the tower runs in a training step."""
-    tower = built.get_submodule(built.parts["vision"].path)
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    hook = tower.register_forward_hook(count)
+    tower, calls = built.get_submodule(built.parts["vision"].path), []
+    hook = tower.register_forward_hook(lambda *_: calls.append(1))
     first = next(built.backbone.parameters())
     with mock.patch.object(first, "ds_id", 0, create=True) if partitioned else mock.MagicMock():
         built.train()(batch, torch.ones(len(batch)))
     hook.remove()
-    return calls
+    return len(calls)
 
 
 @pytest.mark.sampled(2)
@@ -236,12 +214,12 @@ def test_all_rows_run_the_tower_as_often_under_zero_3(model_type: str) -> None:
     rows, pictures = mixed(model)
     batches = [model.collator([row], pictures, evaluation=False) for row in rows]
     apart = 1 if model_type == "internvl" else 2
-    assert [counted(built, batch, False) for batch in batches] == [1, apart, 1, 1]
-    assert [counted(built, batch, True) for batch in batches] == [1, apart, 1, 1]
-    built = model.build()
-    built.shows_clips = True
-    assert [counted(built, batch, False) for batch in batches] == [1, apart, 1, 1]
-    assert [counted(built, batch, True) for batch in batches] == [apart] * 4
+    assert not built.shows_clips
+    as_asked, always = [1, apart, 1, 1], [apart] * 4
+    for shows_clips, partitioned in ((False, False), (False, True), (True, False), (True, True)):
+        built.shows_clips = shows_clips
+        expected = always if shows_clips and partitioned else as_asked
+        assert [counted(built, batch, partitioned) for batch in batches] == expected
     built.eval()
     losses = [built.token_nll(batch).sum() for batch in batches]
     with mock.patch.object(next(built.backbone.parameters()), "ds_id", 0, create=True):

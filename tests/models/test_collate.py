@@ -8,7 +8,7 @@ import torch
 
 from vlds.data.streams.assemble import ImageStack
 from vlds.models.collate import JointCollator
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Example, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example, Row
 
 
 class Words:
@@ -35,10 +35,10 @@ def row(id: str, prompt: str, target: str | None, images: range = ONE, **changes
     return Row(example=example, images=images, **(limits | changes))  # type: ignore[arg-type]
 
 
-def stack(num_images: int = 1) -> ImageStack:
-    images = ImageStack(1)
-    images.add([np.full((3, 2, 2), n, np.uint8) for n in range(num_images)])
-    return images
+def collated(rows: list[Row], tokenizer: Words | None = None, *, evaluation: bool = False) -> Batch:
+    """Rows about one picture."""
+    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    return JointCollator(tokenizer or Words(), features=False)(rows, images, evaluation=evaluation)
 
 
 def test_padding_labels_and_limits() -> None:
@@ -46,7 +46,7 @@ def test_padding_labels_and_limits() -> None:
         row("a", "a bb ccc dddd", "aaaaa"),
         row("b", "a", "a bb ccc", task_index=2, max_prompt_tokens=9, max_target_tokens=3),
     ]
-    batch = JointCollator(Words(), features=False)(rows, stack().images(), evaluation=False)
+    batch = collated(rows)
     assert batch.ids == ["a", "b"]
     assert batch.input_ids.tolist() == [[1, 2, 3], [1, 0, 0]]
     assert batch.attention_mask.tolist() == [[True, True, True], [True, False, False]]
@@ -59,7 +59,7 @@ def test_padding_labels_and_limits() -> None:
 
 
 def test_rows_point_to_the_pictures_of_the_stack() -> None:
-    pictures = stack(0)
+    pictures = ImageStack(1)
     one = pictures.add([np.zeros((3, 2, 2), np.uint8)])
     pair = pictures.add([np.full((3, 2, 2), n, np.uint8) for n in (1, 2)])
     rows = [
@@ -72,34 +72,27 @@ def test_rows_point_to_the_pictures_of_the_stack() -> None:
     assert batch.images is not None
     assert batch.images.shape == (3, 3, 2, 2)
     assert batch.images.dtype == torch.uint8
-    assert batch.image_index.tolist() == [
-        [0, NO_IMAGE],
-        [1, 2],
-        [0, NO_IMAGE],
-        [NO_IMAGE, NO_IMAGE],
-    ]
+    none = NO_IMAGE
+    assert batch.image_index.tolist() == [[0, none], [1, 2], [0, none], [none, none]]
     assert batch.images[:, 0, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_equal_texts_are_tokenized_once_for_each_limit() -> None:
     tokenizer = Words()
     rows = [row(str(n), "same text", "yes", max_prompt_tokens=2 + n % 2) for n in range(6)]
-    JointCollator(tokenizer, features=False)(rows, stack().images(), evaluation=False)
+    collated(rows, tokenizer)
     prompts = [seen for seen in tokenizer.seen if seen[0] != ["yes"]]
     assert sorted(prompts, key=lambda seen: seen[1]) == [(["same text"], 2), (["same text"], 3)]
 
 
 def test_evaluation_has_references_and_may_lack_targets() -> None:
     rows = [row("a", "a", None), row("b", "b", "x y", valid=False)]
-    batch = JointCollator(Words(), features=False)(rows, stack().images(), evaluation=True)
+    batch = collated(rows, evaluation=True)
     assert batch.references == ["A", "B"]
     assert batch.valid.tolist() == [True, False]
     assert batch.labels is not None
     assert batch.labels.tolist() == [[IGNORED_LABEL] * 2, [1, 1]]
-    assert (
-        JointCollator(Words(), features=False)(rows[:1], stack().images(), evaluation=True).labels
-        is None
-    )
+    assert collated(rows[:1], evaluation=True).labels is None
 
 
 def test_features_go_into_features() -> None:

@@ -79,34 +79,22 @@ def test_vision_encoder_is_named_but_not_in_the_total() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"),
+    ("path", "weights", "width", "tables"),
     [
-        ("t5-small", 60_506_624),
-        ("t5-large", 737_668_096),
-        ("t5-3b", 2_851_598_336),
-        ("t5-11b", 11_307_321_344),
+        ("google-t5/t5-small", 60_506_624, 512, 1),
+        ("google-t5/t5-large", 737_668_096, 1024, 1),
+        ("google-t5/t5-3b", 2_851_598_336, 1024, 1),
+        ("google-t5/t5-11b", 11_307_321_344, 1024, 1),
+        # With a head of their own.
+        ("google/flan-t5-small", 76_961_152, 512, 2),
+        ("google/flan-t5-base", 247_577_856, 768, 2),
+        ("google/t5-v1_1-base", 247_577_856, 768, 2),
+        ("google/flan-t5-large", 783_150_080, 1024, 2),
+        ("google/flan-t5-xl", 2_849_757_184, 2048, 2),
+        ("google/flan-t5-xxl", 11_135_332_352, 4096, 2),
     ],
 )
-def test_larger_backbones_from_shipped_sizes(name: str, weights: int) -> None:
-    """Published counts of the text models, with 32,128 rows in their tables."""
-    backbone = T5(path=f"google-t5/{name}")
-    counts = count({"backbone": backbone}, Adapter())
-    width = 512 if name == "t5-small" else 1024
-    assert counts.by_part["backbone"].total == weights + (32_200 - 32_128) * width
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "width"),
-    [
-        ("flan-t5-small", 76_961_152, 512),
-        ("flan-t5-base", 247_577_856, 768),
-        ("t5-v1_1-base", 247_577_856, 768),
-        ("flan-t5-large", 783_150_080, 1024),
-        ("flan-t5-xl", 2_849_757_184, 2048),
-        ("flan-t5-xxl", 11_135_332_352, 4096),
-    ],
-)
-def test_backbones_with_a_head_of_their_own(name: str, weights: int, width: int) -> None:
-    """Published counts of the text models, whose two tables have 32,128 rows."""
-    counts = count({"backbone": T5(path=f"google/{name}")}, Adapter())
-    assert counts.by_part["backbone"].total == weights + 2 * (32_200 - 32_128) * width
+def test_backbones_from_shipped_sizes(path: str, weights: int, width: int, tables: int) -> None:
+    """Published counts of the text models, with 32,128 rows in each table of tokens."""
+    counts = count({"backbone": T5(path=path)}, Adapter())
+    assert counts.by_part["backbone"].total == weights + tables * (32_200 - 32_128) * width

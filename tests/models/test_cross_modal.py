@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    BertConfig,
-    BertModel,
-)
+from transformers import BertConfig, BertModel
 
 from tests.toys.cross_modal import (
     TEXTS,
@@ -27,23 +24,27 @@ from tests.toys.files import read_lines
 from tests.toys.kinds import built
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.resumed_runs import check_resume
-from tests.toys.trained_runs import save_run, trained_run
+from tests.toys.trained_runs import convert, save_run, trained_run
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
-from vlds.convert.command import convert
-from vlds.models import CrossModal, JointSeq2Seq
 from vlds.models.heads import MLPHead
 from vlds.models.kinds.cross_modal_model import CoAttention, CoAttentionConfig, CrossModalModel
 from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import save_module
-from vlds.models.methods import Adapter, LoRA
+from vlds.models.methods import Adapter, LoRA, Method
 from vlds.models.model import Model
-from vlds.models.vision import ConvNet, Timm
+from vlds.models.vision import ClipTokens, ConvNet, Timm
 from vlds.models.vision.base import load_weights
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
 from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
+
+
+@pytest.fixture
+def recipe(world: Path, tmp_path: Path) -> Recipe:
+    return cross_modal_recipe(world, tmp_path / "run")
 
 
 def model_of(recipe: Recipe) -> CrossModalModel:
@@ -53,9 +54,8 @@ def model_of(recipe: Recipe) -> CrossModalModel:
     return model
 
 
-def test_streams_read_text_and_picture_and_no_padding(world: Path, tmp_path: Path) -> None:
-    recipe = cross_modal_recipe(world, tmp_path)
-    model, batch = model_of(recipe), batch_of(cross_modal_recipe(world, tmp_path), TEXTS)
+def test_streams_read_text_and_picture_and_no_padding(recipe: Recipe) -> None:
+    model, batch = model_of(recipe), batch_of(recipe, TEXTS)
     text, pooled = model.fuse(batch)
     for row in range(len(TEXTS)):
         alone, pooled_alone = model.fuse(batch.select(torch.tensor([row])))
@@ -82,7 +82,6 @@ def test_masked_image_tokens_change_nothing() -> None:
 
 
 def num_weights(module: nn.Module) -> int:
-    """All weights of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -97,9 +96,8 @@ def test_counts_of_meter() -> None:
     assert num_weights(classifier) == 7_173_177
 
 
-def test_rates_are_factors_1_5_and_50_at_every_step(world: Path, tmp_path: Path) -> None:
+def test_rates_are_factors_1_5_and_50_at_every_step(recipe: Recipe) -> None:
     """As METER's groups: encoders, streams and heads."""
-    recipe = cross_modal_recipe(world, tmp_path)
     rates = {"connector_learning_rate": 5e-3, "heads_learning_rate": 5e-2}
     optimizer = replace(recipe.optimizer, learning_rate=1e-3, **rates)
     recipe = replace(recipe, optimizer=optimizer)
@@ -120,13 +118,9 @@ def test_rates_are_factors_1_5_and_50_at_every_step(world: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("part", ["backbone", "text", "fusion", "vision"])
-@pytest.mark.parametrize("name", ["adapter", "lora"])
-def test_methods_attach_to_parts(name: str, part: Any, world: Path, tmp_path: Path) -> None:
-    method = Adapter(reduction=4, part=part) if name == "adapter" else LoRA(
-        rank=2, part=part, train_biases=False
-    )  # fmt: skip
-    recipe = replace(cross_modal_recipe(world, tmp_path), methods={"m": method})
-    model = model_of(recipe)
+@pytest.mark.parametrize("method", [Adapter(reduction=4), LoRA(rank=2, train_biases=False)])
+def test_methods_attach_to_parts(method: Method, part: Any, recipe: Recipe) -> None:
+    model = model_of(replace(recipe, methods={"m": replace(method, part=part)}))
     added = [n for n, by in model.trained_by.items() if by == "m"]
     prefixes = {"backbone": "backbone.", "text": "backbone.text.", "fusion": "backbone.fusion."}
     assert added
@@ -138,7 +132,7 @@ def test_methods_attach_to_parts(name: str, part: Any, world: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_is_resumed_and_its_artifact_answers(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -150,17 +144,13 @@ def test_a_run_is_resumed_and_its_artifact_answers(
 
 
 def test_other_kinds_refuse_a_class_token(world: Path, tmp_path: Path) -> None:
-    recipe = cross_modal_recipe(world, tmp_path)
-    assert isinstance(recipe.model, CrossModal)
-    joint = world_recipe(world, tmp_path)
-    assert isinstance(joint.model, JointSeq2Seq)
-    kind = replace(joint.model, vision=recipe.model.vision)
+    joint = with_model(world_recipe(world, tmp_path), vision=cross_modal_kind(world).vision)
     with pytest.raises(ValueError, match=r"vision: ClipTokens gives a class token .*; choose"):
-        built(replace(joint, model=kind))
+        built(joint)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_matching_and_masked_words_beside_questions(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -193,40 +183,34 @@ def test_what_the_model_cannot_say_is_refused_before_the_run(world: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_converted_run_answers_the_same(world: Path, tmp_path: Path) -> None:
+def test_a_converted_run_answers_the_same(recipe: Recipe, world: Path, tmp_path: Path) -> None:
     """Encoders, streams and positions stand in files of their own; a head of masked words has
     none."""
-    recipe = cross_modal_recipe(world, tmp_path / "run")
-    assert isinstance(recipe.model, CrossModal)
-    larger = replace(recipe.model.vision, image_size=24, blocks=2)
-    recipe = replace(recipe, model=replace(recipe.model, vision=larger))
-    run = trained_run(recipe)
-    save_run(run)
+    larger = ClipTokens(config=str(world / "clip.json"), image_size=24, blocks=2)
+    run = trained_run(with_model(recipe, vision=larger))
     out = tmp_path / "out"
-    assert convert(["hf", "--run", str(tmp_path / "run"), "--out", str(out)]) == 0
+    convert("hf", "--run", save_run(run), "--out", out)
     found, expected = load_run(out), run.model.eval()
-    assert isinstance(found.recipe.model, CrossModal)
-    assert found.recipe.model.fusion_weights == str(out / "fusion.safetensors")
-    assert not found.recipe.model.train_fusion
+    kind: Any = found.recipe.model
+    assert kind.fusion_weights == str(out / "fusion.safetensors")
+    assert not kind.train_fusion
     rows = batch_of(recipe, TEXTS, side=24)
     assert torch.allclose(found.model.first_states(rows), expected.first_states(rows), atol=1e-5)
-    words = replace(recipe, model=cross_modal_kind(world, masked_words=True))
+    words = with_model(recipe, masked_words=True)
     with pytest.raises(ValueError, match="masked_words: its head cannot be exported"):
         words.model.export(built(words), tmp_path / "no")
 
 
 @pytest.mark.parametrize("has_pooler", [True, False])
 def test_a_pretrained_text_encoder_may_have_a_pooler(
-    has_pooler: bool, world: Path, tmp_path: Path
+    has_pooler: bool, recipe: Recipe, world: Path, tmp_path: Path
 ) -> None:
     """RoBERTa's checkpoints have none; BERT's are opened without theirs."""
-    recipe = cross_modal_recipe(world, tmp_path)
-    assert isinstance(recipe.model, CrossModal)
     config = BertConfig.from_pretrained(world / "bert.json")
     saved = BertModel(config, add_pooling_layer=has_pooler).eval()
     saved.save_pretrained(tmp_path / "bert")
-    kind = replace(recipe.model, path=str(tmp_path / "bert"), config=None)
-    model = model_of(replace(recipe, model=kind, methods={}))
+    pretrained = with_model(recipe, path=str(tmp_path / "bert"), config=None)
+    model = model_of(replace(pretrained, methods={}))
     rows = batch_of(recipe, TEXTS)
     states = model.backbone.text(rows.input_ids, rows.attention_mask).last_hidden_state
     expected = saved(rows.input_ids, rows.attention_mask).last_hidden_state
@@ -235,10 +219,9 @@ def test_a_pretrained_text_encoder_may_have_a_pooler(
     assert frozen == {f"backbone.text.{name}" for name, _ in model.backbone.text.named_parameters()}
 
 
-def test_two_pictures_are_two_pairs(world: Path, tmp_path: Path) -> None:
+def test_two_pictures_are_two_pairs(recipe: Recipe) -> None:
     """The streams run once for each, with another type; a missing picture is a pair of zeros."""
-    recipe = cross_modal_recipe(world, tmp_path)
-    model = model_of(replace(recipe, model=cross_modal_kind(world, num_images=2)))
+    model = model_of(with_model(recipe, num_images=2))
     assert model.state_width == 4 * 16
     one = batch_of(recipe, TEXTS)
     both = replace(one, image_index=torch.tensor([[0, 1], [1, 1], [2, NO_IMAGE]]))
@@ -263,10 +246,9 @@ def test_saved_streams_may_see_a_second_picture(tmp_path: Path) -> None:
         load_weights(wider, str(tmp_path / "fusion.safetensors"))
 
 
-def test_without_a_class_token_the_mean_stands_for_the_picture(world: Path, tmp_path: Path) -> None:
-    recipe = cross_modal_recipe(world, tmp_path)
+def test_without_a_class_token_the_mean_stands_for_the_picture(recipe: Recipe) -> None:
     cells = ConvNet(image_size=16, grid=2, widths=[4, 8, 8])
-    model = model_of(replace(recipe, model=replace(recipe.model, vision=cells)))
+    model = model_of(with_model(recipe, vision=cells))
     rows = batch_of(recipe, TEXTS)
     images, shown = model.visual_tokens(rows)
     assert images.shape[2] == 4
@@ -278,40 +260,33 @@ def test_without_a_class_token_the_mean_stands_for_the_picture(world: Path, tmp_
 
 
 @pytest.mark.slow
-def test_swin_reads_the_pictures(world: Path, tmp_path: Path) -> None:
+def test_swin_reads_the_pictures(recipe: Recipe) -> None:
     """METER's other image encoder, with timm's random weights: the mean of its cells stands for the
     picture, all of it or methods in its layers train, and a picture is read as a whole."""
-    recipe = cross_modal_recipe(world, tmp_path)
-    swin = Timm(model="swin_tiny_patch4_window7_224", image_size=64)
-    kind = replace(recipe.model, vision=swin)
+    recipe = with_model(recipe, vision=Timm(model="swin_tiny_patch4_window7_224", image_size=64))
     adapter = Adapter(part="vision", reduction=16)
-    model = model_of(replace(recipe, model=kind, methods={"eyes": adapter}))
+    model = model_of(replace(recipe, methods={"eyes": adapter}))
     rows = batch_of(recipe, TEXTS, side=64)
     images, _ = model.visual_tokens(rows)
     assert images.shape == (3, 1, 4, 768)
     model(rows, torch.ones(3)).loss.backward()
     added = [n for n, by in model.trained_by.items() if by == "eyes"]
-    assert len(added) == 12 * 2 * 4, (
-        "adapters behind attention and feed-forward layers of 12 blocks"
-    )
+    assert len(added) == 12 * 2 * 4, "behind attention and feed-forward layers of 12 blocks"
     assert all(model.get_parameter(name).grad is not None for name in added)
-    whole = built(replace(recipe, model=kind))
+    whole = built(recipe)
     assert all(p.requires_grad for p in whole.vision.net.layers.parameters())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
-def test_other_text_encoders(kind: str, world: Path, tmp_path: Path) -> None:
+def test_other_text_encoders(kind: str, recipe: Recipe, world: Path, tmp_path: Path) -> None:
     """Their layers play the roles; their positions begin behind that of padding."""
-    recipe = cross_modal_recipe(world, tmp_path)
     fields = json.loads((world / "bert.json").read_text("utf-8")) | {"model_type": kind}
     (tmp_path / "text.json").write_text(json.dumps(fields), encoding="utf-8")
-    assert isinstance(recipe.model, CrossModal)
-    text = replace(recipe.model, config=str(tmp_path / "text.json"))
+    other = with_model(recipe, config=str(tmp_path / "text.json"))
     lora = {"lora": LoRA(rank=2, part="text", train_biases=False)}
-    model = model_of(replace(recipe, model=text, methods=lora))
+    model = model_of(replace(other, methods=lora))
     assert len([name for name, by in model.trained_by.items() if by == "lora"]) == 2 * 2
-    text.check_length("tasks.vqa", Longest(1, 63, 1))
-    with pytest.raises(
-        ValueError, match=r"tasks\.vqa: its longest row has 64 tokens.* 63 positions"
-    ):
-        text.check_length("tasks.vqa", Longest(1, 64, 1))
+    other.model.check_length("tasks.vqa", Longest(1, 63, 1))
+    message = r"tasks\.vqa: its longest row has 64 tokens.* 63 positions"
+    with pytest.raises(ValueError, match=message):
+        other.model.check_length("tasks.vqa", Longest(1, 64, 1))

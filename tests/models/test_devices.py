@@ -7,8 +7,9 @@ Each wait ends a GPU's queue of work: it idles until Python has sent more.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -34,50 +35,20 @@ from vlds.models.methods import Adapter, APoLLo, Full, LoRA, Method, PrefixTunin
 from vlds.models.model import step_draws
 
 BUDGET = {
-    "T5": 2,
-    "Bart": 2,
-    "llama": 2,
-    "opt": 2,
-    "qwen2_vl": 42,
-    "qwen2_5_vl": 50,
-    "qwen3_vl": 51,
-    "florence2": 4,
-    "paligemma": 1,
-    "llava": 3,
-    "smolvlm": 7,
-    "idefics3": 7,
-    "llava_onevision": 19,
-    "gemma3": 1,
-    "internvl": 3,
-    "qwen3_5": 47,
-    "qwen3_vl_moe": 51,
-    "glm4v": 42,
-    "glm4v_moe": 42,
-    "glm46v": 42,
-    "lfm2_vl": 11,
-    "llava_next": 13,
-    "vipllava": 3,
-    "mistral3": 19,
-    "aya_vision": 3,
-    "cohere2_vision": 3,
-    "idefics2": 8,
-    "got_ocr2": 7,
-    "blip-2": 3,
-    "perception_lm": 3,
-    "ovis2": 24,
-    "paddleocr_vl": 59,
-    "video_llama_3": 44,
-    "lighton_ocr": 21,
-    "deepseek_vl": 3,
-    "gemma4": 6,
-    "CrossModal": 1,
-    "JointEncoder": 1,
-    "DualEncoder": 0,
-}
+    "T5": 2, "Bart": 2, "llama": 2, "opt": 2, "qwen2_vl": 42, "qwen2_5_vl": 50, "qwen3_vl": 51,
+    "florence2": 4, "paligemma": 1, "llava": 3, "smolvlm": 7, "idefics3": 7, "llava_onevision": 19,
+    "gemma3": 1, "internvl": 3, "qwen3_5": 47, "qwen3_vl_moe": 51, "glm4v": 42, "glm4v_moe": 42,
+    "glm46v": 42, "lfm2_vl": 11, "llava_next": 13, "vipllava": 3, "mistral3": 19, "aya_vision": 3,
+    "cohere2_vision": 3, "idefics2": 8, "got_ocr2": 7, "blip-2": 3, "perception_lm": 3,
+    "ovis2": 24, "paddleocr_vl": 59, "video_llama_3": 44, "lighton_ocr": 21, "deepseek_vl": 3,
+    "gemma4": 6, "CrossModal": 1, "JointEncoder": 1, "DualEncoder": 0,
+}  # fmt: skip
 """Waits of a micro-batch's forward and backward pass, all of them in Hugging Face's code: does the
 mask hide anything, how large is each picture. Ours has none."""
 IS_COUNTED = Version(transformers.__version__) >= Version("5.24")
 """False for versions of Hugging Face's code that wait more often."""
+
+MakesCase = Callable[..., DeviceCase]
 
 
 @dataclass(frozen=True)
@@ -126,10 +97,8 @@ def compare(case: DeviceCase) -> Compared:
                 different.append(name)
         for decoding in decodings:
             asked = questions or batch
-            of_cpu, of_device = (
-                here.answer(asked, decoding),
-                there.answer(asked.to(device), decoding),
-            )
+            of_cpu = here.answer(asked, decoding)
+            of_device = there.answer(asked.to(device), decoding)
             if [answer.text for answer in of_cpu] != [answer.text for answer in of_device]:
                 different.append(f"answers by {decoding}")
         running.waits.clear()
@@ -144,27 +113,9 @@ def compare(case: DeviceCase) -> Compared:
     )
 
 
-# Each of these runs in the process that knows the device; arguments are names, which pickle.
-
-
-def compare_joint(family: str, case: str) -> Compared:
-    return compare(joint_case(family, case))
-
-
-def compare_wide(model_type: str, method: Method) -> Compared:
-    return compare(wide_case(model_type, method))
-
-
-def compare_packed(model_type: str, method: Method) -> Compared:
-    return compare(packed_case(model_type, method))
-
-
-def compare_encoder(kind: str) -> Compared:
-    return compare(encoder_case(kind))
-
-
-def compare_dual(method: Method) -> Compared:
-    return compare(dual_case(method))
+def compare_case(make: MakesCase, *arguments: Any) -> Compared:
+    """Runs in the process that knows the device; functions and arguments pickle."""
+    return compare(make(*arguments))
 
 
 def plant(name: str) -> list[str]:
@@ -188,8 +139,9 @@ def pool() -> Iterator[RankPool]:
     pool.close()
 
 
-def faults(found: Compared, budget: int) -> list[str]:
+def faults(pool: RankPool, budget: int, make: MakesCase, *arguments: Any) -> list[str]:
     """What differs from the CPU, our waits, and those of libraries if they are more than known."""
+    (found,) = pool.run(compare_case, make, *arguments)
     more = found.theirs if len(found.theirs) > budget and IS_COUNTED else []
     return [*found.differences, *found.ours, *more]
 
@@ -214,15 +166,14 @@ def test_a_planted_line_is_named(name: str, said: str, pool: RankPool) -> None:
 def test_methods(name: str, family: type[Backbone], pool: RankPool) -> None:
     # LST's ladder runs beside the backbone.
     num_models = 2 if name.startswith("LST") else 1
-    (found,) = pool.run(compare_joint, family.__name__, name)
-    assert faults(found, num_models * BUDGET[family.__name__]) == []
+    budget = num_models * BUDGET[family.__name__]
+    assert faults(pool, budget, joint_case, family.__name__, name) == []
 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", [*CAUSAL, *PARAMETERS])
 def test_language_models(model_type: str, pool: RankPool) -> None:
-    (found,) = pool.run(compare_wide, model_type, LoRA(rank=2))
-    assert faults(found, BUDGET[model_type]) == []
+    assert faults(pool, BUDGET[model_type], wide_case, model_type, LoRA(rank=2)) == []
 
 
 @pytest.mark.sampled(2)
@@ -231,25 +182,21 @@ def test_language_models(model_type: str, pool: RankPool) -> None:
     "method", [Adapter(reduction=4, sharing="multiple"), PrefixTuning(length=2, hidden_dim=8)]
 )
 def test_methods_of_language_models(model_type: str, method: Method, pool: RankPool) -> None:
-    (found,) = pool.run(compare_wide, model_type, method)
-    assert faults(found, BUDGET[model_type]) == []
+    assert faults(pool, BUDGET[model_type], wide_case, model_type, method) == []
 
 
 @pytest.mark.parametrize("model_type", ["llava", pytest.param("smolvlm", marks=pytest.mark.slow)])
 def test_rows_beside_each_other(model_type: str, pool: RankPool) -> None:
-    (found,) = pool.run(compare_packed, model_type, LoRA(rank=2))
-    assert faults(found, BUDGET[model_type]) == []
+    assert faults(pool, BUDGET[model_type], packed_case, model_type, LoRA(rank=2)) == []
 
 
 @pytest.mark.parametrize("kind", ["CrossModal", "JointEncoder"])
 def test_encoders(kind: str, pool: RankPool) -> None:
-    (found,) = pool.run(compare_encoder, kind)
-    assert faults(found, BUDGET[kind]) == []
+    assert faults(pool, BUDGET[kind], encoder_case, kind) == []
 
 
 @pytest.mark.parametrize(
     "method", [Full(), LoRA(rank=2), APoLLo(depth=1, heads=4), SimNL(), TipAdapter()]
 )
 def test_dual_encoders(method: Method, pool: RankPool) -> None:
-    (found,) = pool.run(compare_dual, method)
-    assert faults(found, BUDGET["DualEncoder"]) == []
+    assert faults(pool, BUDGET["DualEncoder"], dual_case, method) == []

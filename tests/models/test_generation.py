@@ -67,35 +67,22 @@ def test_the_made_up_language_tells_the_rules_apart() -> None:
         assert search_all(CHOICES[first]) != search_all(CHOICES[second])
 
 
-@pytest.mark.parametrize("num_beams", [2, 4])
-def test_beam_search_with_a_cache(model: JointModel, num_beams: int) -> None:
+@pytest.mark.parametrize("num_beams", [1, 2, 4])
+def test_searches_with_a_cache(model: JointModel, num_beams: int) -> None:
+    """A greedy answer is that of a single beam, which is not forced to end."""
     decoding = Decoding(num_beams=num_beams, max_new_tokens=7)
     examples = batch()
     found = model.generate(examples, decoding)[0]
     config = model.backbone.config
     start, end = config.decoder_start_token_id, config.eos_token_id
+    forces_end = num_beams > 1 and model.family.beam_forces_eos
     with torch.no_grad():
         states, mask = model.encode(examples)
         model.context.routing.set(torch.zeros(1, dtype=torch.long))
         for number, answer in enumerate(found):
             rows = states[number : number + 1], mask[number : number + 1]
             scores = partial(log_probs, model, rows)
-            assert answer == beam_search(scores, start, end, decoding, model.family.beam_forces_eos)
-
-
-def test_greedy(model: JointModel) -> None:
-    examples = batch()
-    found = model.generate(examples, Decoding(max_new_tokens=6))[0]
-    end = model.backbone.config.eos_token_id
-    with torch.no_grad():
-        states, mask = model.encode(examples)
-        for number, answer in enumerate(found):
-            rows = states[number : number + 1], mask[number : number + 1]
-            ids = [model.backbone.config.decoder_start_token_id]
-            while len(ids) <= 6 and (len(ids) == 1 or ids[-1] != end):
-                scores = log_probs(model, rows, ids)
-                ids.append(scores.index(max(scores)))
-            assert answer == [token for token in ids[1:] if token != end]
+            assert answer == beam_search(scores, start, end, decoding, forces_end)
 
 
 def test_confidence_among_choices(model: JointModel) -> None:

@@ -16,7 +16,7 @@ from vlds.models.methods import LoRA
 from vlds.models.methods.context import Predicted
 from vlds.models.model import Model
 from vlds.models.task_heads import TaskHeads
-from vlds.schema import IGNORED_LABEL, Decoding
+from vlds.schema import IGNORED_LABEL, Decoding, Row
 from vlds.tasks.class_output import ClassOutput
 
 WORDS = tuple(f"word {number}" for number in range(5))
@@ -37,6 +37,14 @@ def with_word_head(model: Model) -> Model:
     return model.eval()
 
 
+def with_classes(row: Row, scores: dict[int, float]) -> Row:
+    """A row of the first task has scores of classes in place of its text; others are as they
+    are."""
+    if row.task_index:
+        return row
+    return row._replace(example=replace(row.example, target="", class_scores=scores))
+
+
 def first_rows(predicted: Predicted) -> Tensor:
     """(b, w) logits of the first label of each example."""
     numbers = torch.full(predicted.labels.shape, -1)
@@ -50,12 +58,6 @@ def test_a_head_reads_what_predicts_the_first_token(model_type: str) -> None:
     source = wide(model_type)
     model = with_word_head(source.build({"lora": LoRA(rank=2)}, outputs=OUTPUTS))
     texts = source.rows()
-    classes = [
-        row
-        if row.task_index
-        else row._replace(example=replace(row.example, target="", class_scores={2: 1.0}))
-        for row in texts
-    ]
     heads, model.heads = model.heads, TaskHeads()
     as_text = model.predicted(source.batch(texts))
     caption = nll_of(as_text)[1].sum()
@@ -67,7 +69,7 @@ def test_a_head_reads_what_predicts_the_first_token(model_type: str) -> None:
         rows, columns = (numbers[kept] for numbers in as_text.places)
         as_text = Predicted(as_text.logits[kept], hidden, (rows, columns))
     model.heads = heads
-    batch = source.batch(classes)
+    batch = source.batch([with_classes(row, {2: 1.0}) for row in texts])
     predicted = model.predicted(batch)
     (found,) = predicted.classes
     assert found.rows.tolist() == [0, 2]
@@ -98,12 +100,7 @@ def test_an_answer_is_the_word_that_would_be_chosen(model_type: str) -> None:
 def test_a_cut_changes_nothing(model_type: str) -> None:
     source = wide(model_type)
     model = with_word_head(source.build(outputs=OUTPUTS))
-    rows = [
-        row
-        if row.task_index
-        else row._replace(example=replace(row.example, target="", class_scores={n: 0.5, 4: 0.2}))
-        for n, row in enumerate(source.rows())
-    ]
+    rows = [with_classes(row, {n: 0.5, 4: 0.2}) for n, row in enumerate(source.rows())]
     batch, scale = source.batch(rows), torch.linspace(0.5, 1, 3)
     whole = model(batch, scale)
     for cut in ([[1], [2, 0]], [[0], [1], [2]]):
@@ -116,8 +113,7 @@ def test_a_training_step_reaches_heads_without_pictures_too() -> None:
     source = wide("qwen2_5_vl")
     model = source.build(outputs=OUTPUTS).train()
     (row,) = [row for row in source.rows() if len(row.images) == 0]
-    example = replace(row.example, target="", class_scores={1: 1.0})
-    output = model(source.batch([row._replace(example=example)]), torch.ones(1))
+    output = model(source.batch([with_classes(row, {1: 1.0})]), torch.ones(1))
     output.loss.backward()
     assert output.token_nll_sum.shape == (1,)
     assert model.heads["vqa"].weight.grad.any()  # type: ignore[union-attr]

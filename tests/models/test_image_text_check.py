@@ -50,10 +50,7 @@ def test_a_tokenizer_with_more_tokens_than_rows() -> None:
     model = tiny("llava")
     processor = copy.deepcopy(model.processor)
     processor.tokenizer.add_tokens(["<more>"])
-    with pytest.raises(
-        ValueError,
-        match=r"^model\.path: its tokenizer has ids up to 324, .* 324 ",
-    ):
+    with pytest.raises(ValueError, match=r"^model\.path: its tokenizer has ids up to 324, .* 324 "):
         Tiny("llava", model.kind, processor).build()
 
 
@@ -77,8 +74,8 @@ def test_inputs_for_each_token_are_refused() -> None:
 
 
 def test_an_untested_type_that_fits_is_taken() -> None:
-    collator, model = tiny("qwen2_vl").collator, tiny("qwen2_vl")
-    check_inputs(replace(collator, model_type="new"), model.kind.read_config(), "m", "p")
+    model = tiny("qwen2_vl")
+    check_inputs(replace(model.collator, model_type="new"), model.kind.read_config(), "m", "p")
 
 
 def test_a_processor_that_cannot_read_a_picture() -> None:
@@ -88,18 +85,24 @@ def test_a_processor_that_cannot_read_a_picture() -> None:
         check_inputs(collator, config, "m", "p")
 
 
-@pytest.mark.parametrize("value", [0, -14, "14", 10**9, 1.5])
-@pytest.mark.parametrize(
-    ("model_type", "name"), [("llava", "patch_size"), ("paligemma", "image_seq_length")]
-)
-def test_sizes_of_a_processor(model_type: str, name: str, value: object) -> None:
+def check_changed(model_type: str, owner: str, **fields: object) -> None:
+    """Check a type's processor with other fields of itself, or of a part of it."""
     source = tiny(model_type)
     processor = copy.deepcopy(source.processor)
-    owner = processor if name == "patch_size" else processor.image_processor
-    setattr(owner, name, value)
+    for name, value in fields.items():
+        setattr(getattr(processor, owner) if owner else processor, name, value)
     collator = replace(source.collator, processor=processor)
+    check_inputs(collator, source.kind.read_config(), "m", "p")
+
+
+@pytest.mark.parametrize("value", [0, -14, "14", 10**9, 1.5])
+@pytest.mark.parametrize(
+    ("model_type", "owner", "name"),
+    [("llava", "", "patch_size"), ("paligemma", "image_processor", "image_seq_length")],
+)
+def test_sizes_of_a_processor(model_type: str, owner: str, name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"^p: \w+'s {name} is .*, a whole number from 1 to"):
-        check_inputs(collator, source.kind.read_config(), "m", "p")
+        check_changed(model_type, owner, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -113,22 +116,13 @@ def test_a_processor_cannot_take_time_or_memory(
     model_type: str, owner: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_text, "TRY_SECONDS", 2)
-    source = tiny(model_type)
-    processor = copy.deepcopy(source.processor)
-    for name, value in change.items():
-        setattr(getattr(processor, owner) if owner else processor, name, value)
-    collator = replace(source.collator, processor=processor)
     with pytest.raises(ValueError, match=r"^p: \w+ cannot read a small picture .*; name the proc"):
-        check_inputs(collator, source.kind.read_config(), "m", "p")
+        check_changed(model_type, owner, **change)
 
 
 def test_a_mean_that_is_no_number() -> None:
-    source = tiny("llava")
-    processor = copy.deepcopy(source.processor)
-    processor.image_processor.image_mean = [0.5, torch.nan, 0.5]
-    collator = replace(source.collator, processor=processor)
     with pytest.raises(ValueError, match=r"^p: .* NaN or infinite .* \('pixel_values'\); correct"):
-        check_inputs(collator, source.kind.read_config(), "m", "p")
+        check_changed("llava", "image_processor", image_mean=[0.5, torch.nan, 0.5])
 
 
 def test_types_that_take_one_picture() -> None:
@@ -154,10 +148,10 @@ def test_pictures_of_another_size_than_the_model_reads() -> None:
     processor = copy.deepcopy(source.processor)
     processor.image_processor.crop_size = {"height": 42, "width": 42}
     processor.image_processor.size = {"shortest_edge": 42}
-    with pytest.raises(
-        ValueError, match=r"^p: the model cannot read two small pictures as Llava.*42"
-    ):
-        check_reads(replace(source.collator, processor=processor), "p", model.evaluating)
+    other = replace(source.collator, processor=processor)
+    message = r"^p: the model cannot read two small pictures as Llava.*42"
+    with pytest.raises(ValueError, match=message):
+        check_reads(other, "p", model.evaluating)
 
 
 @pytest.mark.parametrize(("model_type", "said"), [("qwen2_5_vl", 1), ("florence2", 0)])

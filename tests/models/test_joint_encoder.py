@@ -19,12 +19,11 @@ from tests.toys.method_cases import ALL_CASES
 from tests.toys.models import shake
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.resumed_runs import check_resume, losses
-from tests.toys.trained_runs import save_run, trained_run
+from tests.toys.trained_runs import convert, save_run, trained_run
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
-from vlds.convert.command import convert
-from vlds.models import JointEncoder
 from vlds.models.build import ModelSetup, describe
 from vlds.models.heads import MLPHead
 from vlds.models.kinds.joint_encoder import JointEncoderModel
@@ -37,6 +36,11 @@ from vlds.schema import NO_IMAGE
 from vlds.tasks.class_output import ClassOutput
 
 
+@pytest.fixture
+def recipe(world: Path, tmp_path: Path) -> Recipe:
+    return joint_encoder_recipe(world, tmp_path / "run")
+
+
 def model_of(recipe: Recipe) -> JointEncoderModel:
     """The recipe's model, without dropout."""
     model: Model = built(recipe).eval()
@@ -45,8 +49,7 @@ def model_of(recipe: Recipe) -> JointEncoderModel:
 
 
 @torch.no_grad()
-def test_the_first_token_reads_text_and_picture_and_no_padding(world: Path, tmp_path: Path) -> None:
-    recipe = joint_encoder_recipe(world, tmp_path)
+def test_the_first_token_reads_text_and_picture_and_no_padding(recipe: Recipe) -> None:
     model, batch = model_of(recipe), batch_of(recipe, TEXTS)
     for parameter in model.parameters():
         parameter *= 10 if parameter.dim() > 1 else 1  # so that attention tells tokens apart
@@ -61,15 +64,13 @@ def test_the_first_token_reads_text_and_picture_and_no_padding(world: Path, tmp_
 
 
 @torch.no_grad()
-def test_without_a_picture_it_is_hugging_faces_bert(world: Path, tmp_path: Path) -> None:
+def test_without_a_picture_it_is_hugging_faces_bert(recipe: Recipe, tmp_path: Path) -> None:
     """What is read of pretrained weights, pooler included; heads read before the pooler's tanh."""
-    recipe = joint_encoder_recipe(world, tmp_path)
     write_configs(tmp_path)
     saved = BertModel(BertConfig.from_pretrained(tmp_path / "bert.json")).eval()
     saved.save_pretrained(tmp_path / "bert")
-    assert isinstance(recipe.model, JointEncoder)
-    kind = replace(recipe.model, path=str(tmp_path / "bert"), config=None, train_norms=False)
-    model = model_of(replace(recipe, model=kind, methods={}))
+    bert = {"path": str(tmp_path / "bert"), "config": None, "train_norms": False}
+    model = model_of(replace(with_model(recipe, **bert), methods={}))
     batch = batch_of(recipe, TEXTS)
     blind = replace(batch, image_index=torch.full_like(batch.image_index, NO_IMAGE))
     expected = saved(batch.input_ids, attention_mask=batch.attention_mask).pooler_output
@@ -91,12 +92,10 @@ def test_counts_of_clip_vil(
     assert list(recipe.tasks) == [task]
     assert (recipe.data.global_batch_size, recipe.optimizer.learning_rate) == (batch, rate)
     BertConfig().save_pretrained(tmp_path)
-    config = str(tmp_path / "config.json")
-    assert isinstance(recipe.model, JointEncoder)
-    kind = replace(recipe.model, path=None, config=config)
+    recipe = with_model(recipe, path=None, config=str(tmp_path / "config.json"))
     head = MLPHead(classes=tuple(f"answer {number}" for number in range(classes)))
     outputs = {task: ClassOutput(head, recipe.tasks[task].class_loss or "cross_entropy")}
-    setup = ModelSetup(kind=kind, methods=recipe.methods, outputs=outputs)
+    setup = ModelSetup(kind=recipe.model, methods=recipe.methods, outputs=outputs)
     counts = describe(setup, list(recipe.tasks)).by_part
     trainable = {part: count.trainable for part, count in counts.items()}
     last = 1536 * classes + classes
@@ -162,7 +161,7 @@ def test_methods_train_or_are_refused(name: str, world: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_is_resumed_and_its_artifact_answers(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -191,9 +190,8 @@ def test_one_rank_computes_what_two_do(
         assert torch.allclose(other, found[0], rtol=1e-4)
 
 
-def test_layers_computed_again_have_the_same_gradients(world: Path, tmp_path: Path) -> None:
+def test_layers_computed_again_have_the_same_gradients(recipe: Recipe) -> None:
     """With dropout, whose draws are those of the first time."""
-    recipe = joint_encoder_recipe(world, tmp_path)
     found = []
     for again in (False, True):
         training = replace(recipe.training, activation_checkpointing=again)
@@ -206,39 +204,30 @@ def test_layers_computed_again_have_the_same_gradients(world: Path, tmp_path: Pa
         assert torch.allclose(gradient, found[1][name], atol=1e-6), name
 
 
-def test_lora_is_folded_into_the_encoder(world: Path, tmp_path: Path) -> None:
-    recipe = joint_encoder_recipe(world, tmp_path / "run")
-    lora = {"lora": LoRA(rank=2, roles=["attn_q", "attn_v"], train_biases=False)}
-    run = trained_run(replace(recipe, methods=lora))
-    save_run(run)
-    out = tmp_path / "out"
-    assert convert(["merge", "--run", str(tmp_path / "run"), "--out", str(out)]) == 0
-    merged, rows = load_run(out), batch_of(recipe, TEXTS)
-    assert not merged.recipe.methods
-    assert torch.allclose(
-        merged.model.eval().first_states(rows), run.model.eval().first_states(rows), atol=1e-5
-    )
-
-
-def test_a_converted_run_answers_the_same(world: Path, tmp_path: Path) -> None:
-    recipe = joint_encoder_recipe(world, tmp_path / "run")
+@pytest.mark.parametrize("layout", ["merge", "hf"])
+def test_a_converted_run_answers_the_same(layout: str, recipe: Recipe, tmp_path: Path) -> None:
+    """LoRA is folded into the encoder; what has trained otherwise is saved with it."""
+    if layout == "merge":
+        lora = LoRA(rank=2, roles=["attn_q", "attn_v"], train_biases=False)
+        recipe = replace(recipe, methods={"lora": lora})
     run = trained_run(recipe)
-    save_run(run)
     out = tmp_path / "out"
-    assert convert(["hf", "--run", str(tmp_path / "run"), "--out", str(out)]) == 0
-    found, expected = load_run(out), run.model.eval()
-    assert isinstance(found.recipe.model, JointEncoder)
-    assert found.recipe.model.visual_weights == str(out / "visual_embedding.safetensors")
-    rows = batch_of(recipe, TEXTS)
-    assert torch.allclose(found.model.first_states(rows), expected.first_states(rows), atol=1e-5)
+    convert(layout, "--run", save_run(run), "--out", out)
+    found, expected, rows = load_run(out), run.model.eval(), batch_of(recipe, TEXTS)
+    states = found.model.eval().first_states(rows)
+    assert torch.allclose(states, expected.first_states(rows), atol=1e-5)
+    if layout == "merge":
+        assert not found.recipe.methods
+        return
+    kind: Any = found.recipe.model
+    assert kind.visual_weights == str(out / "visual_embedding.safetensors")
     assert "AutoModel.from_pretrained" in (out / "README.md").read_text("utf-8")
     assert isinstance(AutoModel.from_pretrained(out), BertModel)
 
 
 def test_the_plan_rehearses_a_step(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = joint_encoder_recipe(world, tmp_path)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     words = ["plan", "--config", str(tmp_path / "recipe.yaml"), "--ranks", "1", "2", "--json"]
     assert run_command(words) == 0
@@ -250,8 +239,9 @@ def test_the_plan_rehearses_a_step(
         assert held["step"] > 0
 
 
-def test_what_the_model_cannot_do_is_refused_before_the_run(world: Path, tmp_path: Path) -> None:
-    recipe = joint_encoder_recipe(world, tmp_path / "run")
+def test_what_the_model_cannot_do_is_refused_before_the_run(
+    recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
     words = pretraining_recipe(world, tmp_path / "run").tasks["words"]
     worded = replace(recipe, tasks={**recipe.tasks, "words": words})
     headless = replace(recipe, tasks={"vqa": replace(recipe.tasks["vqa"], head=None)})
@@ -260,8 +250,8 @@ def test_what_the_model_cannot_do_is_refused_before_the_run(world: Path, tmp_pat
         (headless, "tasks.vqa.head: missing, and JointEncoder writes no text; name a head"),
     ):
         assert re.search(complaint, check_complaint(wrong))
-    kind = replace(joint_encoder_kind(world), vision=ClipTokens(config=str(world / "clip.json")))
+    clip = str(world / "clip.json")
     with pytest.raises(ValueError, match=r"ClipTokens gives a class token .* choose ClipVision"):
-        built(replace(recipe, model=kind))
-    cells = replace(kind, vision=ClipVision(config=str(world / "clip.json")))
-    assert model_of(replace(recipe, model=cells)).visual_embedding.num_tokens == 4
+        built(with_model(recipe, vision=ClipTokens(config=clip)))
+    cells = with_model(recipe, vision=ClipVision(config=clip))
+    assert model_of(cells).visual_embedding.num_tokens == 4

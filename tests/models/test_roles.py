@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from vlds.models.methods.host import find_modules
 from vlds.models.roles import find_roles, unclaimed
-from vlds.schema import TargetModules
+from vlds.schema import Role, TargetModules
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 30, "num_attention_heads": 2}
 DEEP = {**SIZES, "num_hidden_layers": 2, "num_key_value_heads": 1, "pad_token_id": 0}
@@ -41,7 +43,6 @@ NORMS = {"llama": 5, "qwen2": 5, "phi3": 5, "opt": 5, "gemma3_text": 13, "starco
 
 
 def shapes(kind: str, fields: dict[str, Any]) -> nn.Module:
-    """A model without weights."""
     with torch.device("meta"):
         model: nn.Module = AutoModel.from_config(AutoConfig.for_model(kind, **fields))
     return model
@@ -88,7 +89,6 @@ def test_a_class_tells_attention_where_names_do_not() -> None:
 
 
 def layer(**children: nn.Module) -> nn.Module:
-    """A module with these children."""
     module = nn.Module()
     for name, child in children.items():
         module.add_module(name, child)
@@ -118,11 +118,8 @@ def test_wrapped_layers_have_the_roles_of_what_is_around_them() -> None:
     assert unclaimed(module) == ["layers.*.linear"]
 
 
-def test_what_the_rule_cannot_name() -> None:
-    assert unclaimed(made_up()) == ["blocks.*.mixer.attn.kv_down"]
-
-
 def test_a_pattern_catches_nothing_of_another_role() -> None:
+    assert unclaimed(made_up()) == ["blocks.*.mixer.attn.kv_down"]
     table = find_roles(made_up())
     assert table.paths["attn_out"] == ("blocks.0.mixer.attn.out_proj",)
     assert table.paths["attn_q"] == ("blocks.*.mixer.attn.q_proj",)
@@ -130,20 +127,25 @@ def test_a_pattern_catches_nothing_of_another_role() -> None:
     assert table.paths["norm"] == ("final",)
 
 
-def test_a_missing_role_is_an_error_that_names_the_layers_without_one() -> None:
-    module = made_up()
-    with pytest.raises(ValueError, match=r"'attn_v'.*no role of blocks\.\*\.mixer\.attn\.kv_down"):
-        find_modules(module, find_roles(module), "attn_v")
+EXPERTS = {**DEEP, "head_dim": 8, "num_experts": 2, "moe_intermediate_size": 8}
 
 
-def test_experts_in_one_tensor_are_no_layers() -> None:
-    fields = {**DEEP, "head_dim": 8, "num_experts": 2, "moe_intermediate_size": 8}
-    module = shapes("qwen3_moe", fields)
-    with pytest.raises(ValueError, match=r"'ffn_out'.*its roles: attn_k.*experts in one tensor"):
-        find_modules(module, find_roles(module), "ffn_out")
-
-
-def test_a_fused_projection_says_what_to_choose() -> None:
-    module = shapes("phi3", DEEP)
-    with pytest.raises(ValueError, match=r"'attn_q'.*choose attn_qkv"):
-        find_modules(module, find_roles(module), "attn_q")
+@pytest.mark.parametrize(
+    ("make", "role", "message"),
+    [
+        (made_up, "attn_v", r"'attn_v'.*no role of blocks\.\*\.mixer\.attn\.kv_down"),
+        (
+            partial(shapes, "qwen3_moe", EXPERTS),
+            "ffn_out",
+            r"'ffn_out'.*its roles: attn_k.*experts in one tensor",
+        ),
+        (partial(shapes, "phi3", DEEP), "attn_q", r"'attn_q'.*choose attn_qkv"),
+    ],
+    ids=["layers without a role", "experts in one tensor", "fused"],
+)
+def test_an_error_says_why_a_role_is_missing(
+    make: Callable[[], nn.Module], role: Role, message: str
+) -> None:
+    module = make()
+    with pytest.raises(ValueError, match=message):
+        find_modules(module, find_roles(module), role)

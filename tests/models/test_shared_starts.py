@@ -16,7 +16,7 @@ from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.models.generation import positions
 from vlds.models.generation.positions import can_share_starts, share_starts
 from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
-from vlds.models.kinds.causal import CausalModel
+from vlds.models.kinds.causal import Causal, CausalModel
 from vlds.models.methods import (
     Adapter,
     HyperPELT,
@@ -30,12 +30,8 @@ from vlds.schema import Decoding, Example, Row
 from vlds.training.optimizer import similar_rows
 
 QUESTIONS = [
-    "what colour is it?",
-    "what colour is it now?",
-    "it",
-    "is it dark",
-    "what colour is it?",
-]
+    "what colour is it?", "what colour is it now?", "it", "is it dark", "what colour is it?",
+]  # fmt: skip
 SHARING = ("llama", "qwen2", "phi3")
 
 
@@ -188,16 +184,15 @@ def test_answers_are_those_of_each_row(
 
 
 def test_few_words_in_common_are_not_worth_a_pass(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Causal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`generate` computes the last tokens once more: two questions have 5 tokens in common."""
-    chosen = kind_in(saved / "llama")
-    model = build(chosen).eval()
-    examples = batch(chosen, questions()[:2], evaluation=True)
+    model = build(llama).eval()
+    examples = batch(llama, questions()[:2], evaluation=True)
     for each, is_worth_it in ((1.0, True), (0.1, False)):
         monkeypatch.setattr(positions, "cost", lambda tokens, _, each=each: each * tokens)
         assert bool(model.starts(examples, model.visual_tokens(examples))) is is_worth_it
-    apart = batch(chosen, rows(), evaluation=True)
+    apart = batch(llama, rows(), evaluation=True)
     assert model.starts(apart, model.visual_tokens(apart)) == {}, "no two about the same pictures"
 
 
@@ -208,11 +203,10 @@ def test_other_positions_and_attention_keep_a_row_each(kind: str, saved: Path) -
 
 
 @pytest.mark.usefixtures("narrow_model_shares")
-def test_fewer_tokens_are_computed(saved: Path) -> None:
+def test_fewer_tokens_are_computed(llama: Causal) -> None:
     """A start is computed once: the picture's 4 tokens, and the template's."""
-    chosen = kind_in(saved / "llama")
-    model = build(chosen).eval()
-    examples = batch(chosen, questions())
+    model = build(llama).eval()
+    examples = batch(llama, questions())
     computed = []
     model.backbone.model.layers[0].register_forward_pre_hook(
         lambda _, inputs: computed.append(inputs[0].shape[:2])
@@ -239,20 +233,11 @@ def test_a_start_ends_before_the_answers() -> None:
     assert seen[5].tolist() == [True, True, False, False, False, True, False]
 
 
-def test_unlike_rows_stay_as_they_are() -> None:
-    tokens = torch.arange(8).view(2, 4)
-    lengths, picked = torch.tensor([4, 4]), torch.tensor([[0, 0, 1, 0]] * 2).bool()
-    assert (
-        share_starts(tokens, lengths, picked, torch.zeros(2), torch.arange(2)[:, None], 64) is None
-    )
-
-
-def test_parts_leave_questions_about_a_picture_together(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
+def test_parts_leave_questions_about_a_picture_together(llama: Causal) -> None:
     shown = [*questions(), *questions(0, range(1, 2))[:3], *questions(1)[:4]]
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1)).tolist()
-    examples = batch(chosen, [shown[row] for row in order])
-    parts = similar_rows(build(chosen).sizes(examples), 3)
+    examples = batch(llama, [shown[row] for row in order])
+    parts = similar_rows(build(llama).sizes(examples), 3)
     whole = {tuple(range(5)), tuple(range(5, 8)), tuple(range(8, 12))}
     assert {tuple(sorted(order[row] for row in part.tolist())) for part in parts} == whole
 

@@ -35,38 +35,29 @@ def test_pooling_7_to_6_is_a_window_of_2() -> None:
         pool(features[:, :48], 6)
 
 
-def test_formula(table: nn.Embedding) -> None:
-    module = bridge()
+@pytest.mark.parametrize("norm", ["parts", "sum"])
+def test_formula(norm: str, table: nn.Embedding) -> None:
+    """sum: the layout of VL-BART's pre-training (`individual_vis_layer_norm False`)."""
+    module = bridge(norm=norm)
+    norms = ["sum_norm"] if norm == "sum" else ["feature_norm", "box_norm"]
+    names = [name for name in module.state_dict() if "norm" in name]
+    assert names == [f"{name}.{tensor}" for name in norms for tensor in ("weight", "bias")]
+    with torch.no_grad():
+        for name in norms:
+            module.get_submodule(name).weight.uniform_()  # type: ignore[operator, union-attr]
     features, boxes = torch.randn(2, 9, DIM), torch.rand(2, 9, 4)
-    index = torch.tensor([[1, 0]])
-    tokens, mask = module(features, boxes, index, table)
+    tokens, mask = module(features, boxes, torch.tensor([[1, 0]]), table)
     assert tokens.shape == (1, 18, WIDTH)
     assert mask.all()
     x1, x2, y1, y2 = boxes[0, 4]
     place = torch.stack([x1, x2, y1, y2, (x2 - x1) * (y2 - y1)])
-    expected = (
-        module.feature_norm(module.feature_projection(features[0, 4]))
-        + module.box_norm(module.box_projection(place))
-        + module.image_order.weight[1]
-        + table.weight[30 - 1 - 4]
-    )
+    seen, placed = module.feature_projection(features[0, 4]), module.box_projection(place)
+    expected = module.image_order.weight[1] + table.weight[30 - 1 - 4]
+    if norm == "sum":
+        expected = module.sum_norm(seen + placed + expected)
+    else:
+        expected = module.feature_norm(seen) + module.box_norm(placed) + expected
     assert torch.allclose(tokens[0, 9 + 4], expected, atol=1e-6)
-
-
-def test_one_norm_over_the_sum(table: nn.Embedding) -> None:
-    """The layout of VL-BART's pre-training (`individual_vis_layer_norm False`)."""
-    module = bridge(norm="sum")
-    names = [name for name in module.state_dict() if "norm" in name]
-    assert names == ["sum_norm.weight", "sum_norm.bias"]
-    with torch.no_grad():
-        module.sum_norm.weight.uniform_()
-    features, boxes = torch.randn(1, 9, DIM), torch.rand(1, 9, 4)
-    tokens, _ = module(features, boxes, torch.tensor([[0]]), table)
-    x1, x2, y1, y2 = boxes[0, 4]
-    place = torch.stack([x1, x2, y1, y2, (x2 - x1) * (y2 - y1)])
-    parts = module.feature_projection(features[0, 4]) + module.box_projection(place)
-    expected = module.sum_norm(parts + module.image_order.weight[0] + table.weight[30 - 1 - 4])
-    assert torch.allclose(tokens[0, 4], expected, atol=1e-6)
 
 
 def test_absent_images_are_masked_and_shared_ones_equal(table: nn.Embedding) -> None:

@@ -95,7 +95,7 @@ class HashSplit:
 
 def hash_of(image: str, seed: int) -> bytes:
     """64 bits of a picture's name and the seed."""
-    return hashlib.blake2b(f"{seed}:{image}".encode(), digest_size=8).digest()
+    return hashlib.blake2b(f"{seed}:{image}".encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:

@@ -46,18 +46,17 @@ def test_other_formats_are_refused_whatever_they_are_called(form: str) -> None:
     assert picture_fault(data)
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A valid PNG of any size in a few hundred bytes."""
+def png_of(width: int, height: int, *chunks: bytes) -> bytes:
+    """A valid PNG of any size in a few hundred bytes, its pixels in one chunk or in those given."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
         return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x00\x00\x00\x00"
-    body = zlib.compress(bytes(1 << 20), 9)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
+    pixels = chunks or (zlib.compress(bytes(1 << 20), 9),)
+    body = b"".join(chunk(b"IDAT", part) for part in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
 def spoilt(data: bytes, seed: int) -> bytes:
@@ -105,9 +104,26 @@ def progressive(mode: str, scans: int) -> bytes:
     return data[:-2] + scans * data[last:-2] + data[-2:]
 
 
+def gif_behind_comments(num: int) -> bytes:
+    """Pillow joins each block of a comment to all before it."""
+    data = noise(1, (64, 64), "GIF")
+    frame = data.index(b"\x2c", 13)
+    return data[:frame] + b"\x21\xfe" + num * (b"\xff" + bytes(255)) + b"\0" + data[frame:]
+
+
+def hidden_scans() -> bytes:
+    """To who takes the marker 0xffd0 for one that a length follows, a JPEG with one scan."""
+    one_scan = b"\xff\xc0\0\x08\x08\0\x40\0\x40\x01" + b"\xff\xda\0\x03\x01"
+    metadata = b"\xff\xe1\xff\xff".ljust(65505, b"\0") + one_scan
+    return b"\xff\xd8\xff\xd0" + metadata.ljust(65537, b"\0") + progressive("RGB", 100)[2:]
+
+
 @pytest.mark.parametrize(
     "data",
     [
+        hidden_scans(),
+        gif_behind_comments(20_000),
+        png_of(512, 512, *[b"\0"] * 20_000),
         png_of(1, 170_000_000),
         png_of(100_000, 1_000),
         png_of(2**31 - 1, 2**31 - 1),
@@ -118,9 +134,9 @@ def progressive(mode: str, scans: int) -> bytes:
 )
 def test_pixels_and_scans_are_counted_before_they_are_decoded(data: bytes) -> None:
     started = time.perf_counter()
-    with pytest.raises(SkipSample, match="too many pixels or scans"):
+    with pytest.raises(SkipSample, match="too many pixels, scans or chunks"):
         decode_image(data, SPEC)
-    assert picture_fault(data) == "too many pixels or scans"
+    assert picture_fault(data) == "too many pixels, scans or chunks"
     assert time.perf_counter() - started < 1
 
 

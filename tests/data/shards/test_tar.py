@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 
 import pytest
 
@@ -140,6 +141,19 @@ def test_a_pax_size_that_is_none_is_an_error(size: str) -> None:
         tar.addfile(info)
     with pytest.raises(ShardError, match="has a PAX size of"):
         read_all(buffer.getvalue())
+
+
+@pytest.mark.parametrize("field", [b"4 =\n", b"9 \xff\xfe=xyz\n"])
+def test_a_pax_header_of_many_fields_is_read_in_time(field: bytes) -> None:
+    """Copying what is left after each field takes minutes for a MiB."""
+    fields = ((1 << 20) // len(field)) * field
+    header = with_header(tar_of(["x"], tarfile.USTAR_FORMAT)[:512], 0, size=b"%o" % len(fields))
+    header = with_header(header[:156] + b"x" + header[157:], 0)
+    started = time.perf_counter()
+    padded = fields.ljust(-(-len(fields) // 512) * 512, b"\0")
+    (member,) = read_all(header + padded + tar_of(["0.json"], tarfile.USTAR_FORMAT))
+    assert member.name == "0.json"
+    assert time.perf_counter() - started < 5
 
 
 def test_large_sizes_in_base_256_are_read() -> None:

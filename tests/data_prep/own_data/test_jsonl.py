@@ -206,6 +206,7 @@ def test_split_by_image(folder: Path) -> None:
         for number in range(3)
         for name in "abcdefghij"
     ]
+    rows.append({"image": "\ud800.jpg", "question": "q", "answer": "x"})  # dropped
     for out in ("one", "two"):
         assert prepare(folder, rows, "--split-by-image", "0.4", "--out", str(folder / out)) == 0
     test, train = packed(folder / "one/test"), packed(folder / "one/train")

@@ -3,8 +3,9 @@
 This is the one way in which vlds opens pictures.
 
 Pillow knows some fifty formats, among them EPS, which starts Ghostscript, and a header may promise
-any number of pixels. So the formats are a fixed list, whatever a file is called, and the pixels are
-counted before anything is decoded.
+any number of pixels, or hide them behind comments without end. So the formats are a fixed list,
+whatever a file is called, pixels and scans are counted before anything is decoded, and Pillow may
+ask for bytes a limited number of times.
 
 Cameras store a picture as it lay on the sensor and note the turn in a tag, in EXIF or XMP metadata.
 Orientation 1 is upright. The other seven are the rotations and reflections of a rectangle; 5 to 8
@@ -15,6 +16,7 @@ value, means upright, as it does to browsers.
 from __future__ import annotations
 
 import base64
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from io import BytesIO
@@ -51,7 +53,20 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 JPEG = b"\xff\xd8\xff"
 SCAN = 0xDA
 """JPEG marker of a scan. Within a scan, 0xFF is never followed by it."""
-TOO_LARGE = "too many pixels or scans"
+END = 0xD9
+SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")
+"""A JPEG marker that a length follows, or that of the end. As in libjpeg, filling, stray bytes and
+markers that stand alone are passed over."""
+MOST_SCANS = 100
+MOST_SCANNED = 20 * MAX_PIXELS
+"""Most pixels of all scans: each scan of a progressive JPEG goes through the whole picture, and
+encoders write about ten."""
+OPENING_READS = 10_000
+"""Most times that Pillow asks for bytes until it knows size and mode. Photos take below a hundred;
+bytes of filling and comments of a GIF take one each, and time that grows with their square."""
+BYTES_OF_READ = 64
+"""Fewest bytes of a file, in the mean, for each time that Pillow asks for its pixels."""
+TOO_LARGE = "too many pixels, scans or chunks"
 AVIF = (b"avif", b"avis")
 CONTAINERS = (b"mif1", b"msf1")
 """Brands of files that hold AVIF or HEIC; the compatible brands say which."""
@@ -96,7 +111,7 @@ class TooLarge(ValueError):
 
 
 class UnreadFormat(ValueError):
-    """A file of a format outside FORMATS; the message says which, and the cure."""
+    """Not a file of FORMATS; the message says what it is, and the cure, where they are known."""
 
 
 def is_avif(data: Encoded) -> bool:
@@ -131,12 +146,29 @@ def open_picture(data: Encoded) -> Image.Image:
     if fault := unread_format(data):
         raise UnreadFormat(fault)
     # Pillow raises at twice MAX_PIXELS and only warns below: `check_size` has the lower limit.
+    file = CountedReads(data)
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
         raise TooLarge from None
+    except UnidentifiedImageError:  # its message names an object in memory
+        raise UnreadFormat("truncated or damaged, or not a picture" if data else "empty") from None
     check_size(data, *image.size)
+    file.left = OPENING_READS + len(data) // BYTES_OF_READ
     return image
+
+
+class CountedReads(BytesIO):
+    """The bytes of a picture, for which a decoder may ask a limited number of times."""
+
+    left = OPENING_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Errors: TooLarge."""
+        self.left -= 1
+        if self.left < 0:
+            raise TooLarge
+        return super().read(size)
 
 
 def check_size(data: Encoded, width: int, height: int) -> None:
@@ -155,22 +187,19 @@ def check_size(data: Encoded, width: int, height: int) -> None:
             components = data[begin + 5]
         elif marker == SCAN and 0 < components <= data[begin]:
             return
-    # Each scan of a progressive JPEG goes through all pixels; encoders write about ten.
-    if bytes(data).count(bytes((0xFF, SCAN))) > 100:
+    if bytes(data).count(bytes((0xFF, SCAN))) > min(MOST_SCANS, MOST_SCANNED // (width * height)):
         raise TooLarge
 
 
 def jpeg_segments(data: Encoded) -> Iterator[tuple[int, int, int]]:
     """Marker, begin and end of each segment of a JPEG, up to the header of its first scan."""
     offset = 2  # behind the marker of the beginning, which has no length
-    while offset + 4 < len(data) and data[offset] == 0xFF:
-        if (marker := data[offset + 1]) == 0xFF:  # filling
-            offset += 1
-            continue
+    while found := SEGMENT.search(data, offset, len(data) - 2):
+        marker, begin = found[1][0], found.end() + 2
         # A segment's length counts its own two bytes, but not those of the marker.
-        end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
-        yield marker, offset + 4, min(end, len(data))
-        if marker == SCAN:
+        end = max(begin, found.end() + int.from_bytes(data[begin - 2 : begin], "big"))
+        yield marker, begin, min(end, len(data))
+        if marker in (SCAN, END):
             return
         offset = end
 
@@ -244,10 +273,7 @@ def decode_image(data: Encoded, spec: PictureSpec, name: str = "") -> Picture:
     except (TooLarge, UnreadFormat) as error:
         raise SkipSample(f"picture {name}: {error}") from None
     except Exception as error:  # decoders raise anything on damaged bytes
-        reason = "truncated or damaged" if data else "empty"
-        if data and isinstance(error, UnidentifiedImageError):
-            reason += ", or not a picture"
-        raise SkipSample(f"picture {name}: {reason} ({error})") from None
+        raise SkipSample(f"picture {name}: truncated or damaged ({error})") from None
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 
 
@@ -325,8 +351,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode, as the decoder sees it."""
     if image.mode.startswith("I;16") or image.mode == "I":
         # 16-bit gray: Pillow's conversion would clip everything above 255 to white.
-        gray = np.asarray(image).astype(np.int64)
-        return Image.fromarray((gray >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image) >> 8
+        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")  # Pillow has no direct conversion
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):

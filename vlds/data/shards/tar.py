@@ -33,6 +33,8 @@ LONGEST_NAME = 4096
 """Characters, as of a path in Linux."""
 LARGEST_MEMBER = 1 << 33
 """Most bytes of a file: what octal digits can hold."""
+LENGTH_DIGITS = 9
+"""Most digits of a field's length in a PAX header, which has at most a MiB."""
 AT_ONCE = 1 << 16
 """Bytes that are read at once behind the end of an archive."""
 Reader = Callable[[int, int], bytes | memoryview]
@@ -171,14 +173,19 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         return {"path": data.rstrip(b"\0").decode("utf-8", "backslashreplace")}
     fields = {}
     # A field may hold line breaks, so lengths lead from one to the next, not lines.
-    while data:
-        length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
+    at = 0
+    while at < len(data):
+        length = data[at : at + LENGTH_DIGITS].partition(b" ")[0]
+        if not length.isdigit() or not len(length) < int(length) <= len(data) - at:
             raise ShardError("a PAX header is damaged")
         # "25 path=x\n": the length counts its own digits, the blank and the line break.
-        name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
-        fields[name.decode()] = value.decode("utf-8", "backslashreplace")
-        data = data[int(length) :]
+        end = at + int(length)
+        name, _, value = (
+            part.decode("utf-8", "backslashreplace")
+            for part in data[at + len(length) + 1 : end - 1].partition(b"=")
+        )
+        fields[name] = value
+        at = end
     if any(key.startswith(SPARSE) for key in fields):
         member = fields.get(f"{SPARSE}name") or fields.get("path", "a member")
         raise ShardError(f"{member} is {KINDS[b'S']} in the archive; {STORE_WHOLE}")

@@ -134,10 +134,13 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: JointModel) -
 def test_confidence_is_the_probability_of_the_answer(
     model: JointModel, num_beams: int, answers: tuple[str, ...] | None
 ) -> None:
-    """Of its tokens and, if it ends, </s>; also for examples that leave the batch before others."""
+    """Of its tokens and, if it ends, </s>, among those that lead to an answer of a list; also for
+    examples that leave the batch before others."""
     model.processor = Targets(model)
     config = model.backbone.config
     decoding = Decoding(num_beams=num_beams, max_new_tokens=6, answers=answers)
+    tree = model.answer_list(decoding)
+    listed = None if tree is None else [*tree.texts]
     lengths = set()
     for seed in range(6):
         examples = batch(tasks=(0,) * 16, seed=seed)
@@ -149,7 +152,12 @@ def test_confidence_is_the_probability_of_the_answer(
                 forced = answers is None and num_beams > 1 and model.family.beam_forces_eos
                 total, rows = 0.0, (states[number : number + 1], mask[number : number + 1])
                 for place in range(1, end - (forced and end == 7)):
-                    total += log_probs(model, rows, row[:place])[row[place]]
+                    logs = log_probs(model, rows, row[:place])
+                    total += logs[row[place]]
+                    if listed is not None:
+                        begun = row[1:place]
+                        lead = {t[len(begun)] for t in listed if [*t[: len(begun)]] == begun}
+                        total -= torch.tensor([logs[token] for token in lead]).logsumexp(0).item()
                 assert written.log_probabilities[number].item() == pytest.approx(total, abs=1e-5)
                 lengths.add(end)
     # The toy BART always takes one answer.

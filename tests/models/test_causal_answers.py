@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.models.kinds.causal import Causal, CausalModel
 from vlds.models.methods import Adapter, Hyperformer, LoRA
-from vlds.schema import IGNORED_LABEL, Batch, Decoding
+from vlds.schema import Batch, Decoding
 
 KINDS = pytest.mark.parametrize("kind", SIZES)
 FREE = Decoding(max_new_tokens=6)
@@ -27,20 +27,6 @@ def ids_of(model: CausalModel, examples: Batch, decoding: Decoding) -> list[list
     """Tokens that a model writes."""
     listed = model.answer_list(decoding)
     return [w.ids for w in model.writer.write(model.prompts(examples), decoding, listed)]
-
-
-def log_probabilities(model: CausalModel, examples: Batch, written: list[list[int]]) -> list[float]:
-    """Those of whole answers of one length, by a forward pass."""
-    answers = torch.tensor(written)
-    whole = replace(
-        examples,
-        input_ids=torch.cat([examples.input_ids, answers], 1),
-        attention_mask=torch.cat([examples.attention_mask, answers >= 0], 1),
-        labels=torch.cat([torch.full_like(examples.input_ids, IGNORED_LABEL), answers], 1),
-        labels_on_prompt=True,
-    )
-    totals: list[float] = (-model.token_nll(whole).sum(1)).tolist()
-    return totals
 
 
 @pytest.mark.sampled(7)
@@ -113,19 +99,19 @@ def test_confidence_is_the_probability_of_the_answer(
         assert answer.token_confidence == pytest.approx(math.exp(total / len(ids)), rel=1e-6)
 
 
-def test_the_end_counts_and_is_not_shown(llama: Causal) -> None:
-    model = build(llama).eval()
-    red = model.tokenizer("red", add_special_tokens=False)["input_ids"]
-    examples = batch(llama, evaluation=True)
-    with torch.no_grad():
-        totals = log_probabilities(model, examples, [[*red, 2]] * 4)
-        without = log_probabilities(model, examples, [red] * 4)
-    assert all(total < part < 0 for total, part in zip(totals, without, strict=True))
-    listed = model.answer(examples, Decoding(answers=("red",)))
-    assert [answer.text for answer in listed] == ["red"] * 4
-    for answer, total in zip(listed, totals, strict=True):
-        assert answer.confidence == pytest.approx(math.exp(total), rel=1e-4)
-        assert answer.token_confidence is None
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_listed_answer_is_as_sure_as_a_choice(num_beams: int, llama: Causal) -> None:
+    """These differ in their first token, so the rest is certain."""
+    model, examples = build(llama, dtype=torch.float64).eval(), batch(llama, evaluation=True)
+    words = ("red", "blue", "dark")
+    listed = model.answer(examples, Decoding(answers=words, num_beams=num_beams))
+    chosen = model.answer(examples, Decoding(choices=words))
+    # Beams weigh the length of answers too, so they may choose another.
+    same = [(a, b) for a, b in zip(listed, chosen, strict=True) if a.text == b.text]
+    assert len(same) == len(listed) if num_beams == 1 else same
+    for one, other in same:
+        assert one.confidence == pytest.approx(other.confidence, rel=1e-6)
+        assert one.token_confidence is None
 
 
 def test_choices_are_compared_in_the_first_step(llama: Causal) -> None:

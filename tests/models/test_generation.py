@@ -41,7 +41,7 @@ def search_all(decoding: Decoding) -> list[list[int]]:
             made_up(number // decoding.num_beams, ids) for number, ids in enumerate(before.tolist())
         ]
         scores = torch.tensor(rows, dtype=torch.float64)
-        chosen = beams.advance(scores, scores)
+        chosen = beams.advance(scores, scores.logsumexp(-1))
         assert torch.equal(beams.ids.flatten(0, 1)[:, :-1], before[chosen])
     return answers(beams.best().ids, END)
 

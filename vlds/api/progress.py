@@ -44,18 +44,23 @@ class Shown:
 
     def __init__(self) -> None:
         self._bar: Drawn | None = None
+        self._told: tuple[int, int, str] = 0, 0, ""
+        """Steps done, steps in all, and what the bar says beside them."""
 
     def line(self, line: str) -> None:
         """Show one line, with its end."""
         step = PROGRESS.fullmatch(line.rstrip("\n")) if in_notebook() else None
-        if step is None:
-            if self._bar is not None and line.startswith("    "):
-                return  # what the bar above it has no room for
+        if step is not None:
+            self._told = int(step[1]), int(step[2]), visible(step[3])
+        elif self._bar is not None and line.startswith("    "):  # the losses of tasks
+            done, total, rest = self._told
+            self._told = done, total, f"{rest}  {visible(line.strip())}"
+        else:
             tell(line, end="", flush=True)
             return
-        done, total, rest = int(step[1]), int(step[2]), visible(step[3])
-        text = f"{done}/{total} {rest}"
-        bar = Html(BAR.format(done=done, total=total, rest=rest.replace("  ", " \u00b7 ")), text)
+        done, total, rest = self._told
+        html = BAR.format(done=done, total=total, rest=rest.replace("  ", " \u00b7 "))
+        bar = Html(html, f"{done}/{total} {rest}")
         if self._bar is None:
             self._bar = import_module("IPython.display").display(bar, display_id=True)
         else:

@@ -151,7 +151,7 @@ def sure_as_logits(
     """Write answers token by token, with the cache; then read them at once, as in training, and
     compare their log-probabilities. None if the model writes no texts, or reads no answer as it was
     written: some texts have more than one row of tokens."""
-    greedy = replace(decoding, num_beams=1, no_repeat_ngram_size=0)
+    greedy = replace(decoding, num_beams=1, no_repeat_ngram_size=0, answers=None)
     if not (written := model.write_tokens(bench.batch(numbers, evaluation=True), greedy)):
         return None
     rows = list(bench.rows)

@@ -41,7 +41,7 @@ def png_with_a_wrong_checksum() -> bytes:
     ("picture", "told"),
     [
         (jpeg()[:-200], "Truncated File Read"),
-        (b"GIF89a", "cannot identify"),
+        (b"GIF89a", "not a picture"),
         (b"", "empty"),
         (png()[:-60], "truncated"),
         (png_with_a_wrong_checksum(), "broken PNG file"),

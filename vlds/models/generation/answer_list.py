@@ -31,7 +31,8 @@ class Answer(NamedTuple):
 
     text: str
     confidence: float
-    """The model's probability of the whole answer; with `choices`, its share among them."""
+    """The model's probability of the whole answer; with `choices` or a list, its share among
+    them."""
     token_confidence: float | None
     """The geometric mean over the tokens of a free text, </s> included. None for a text of one
     token, where `confidence` says as much, and for restricted answers."""
@@ -128,7 +129,7 @@ class WrittenAnswer(NamedTuple):
     words: list[int]
     """Without it."""
     log_probability: float
-    """Log-probability of the whole answer, its end included."""
+    """Log-probability of the whole answer, its end included; with a list, of its share there."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class Writer:
 
 class Chooser(LogitsProcessor):
     """Applies the rules of a decoding to the scores of the next token, and remembers the model's
-    own log-probabilities of the tokens that may be chosen.
+    own log-probabilities of the tokens that may be chosen: among all tokens, or among those of the
+    list.
 
     `generate` can return whole logits, but those of 64 answers of 500 tokens over 150,000 words
     take 19 GB. r rows, k kept tokens, w words, t tokens of an answer.
@@ -212,9 +214,9 @@ class Chooser(LogitsProcessor):
         """`forbidden`: ids that no answer may hold; `start`: tokens of the prompt that stand before
         answers; `num_ends`: ids that end one."""
         self.forbidden, self.start = forbidden, start
-        self.is_greedy = decoding.num_beams == 1
+        self.is_listed = answers is not None
         # As many as `generate` looks at, so that its choices are among them.
-        self.kept = 1 if self.is_greedy else max(2, 1 + num_ends) * decoding.num_beams
+        self.kept = 1 if decoding.num_beams == 1 else max(2, 1 + num_ends) * decoding.num_beams
         self.rules: list[Callable[[Tensor, Tensor], Tensor]] = []
         if decoding.no_repeat_ngram_size:
             self.rules.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
@@ -226,12 +228,14 @@ class Chooser(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Given ids (r, l) with the prompt, and logits (r, w) for greedy answers or
         log-probabilities for beams; returns scores (r, w)."""
-        # Before the rules: how sure the model is does not depend on them.
-        total = scores.logsumexp(-1, keepdim=True) if self.is_greedy else 0.0
+        # Before the rules: how sure the model is does not depend on them, but on a list.
+        total = scores.logsumexp(-1, keepdim=True)
         if len(self.forbidden):
             scores = scores.index_fill(1, self.forbidden, -torch.inf)
         for rule in self.rules:
             scores = rule(input_ids[:, self.start :], scores)
+        if self.is_listed:
+            total = scores.logsumexp(-1, keepdim=True)
         values, tokens = scores.topk(min(self.kept, scores.shape[-1]), -1)
         self.best.append((values - total, tokens))
         return scores

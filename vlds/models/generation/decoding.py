@@ -36,7 +36,7 @@ class Written(NamedTuple):
     ids: Tensor
     """(b, l) with start token and padding."""
     log_probabilities: Tensor
-    """(b,) that the model gives to the whole answer, </s> included."""
+    """(b,) that the model gives to the whole answer with </s>; with a list, its share there."""
 
 
 def generate_ids(
@@ -72,7 +72,11 @@ def generate_ids(
     while not over:
         logits = decoder.next_logits(hypotheses.ids[..., -1], hypotheses.size)
         scores = logits if decoding.num_beams == 1 else logits.log_softmax(-1)
-        decoder.keep(hypotheses.advance(rules(hypotheses.ids.flatten(0, 1), scores), logits))
+        bent = rules(hypotheses.ids.flatten(0, 1), scores)
+        # How sure the model is does not depend on rules, but it is sure of an answer of a list as
+        # against the others. So each token counts among those that lead to one.
+        total = (scores if listed is None else bent).logsumexp(-1)
+        decoder.keep(hypotheses.advance(bent, total))
         num_open = len(places) - int(hypotheses.done.sum())
         over = num_open == 0 or hypotheses.ids.shape[2] >= limit
         # To leave copies the caches, so several examples leave at once.
@@ -93,7 +97,7 @@ class Hypotheses(ABC):
     rows: ClassVar[tuple[str, ...]] = ("ids", "sums", "done")
     """Tensors with a row for each example."""
     sums: Tensor
-    """Log-probabilities of what has been written."""
+    """Sums of the scores of what has been written."""
 
     def __init__(self, start: Tensor, limit: int, config: Any) -> None:
         """`start`: (b, k, 1)."""
@@ -103,8 +107,9 @@ class Hypotheses(ABC):
         """(b,) True for finished examples."""
 
     @abstractmethod
-    def advance(self, scores: Tensor, logits: Tensor) -> Tensor | None:
-        """Extend by a token from scores (b * k, w), the logits as the rules have bent them;
+    def advance(self, scores: Tensor, total: Tensor) -> Tensor | None:
+        """Extend by a token from scores (b * k, w), the logits or log-probabilities as the rules
+        have bent them; scores minus `total` (b * k,) are the log-probabilities that count.
         (b * k,) rows that continue, None for all."""
 
     @abstractmethod
@@ -124,11 +129,10 @@ class Greedy(Hypotheses):
         super().__init__(start, limit, config)
         self.sums = torch.zeros(len(start), device=start.device)
 
-    def advance(self, scores: Tensor, logits: Tensor) -> None:
+    def advance(self, scores: Tensor, total: Tensor) -> None:
         """Append the best token; what is done gets padding."""
-        # Chosen by the rules' scores; how sure the model is comes from the logits as they were.
-        tokens = scores.argmax(-1)
-        log_probabilities = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        best, tokens = scores.max(-1)
+        log_probabilities = best - total
         self.sums = self.sums + log_probabilities.masked_fill(self.done, 0.0)
         tokens = tokens.masked_fill(self.done, self.pad)
         self.ids = extend(self.ids, tokens[:, None])
@@ -145,7 +149,7 @@ class Beams(Hypotheses):
     divided by the length that counts the start token, for open answers at the length limit too.
     """
 
-    rows = (*Hypotheses.rows, "finished_ids", "finished_sums", "finished_scores")
+    rows = (*Hypotheses.rows, "totals", "finished_ids", "finished_logs", "finished_scores")
 
     def __init__(self, start: Tensor, limit: int, config: Any, decoding: Decoding) -> None:
         super().__init__(start, limit, config)
@@ -154,34 +158,38 @@ class Beams(Hypotheses):
         shape, device = start.shape[:2], start.device
         self.sums = torch.zeros(shape, device=device)
         self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may continue
+        self.totals = torch.zeros(shape, device=device)
         self.finished_ids = torch.full((*shape, self.limit), self.pad, device=device)
         self.finished_scores = torch.full(shape, -torch.inf, device=device)  # falling
-        self.finished_sums = torch.full(shape, -torch.inf, device=device)
+        self.finished_logs = torch.full(shape, -torch.inf, device=device)
 
-    def advance(self, scores: Tensor, logits: Tensor) -> Tensor:
+    def advance(self, scores: Tensor, total: Tensor) -> Tensor:
         """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
         came from. A sum of -inf marks a beam that does not exist."""
         num_words = scores.shape[-1]
-        totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
+        self.totals = self.totals + total.view_as(self.totals)
+        sums = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
         # Of the best 2k extensions at least k go on: each beam ends in at most one way.
-        totals, chosen = totals.flatten(1).topk(2 * self.size, 1)
+        sums, chosen = sums.flatten(1).topk(2 * self.size, 1)
         parents, tokens = chosen // num_words, chosen % num_words
         ends = tokens == self.eos
         length = self.ids.shape[2]
         # An answer ends only among the best k; </s> is not counted in its length.
-        new = totals[:, : self.size] / length
+        new = sums[:, : self.size] / length
         new = new.masked_fill(~ends[:, : self.size] | self.done[:, None], -torch.inf)
         ended = extend(take(self.ids, parents), tokens)[:, : self.size]
-        ids, sums, scores = self._with_finished(ended, totals[:, : self.size], new)
-        self.finished_scores, best = scores.topk(self.size, 1)
-        self.finished_ids, self.finished_sums = take(ids, best), sums.gather(1, best)
+        logs = (sums - self.totals.gather(1, parents))[:, : self.size]
+        ids, logs, new = self._with_finished(ended, logs, new)
+        self.finished_scores, best = new.topk(self.size, 1)
+        self.finished_ids, self.finished_logs = take(ids, best), logs.gather(1, best)
         # The best open answer is judged by its present length, as in transformers: that it may gain
         # by growing longer is ignored.
         full = torch.isfinite(self.finished_scores).all(1)
-        hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
+        hopeless = self.finished_scores[:, -1] >= sums[:, 0] / length
         # Stable: what has not ended comes first, best first.
         continuing = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
-        self.sums, parents = totals.gather(1, continuing), parents.gather(1, continuing)
+        self.sums, parents = sums.gather(1, continuing), parents.gather(1, continuing)
+        self.totals = self.totals.gather(1, parents)
         self.ids = extend(take(self.ids, parents), tokens.gather(1, continuing))
         none_open = (self.sums == -torch.inf).all(1)
         self.done = self.done | none_open | (full & (hopeless | self.early_stopping))
@@ -194,18 +202,18 @@ class Beams(Hypotheses):
         """The best answers; those still open compete too."""
         length = self.ids.shape[2] - (0 if self.length_counts_start else 1)
         unfinished = (self.sums / length).masked_fill(self.done[:, None], -torch.inf)
-        ids, sums, scores = self._with_finished(self.ids, self.sums, unfinished)
+        ids, logs, scores = self._with_finished(self.ids, self.sums - self.totals, unfinished)
         chosen = scores.argmax(1, keepdim=True)
-        return Written(take(ids, chosen)[:, 0], sums.gather(1, chosen)[:, 0])
+        return Written(take(ids, chosen)[:, 0], logs.gather(1, chosen)[:, 0])
 
     def _with_finished(
-        self, ids: Tensor, sums: Tensor, scores: Tensor
+        self, ids: Tensor, logs: Tensor, scores: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, sums and scores of the finished answers, then of these. A score of -inf marks an
-        answer that does not exist."""
+        """Ids, log-probabilities and scores of the finished answers, then of these. A score of -inf
+        marks an answer that does not exist."""
         return (
             torch.cat([self.finished_ids, padded(ids, self.limit, self.pad)], 1),
-            torch.cat([self.finished_sums.to(sums.dtype), sums], 1),
+            torch.cat([self.finished_logs.to(logs.dtype), logs], 1),
             torch.cat([self.finished_scores.to(scores.dtype), scores], 1),
         )
 

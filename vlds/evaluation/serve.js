@@ -16,14 +16,15 @@
     told.append(words);
     return [make("dt", name), told];
   };
+  const show = (file) => {
+    const picture = make("img");
+    picture.alt = `picture ${file.name}`;
+    picture.src = URL.createObjectURL(file);
+    return picture;
+  };
   const card = (files, question, told) => {
     const pictures = make("div", undefined, "pictures");
-    for (const file of files) {
-      const picture = make("img");
-      picture.alt = `picture ${file.name}`;
-      picture.src = URL.createObjectURL(file);
-      pictures.append(picture);
-    }
+    pictures.append(...files.map(show));
     const list = make("dl");
     if (question) list.append(...describe("question", question));
     list.append(...describe(told.task, told.text || "(nothing)"));
@@ -38,12 +39,38 @@
 
   const suit = () => {
     const { question, pictures } = at("task").selectedOptions[0].dataset;
-    at("question").disabled = question === "0";
+    at("asked").hidden = at("question").disabled = question === "0";
     at("question").required = question === "1";
     at("wanted").textContent = pictures && pictures !== "1" ? `${pictures} pictures` : "picture";
   };
   at("task").addEventListener("change", suit);
   suit();
+
+  const hint = at("chosen").firstElementChild;
+  const preview = () => {
+    const files = [...at("image").files];
+    for (const old of at("chosen").querySelectorAll("img")) URL.revokeObjectURL(old.src);
+    at("chosen").replaceChildren(...(files.length ? files.map(show) : [hint]));
+  };
+  // A task of several pictures gets them one after the other; another's new one replaces the old.
+  const take = (event, data) => {
+    const pictures = [...data.files].filter((file) => file.type.startsWith("image/"));
+    if (!pictures.length) return;
+    event.preventDefault();
+    const most = Number(at("task").selectedOptions[0].dataset.pictures || 1);
+    const before = [...at("image").files];
+    const kept = new DataTransfer();
+    const room = before.length + pictures.length <= most;
+    for (const file of [...(room ? before : []), ...pictures]) kept.items.add(file);
+    at("image").files = kept.files;
+    preview();
+  };
+  at("image").addEventListener("change", preview);
+  document.addEventListener("paste", (event) => take(event, event.clipboardData));
+  document.addEventListener("drop", (event) => take(event, event.dataTransfer));
+  document.addEventListener("dragover", (event) => {
+    if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+  });
   at("here").textContent = `${location.origin}/`;
 
   form.addEventListener("submit", async (event) => {

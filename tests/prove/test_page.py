@@ -113,9 +113,11 @@ def test_lines_fit_a_terminal(failing: Proof) -> None:
         for line in lines_of(each, f"[{number}/4] {each.property.name}")
     ]
     assert max(map(len, lines)) <= 80
-    assert lines[-1].split(maxsplit=2)[1] == "what-trains"
-    assert lines[-1].endswith("holds     0.5 s  0 <= 0: frozen weights that have moved")
-    assert "inf > 1.5e-05: losses" in next(line for line in lines if "gradient-parity" in line)
+    assert lines[-2].endswith("what-trains      holds     0.5 s  0 <= 0")
+    assert lines[-1] == "    frozen weights that have moved; tolerance: nothing may differ"
+    assert "inf > 1.5e-05" in next(line for line in lines if "gradient-parity" in line)
+    assert "    it stands on reads-right, which fails" in lines
+    assert "    cut are 3" in lines
     assert not any("\x1b" in line or "\n" in line for line in lines)
 
 

@@ -269,7 +269,7 @@ def batch_free(bench: Bench) -> Finding:
         notes += (
             f"one rounding of each weight changes losses by {bench.changes[OF_LOSSES]:.2g} and "
             f"gradients by {bench.changes[OF_GRADIENTS]:.2g}: the model makes small differences "
-            "of large numbers, and its tolerances are wider",
+            "of large numbers, or a ReLU's input is 0 but for rounding; its tolerances are wider",
         )
     norms = [
         name

@@ -152,7 +152,10 @@ def found(each: Property, bench: Bench) -> Finding:
     """What a property finds; an error is a fault of the property's own."""
     # Errors of the recipe and its data were raised when the bench was opened.
     try:
-        return each.check(bench)
+        finding = each.check(bench)
+        if not all(compared.holds for compared in finding.compared) and bench.flip_often():
+            finding = each.check(bench)
+        return finding
     except Exception as error:  # whatever a library raises: the other properties are tried too
         if lacks_memory(error):
             cure = f"give fewer --rows, or --skip {each.name}"
@@ -163,31 +166,34 @@ def found(each: Property, bench: Bench) -> Finding:
 
 
 def lines_of(tried: Tried, place: str) -> list[str]:
-    """What the terminal shows of a property: one line, and below it what is wrong."""
+    """What the terminal shows of a property: a line, and below it its reasons and what is wrong."""
     finding = tried.finding
     worst = finding.worst
     faults = [*finding.faults, *(each.text for each in finding.compared if not each.holds)]
-    detail = finding.left_out or (worst.short if worst else "".join(finding.notes[:1]))
+    reasons = [finding.left_out] if finding.left_out else list(finding.notes)
+    detail = ""
     if finding.faults:
         detail = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+    elif worst:
+        detail = worst.short
+        what = f"{worst.what}; " if worst.holds else ""
+        reasons.insert(0, f"{what}tolerance: {worst.tolerance.source}")
     place = place.ljust(place.index(tried.property.name) + NAME_WIDTH)
     took = "" if finding.left_out else duration_text(round(tried.seconds, 1))
-    # What `visible` escapes gets longer, so it comes first.
-    lines = [shortened(visible(f"{place} {finding.verdict:<8} {took:>6}  {detail}"))]
-    for fault in faults[:MOST_FAULTS]:
-        lines += textwrap.wrap(
-            visible(fault), WIDTH, initial_indent="    - ", subsequent_indent="      ", max_lines=4,
-            placeholder=" ..",
-        )  # fmt: skip
-    if len(faults) > MOST_FAULTS:
-        lines.append(f"    and {len(faults) - MOST_FAULTS} more, on the page")
-    return lines
+    return [
+        f"{visible(place)} {finding.verdict:<8} {took:>6}  {detail}".rstrip(),
+        *(line for fault in faults[:MOST_FAULTS] for line in wrapped(fault, "    - ")),
+        *([f"    and {len(faults) - MOST_FAULTS} more, on the page"] * (len(faults) > MOST_FAULTS)),
+        *(line for reason in reasons for line in wrapped(reason, "    ")),
+    ]
 
 
-def shortened(line: str) -> str:
-    """The beginning of a line, as much of it as fits."""
-    line = " ".join(line.splitlines())
-    return line.rstrip() if len(line) <= WIDTH else f"{line[: WIDTH - 3].rstrip()} .."
+def wrapped(text: str, indent: str) -> list[str]:
+    """At most four lines of a text; the page has all."""
+    return textwrap.wrap(
+        visible(text), WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent),
+        max_lines=4, placeholder=" ..",
+    )  # fmt: skip
 
 
 def opened(recipe: Recipe, scratch: Path, rows: int, steps: int) -> Bench:

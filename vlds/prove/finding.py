@@ -74,9 +74,9 @@ class Comparison:
 
     @property
     def short(self) -> str:
-        """A few words for a line of the terminal: the numbers, and what is before the colon."""
+        """The numbers, for a line of the terminal."""
         sign, limit = "<=" if self.holds else ">", self.tolerance.share
-        return f"{self.difference:.2g} {sign} {limit:.2g}: {self.what.partition(':')[0]}"
+        return f"{self.difference:.2g} {sign} {limit:.2g}"
 
 
 @dataclass(frozen=True)

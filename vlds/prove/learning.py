@@ -289,15 +289,16 @@ def learns(bench: Bench) -> Finding:
     """Learn a few rows by heart."""
     descent = by_heart(bench)
     num, limit = len(descent.rows), max(LEARNT * descent.num_tokens, SHARE * descent.first)
+    each = max(1, descent.num_tokens)
     notes = [
-        f"{num} rows in {descent.steps} steps: loss {descent.first:.3g}, then {descent.last:.3g}"
+        f"{num} rows in {descent.steps} steps: loss of a token {descent.first / each:.3g} nats, "
+        f"then {descent.last / each:.3g}"
     ]
     if descent.factor > 1:
         notes.append(
             f"at {descent.factor:g} times the recipe's learning rates; at these it was slower"
         )
     what = f"loss of a token: after {descent.steps} steps on {num} rows"
-    each = max(1, descent.num_tokens)
     still = [f"{name} ({bench.model.trained_by[name]}) stands still" for name in descent.still]
     return Finding(
         compared=(Comparison(what, descent.last / each, Tolerance(limit / each, KNOWN)),),
@@ -322,8 +323,8 @@ def uses_the_picture(bench: Bench) -> Finding:
             for images in (bench.images, blanked(bench.images), swapped_images(bench, numbers))
         )
     notes = [
-        f"loss with the pictures {seen:.3g}, with blank ones {blank:.3g}, with those of other rows "
-        f"{swapped:.3g}"
+        f"loss of a token: {seen:.3g} nats with the pictures, {blank:.3g} with blank ones, "
+        f"{swapped:.3g} with those of other rows"
     ]
     faults = []
     if blank == seen and swapped == seen:
@@ -340,12 +341,13 @@ def uses_the_picture(bench: Bench) -> Finding:
 
 @torch.no_grad()
 def evaluated(bench: Bench, numbers: Sequence[int], images: Images) -> float:
-    """The summed loss of rows with these images."""
+    """The mean loss of a token of rows with these images, in nats."""
+    batch = bench.batch(numbers, images=images)
     with bench.plainly() as model:
         model.eval()
-        sums = model.loss_sums(bench.batch(numbers, images=images))[0]
+        sums = model.loss_sums(batch)[0]
         model.train()
-    return float(sums.double().sum())
+    return float(sums.double().sum()) / max(1, int((targets_of(batch) != IGNORED_LABEL).sum()))
 
 
 def blanked(images: Images) -> Images:

@@ -239,7 +239,7 @@ def html(comparison: Comparison) -> str:
         )
     return page(
         TEMPLATES / "compare.html",
-        title=comparison.title,
+        title=f"{comparison.title}: {len(comparison.rows)} rows on {', '.join(comparison.columns)}",
         table=comparison_table(comparison),
         notes=notes(comparison),
         spots=[chart for chart in spots if chart is not None],

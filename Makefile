@@ -13,7 +13,7 @@ LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 SOURCES = vlds data_prep tests benchmarks docs/site setup.py
 
-.PHONY: venv dev check fix reader site test test-all test-gpu test-lowest test-ranks test-rest
+.PHONY: venv dev check fix reader site test test-all test-gpu test-lowest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -62,31 +62,22 @@ reader: dev
 site: $(VENV)/.installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python docs/site/make_site.py
 
-# One thread per process: the tests start many processes.
-test: dev
-	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) test-ranks test-rest
-
-# Two pytest processes, for two cores: the tests in RANKS, which start most ranks, take about as long
-# as all other tests together.
-RANKS = tests/training tests/launch tests/faults tests/runtime tests/report tests/convert \
-	tests/data_prep tests/data tests/methods
+# One thread per process: the tests start many processes. A worker keeps the order of the tests, and
+# takes from the end of the other's when its own are done. Some tests run make themselves, and it
+# must not inherit this make's variables.
 MARKS = not slow and not gpu
 PART = 1/1
-# Some tests run make themselves, and it must not inherit this make's variables.
+WORKERS = 2
 PYTEST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(MARKS)" \
-	--part $(PART) --durations 15
+	--part $(PART) --numprocesses $(WORKERS) --dist worksteal --durations 15
 
-test-ranks:
-	$(PYTEST) $(RANKS)
+test: dev
+	$(PYTEST)
 
-test-rest:
-	$(PYTEST) tests $(RANKS:%=--ignore %)
-
-# `make test-all PART=3/8` runs the third eighth of all tests. The slow tests build the site. Those of
-# methods take long, and are with the rest here, so that both processes take about as long.
+# `make test-all PART=3/8` runs the third eighth of all tests. The slow tests build the site.
+test-all: MARKS = not gpu
 test-all: dev $(VENV)/.installed-docs
-	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) MARKS="not gpu" \
-		RANKS="$(filter-out tests/methods,$(RANKS))" test-ranks test-rest
+	$(PYTEST)
 
 # On a machine without a GPU, the CPU takes its place.
 test-gpu: dev

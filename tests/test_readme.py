@@ -38,6 +38,7 @@ from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.toys.files import BLOCK, ROOT
 from tests.toys.recipes import with_model
+from tests.toys.store import forget_stores
 from tests.toys.trained_runs import recipe_from, write_run
 from tests.toys.world import write_world
 from vlds.cli.init import Packed, Texts, recipe_of
@@ -291,6 +292,7 @@ def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
             self.error(f"unrecognized arguments: {' '.join(further)}")
         raise Parsed(options, further)
 
+    forget_stores()
     reader, counted = Reader(), 0
     for page in PAGES:
         for words in commands(page):

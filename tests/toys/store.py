@@ -50,16 +50,22 @@ def use_store(patch: pytest.MonkeyPatch, port: int) -> Any:
     do; its file system."""
     import s3fs
 
-    import vlds.data.shards.download
-
     patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     patch.setenv("AWS_ACCESS_KEY_ID", "key")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    # Clients of another store, which the environment named before.
+    forget_stores()
+    return s3fs.S3FileSystem()
+
+
+def forget_stores() -> None:
+    """Drop clients of stores that the environment named before."""
+    import s3fs
+
+    import vlds.data.shards.download
+
     s3fs.S3FileSystem.clear_instance_cache()
     vlds.data.shards.download._object_store.cache_clear()
-    return s3fs.S3FileSystem()
 
 
 class Line(ThreadingHTTPServer):

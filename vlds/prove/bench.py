@@ -52,8 +52,8 @@ from vlds.training.run import load_model
 FARTHEST = 1 << 16
 """Positions of the stream among which each task's first rows are looked for."""
 FLIPS = 12
-"""Flips where a difference is beyond its tolerance: that a switch which every third flip moves stays
-unseen has a chance of 1 %."""
+"""Flips where a difference is beyond its tolerance: the chance that they miss a switch which every
+third flip moves is 1 %."""
 ALONE = "ds_configs/zero2.json"
 """DeepSpeed's settings of the bench's one process."""
 
@@ -313,8 +313,8 @@ class Bench:
 
     @cached_property
     def changes(self) -> dict[int, float]:
-        """By how much losses (`OF_LOSSES`) and gradients (`OF_GRADIENTS`) of the rows change at most
-        if the last bit of half of the weights flips, which is a rounding of each."""
+        """By how much losses (`OF_LOSSES`) and gradients (`OF_GRADIENTS`) of the rows change at
+        most if the last bit of half of the weights flips, which is a rounding of each."""
         numbers = list(range(len(self.rows)))
         before = self.measure([numbers])
         changes = {OF_LOSSES: 0.0, OF_GRADIENTS: 0.0}
@@ -328,9 +328,11 @@ class Bench:
         return changes
 
     def flip_often(self) -> bool:
-        """Measure `changes` with more flips from now on; False if that is so already. Where a ReLU's
-        input is 0 but for rounding, one rounding of a weight switches a unit of it on or off: the
-        gradient jumps, but only some flips show it."""
+        """Measure `changes` with more flips from now on; False if that is so already.
+
+        Where a ReLU's input is 0 but for rounding, one rounding of a weight switches a unit of it
+        on or off: the gradient jumps, but only some flips show it.
+        """
         more = self.flips < FLIPS
         self.flips = FLIPS
         if more:

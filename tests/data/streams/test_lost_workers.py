@@ -212,6 +212,8 @@ def test_a_killed_worker_leaves_no_folder(
 ) -> None:
     """Each has a socket, through which it hands memory to the rank."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # The folder of this process, which workers take over, if an earlier test has made one.
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
     batches = training(sources)
     next(batches)
     (folder,) = tmp_path.iterdir()

@@ -248,10 +248,6 @@ def test_what_pictures_lose_is_told(folder: Path, output: Any) -> None:
     }
 
 
-
-
-
-
 ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
 
 

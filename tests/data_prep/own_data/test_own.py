@@ -167,7 +167,6 @@ MISTAKES: tuple[tuple[str | bytes, str, str], ...] = (
      "no column names pictures below photos; it has question, answer"),
     # Files that are not read are named by the user's option, not by that of the command for rows.
     (b"PK\x03\x04", "", "--data rows.csv is an Excel workbook"),
-    ("{}", "", "rows.csv: no rows with fields"),
 )  # fmt: skip
 
 
@@ -178,6 +177,10 @@ def test_what_is_not_clear_is_asked(
     write(desk / "rows.csv", table)
     refused(own(Path("rows.csv"), *more.split()), message)
     assert not Path("out").exists()
+
+
+def test_a_file_of_no_rows(desk: Path, refused: Any) -> None:
+    refused(own(write(desk / "rows.json", "{}")), f"{desk}/rows.json: no rows with fields")
 
 
 def test_pictures_that_are_all_one_cannot_be_divided(

@@ -20,6 +20,7 @@ aten = torch.ops.aten
     [
         torch.ones(3, 4).t(),
         torch.ones(3, 1).expand(3, 4),
+        torch.ones(2, 0, 3),
         torch.tensor(1.5, dtype=torch.bfloat16),
         torch.arange(12).view(3, 4)[:, ::2],
     ],

@@ -295,8 +295,8 @@ def test_what_cannot_be_kept_whole_is_dropped_and_counted(
     strict = ("--strict", "--out", str(folder / "strict"))
     refused(prepare(folder, rows, *strict), f"--strict: {len(DROPPED)} rows cannot be kept whole: ")
     write(folder / "photos/bad.png", b"\x89PNG\r\n\x1a\n nothing")
-    assert prepare(folder, [SHOWN | {"images": ["bad.png"]}], *strict) == 2
-    assert "picture: truncated or damaged: 1 (bad.png)" in capsys.readouterr().err
+    code = prepare(folder, [SHOWN | {"images": ["bad.png"]}], *strict)
+    refused(code, "picture: truncated or damaged: 1 (bad.png)")
     assert not (folder / "strict").exists()
 
 
@@ -400,14 +400,14 @@ def arrow(path: Path, rows: list[dict[str, Any]]) -> None:
     ],
 )
 def test_names_of_parquet_files_say_their_splits(
-    names: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
+    names: tuple[str, str], folder: Path, refused: Any
 ) -> None:
     for name in names:
         parquet(folder / f"set/{name}.parquet", [TALKED | {"images": None}])
     assert chat_command(folder / "set", folder / "out") == 0
     assert {path.name for path in (folder / "out").iterdir()} == {"train", "test"}
-    assert chat_command(folder / "set", folder / "out", "--split-sizes", "val=0.5") == 2
-    assert "name their splits; give one of them" in capsys.readouterr().err
+    code = chat_command(folder / "set", folder / "out", "--split-sizes", "val=0.5")
+    refused(code, "name their splits; give one of them")
 
 
 def test_values_of_parquet_that_json_lacks(folder: Path) -> None:
@@ -511,9 +511,7 @@ def test_mistakes_name_place_and_cure(
 
 
 @pytest.mark.parametrize(("name", "link"), [("../escaped.jpg", ""), ("a.jpg", "none.jpg")])
-def test_a_tar_file_writes_nowhere_else(
-    name: str, link: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tar_file_writes_nowhere_else(name: str, link: str, folder: Path, refused: Any) -> None:
     with tarfile.open(folder / "photos.tar", "w") as tar:
         member = tarfile.TarInfo(name)
         member.size, member.linkname = 0 if link else 3, link
@@ -522,8 +520,8 @@ def test_a_tar_file_writes_nowhere_else(
     file = write(folder / "r.json", [SHOWN | {"images": [name]}])
     with TemporaryDirectory(dir=folder) as inner:
         images = ("--images", str(folder / "photos.tar"))
-        assert chat_command(file, Path(inner, "out"), *images) == 2
-        assert "photos.tar cannot be read as a tar file" in capsys.readouterr().err
+        code = chat_command(file, Path(inner, "out"), *images)
+        refused(code, "photos.tar cannot be read as a tar file")
         assert not [path for path in folder.rglob("escaped.jpg")]
 
 

@@ -219,8 +219,8 @@ def test_what_is_missing_is_named_before_any_work(
     assert prepare(tmp_path, place, "--skip-missing") == 0
     assert sorted(packed(tmp_path / "out")) == ["a.jpg", "c.jpg"]
     assert "dropped: features: missing or damaged: 1 (id b.jpg)" in capsys.readouterr().out
-    assert prepare(tmp_path, tmp_path / "elsewhere") == 2
-    assert "elsewhere does not exist; give a folder or an HDF5 file" in capsys.readouterr().err
+    code = prepare(tmp_path, tmp_path / "elsewhere")
+    refused(code, "elsewhere does not exist; give a folder or an HDF5 file")
 
 
 def test_a_file_that_is_no_hdf5(tmp_path: Path, refused: Any) -> None:

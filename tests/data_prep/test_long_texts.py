@@ -22,6 +22,7 @@ from vlds.models.collate import JointCollator
 from vlds.schema import LONGEST_TEXT
 from vlds.tasks import VQA
 
+
 def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [{"id": "0", "question": "x " * LONGEST_TEXT, "label": {"red": 1.0}}]
     asked += [asked[0] | {"id": str(n), "question": "what?"} for n in range(1, 4)]

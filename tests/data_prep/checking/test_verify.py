@@ -106,8 +106,6 @@ def test_a_tar_that_is_cut(healthy: Path, check: Check) -> None:
     assert check(healthy) == (1, expected)
 
 
-
-
 def test_shards_that_are_missing_or_not_listed(healthy: Path, check: Check) -> None:
     (healthy / FIRST).rename(healthy / "other-train-00000.tar")
     assert check(healthy) == (1, {"shard missing": 1, "shard in no dataset.json": 1})

@@ -13,7 +13,6 @@ from tests.toys.official import gqa_question
 from tests.toys.pictures import jpeg
 from tests.toys.shards import find_annotation, packed
 
-
 CAR = {"name": "car", "attributes": ["red", "small"], "x": 1, "y": 2, "w": 3, "h": 4}
 
 
@@ -49,9 +48,7 @@ def test_questions_and_objects(official: Path, tmp_path: Path) -> None:
         "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"},
         "source": {"semantic": gqa_question("")["semantic"]},
     }
-    assert samples["2354786"].extra["source"] == {
-        "objects": [CAR]
-    }
+    assert samples["2354786"].extra["source"] == {"objects": [CAR]}
     assert "source" not in samples["n1"].extra
 
 

@@ -58,8 +58,6 @@ def test_each_source_is_a_data_set(case: Case, tmp_path: Path) -> None:
     assert info["features"] == {"tokens": NUM_BOXES, "dim": DIM, "encoder": None, "boxes": True}
 
 
-
-
 def test_evaluation_pictures_are_left_out_and_listed(case: Case, tmp_path: Path) -> None:
     src, options = case
     for name in (f"train2014/{TRAIN}", f"val2014/{VAL}", f"VG_100K/{VG}", "VG_100K/77"):

@@ -63,8 +63,6 @@ def test_nothing_is_dropped_in_silence(
     assert info["shards"][0]["name"] == "vqav2-val-00000.tar"
 
 
-
-
 def test_files_of_two_splits_do_not_fit(official: Path) -> None:
     path = official / "v2_mscoco_val2014_annotations.json"
     content = json.loads(path.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from colorsys import rgb_to_hsv
 from io import BytesIO
 from pathlib import Path
@@ -193,10 +194,13 @@ def scene_of(*looks: tuple[str, str], columns: tuple[int, ...]) -> Scene:
     )
 
 
+def answers_to(asked: Iterable[Any]) -> dict[str, str]:
+    return {question.question: question.answer for question in asked}
+
+
 def test_answers_are_true_of_the_scene() -> None:
     scene = scene_of(("red", "circle"), ("blue", "square"), ("blue", "circle"), columns=(0, 1, 2))
-    asked = [q for seed in range(60) for q in ask_vqa(scene, HOME_PHRASES, Random(seed))]
-    answers = {question.question: question.answer for question in asked}
+    answers = answers_to(q for n in range(60) for q in ask_vqa(scene, HOME_PHRASES, Random(n)))
     expected = {
         "what color is the square?": "blue",
         "what shape is the red object?": "circle",
@@ -219,7 +223,7 @@ def test_the_shifted_world_asks_in_plain_names_and_answers_in_others() -> None:
         for ask in (ask_vqa, ask_gqa)
         for question in ask(scene, SHIFTED_PHRASES, Random(seed))
     ]
-    answers = {question.question: question.answer for question in asked}
+    answers = answers_to(asked)
     expected = {
         "what is the hue of that square?": "sapphire",
         "what is the form of that red thing?": "disc",
@@ -244,8 +248,7 @@ def test_nothing_stands_above_or_below_what_has_one_thing_to_its_left() -> None:
 
 def test_logic_and_places() -> None:
     scene = scene_of(("red", "circle"), ("blue", "square"), columns=(0, 2))
-    asked = [q for seed in range(200) for q in ask_gqa(scene, HOME_PHRASES, Random(seed))]
-    answers = {question.question: question.answer for question in asked}
+    answers = answers_to(q for n in range(200) for q in ask_gqa(scene, HOME_PHRASES, Random(n)))
     assert answers["what is left of the blue square?"] == "circle"
     assert "what is left of the red circle?" not in answers
     assert answers["is there a red circle and a blue square?"] == "yes"

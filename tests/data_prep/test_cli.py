@@ -85,31 +85,17 @@ def test_tars_of_others_can_be_indexed(shards: Path) -> None:
     assert packed(shards) == before
 
 
-def test_the_arguments_are_on_record(shards: Path) -> None:
-    info = json.loads((shards / "dataset.json").read_text())
-    assert info["tool"]["arguments"]["task"] == "vqa"
-    assert info["image"] == {"size": None, "square": False, "format": None}
-
-
-def repack(shards: Path, *more: str) -> int:
-    """The command that has packed them once more."""
+def test_a_format_without_a_size_is_refused(shards: Path, refused: Any) -> None:
     place = shards.parent
     words = ["--annotations", str(place / "rows.json"), "--images", str(place / "images")]
-    return main(["jsonl", "--task", "vqa", *words, "--out", str(shards), *more])
-
-
-def test_a_format_without_a_size_is_refused(shards: Path, refused: Any) -> None:
-    code = repack(shards, "--image-format", "jpeg")
-    refused(code, "--image-format jpeg needs --image-size")
-    assert repack(shards, "--image-format", "jpeg", "--image-size", "12") == 0
+    words = ["jsonl", "--task", "vqa", *words, "--out", str(shards), "--image-format", "jpeg"]
+    refused(main(words), "--image-format jpeg needs --image-size")
+    info = json.loads((shards / "dataset.json").read_text())
+    assert info["image"] == {"size": None, "square": False, "format": None}
+    assert main([*words, "--image-size", "12"]) == 0
     info = json.loads((shards / "dataset.json").read_text())
     assert info["image"] == {"size": 12, "square": False, "format": "jpeg"}
-
-
-def test_a_folder_of_another_data_set_is_refused(shards: Path, refused: Any) -> None:
-    told = refused(repack(shards, "--name", "other"), "holds another data set")
-    assert "choose another folder, or remove it" in told
-    assert packed(shards)
+    assert info["tool"]["arguments"]["task"] == "vqa"
 
 
 @pytest.mark.parametrize(

@@ -22,21 +22,13 @@ from vlds.models.collate import JointCollator
 from vlds.schema import LONGEST_TEXT
 from vlds.tasks import VQA
 
-LONG = "x " * LONGEST_TEXT
-
 
 def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [{"id": "0", "question": "x " * LONGEST_TEXT, "label": {"red": 1.0}}]
+    asked += [asked[0] | {"id": str(n), "question": "what?"} for n in range(1, 4)]
     records = [
-        SampleRecord(
-            id=str(n),
-            members=[("png", noise(n))],
-            json={
-                "annotations": [
-                    {"id": str(n), "question": LONG if n == 0 else "what?", "label": {"red": 1.0}}
-                ]
-            },
-        )
-        for n in range(4)
+        SampleRecord(id=str(n), members=[("png", noise(n))], json={"annotations": [annotation]})
+        for n, annotation in enumerate(asked)
     ]
     write_dataset(tmp_path / "toy", name="toy", kind="vqa", split="train", records=records)
     seen: list[int] = []

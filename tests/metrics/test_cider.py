@@ -69,11 +69,5 @@ def test_values_of_pictures_are_those_of_the_formula() -> None:
     assert np.mean(values) == pytest.approx(plain_cider(captions, references), abs=1e-12)
 
 
-def test_plain_cider_orders_captions_by_quality() -> None:
-    worse = [*CAPTIONS[1:], CAPTIONS[0]]
-    assert plain_cider(CAPTIONS, REFERENCES) > plain_cider(worse, REFERENCES) > 0
+def test_the_truth_itself_has_the_most() -> None:
     assert plain_cider(CAPTIONS, [[text] for text in CAPTIONS]) == pytest.approx(7.5)
-
-
-def test_one_picture_scores_nothing() -> None:
-    assert plain_cider(["a dog"], [["a dog"]]) == 0

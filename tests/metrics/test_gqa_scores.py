@@ -108,7 +108,6 @@ def test_steps_leave_out_those_that_only_read_the_answer_off() -> None:
     ]
     assert reasoning_steps(program) == 3
     assert reasoning_steps([*program[:1], {"operation": "exist", "argument": "?"}]) == 1
-    assert reasoning_steps([{"operation": "query", "argument": "color"}]) == 1
     assert reasoning_steps([{"operation": "choose name", "argument": "cat|dog"}]) == 0
 
 
@@ -122,8 +121,6 @@ def test_consistency_needs_every_entailed_question() -> None:
 
 def test_without_groups_there_is_no_distribution() -> None:
     assert distribution({"1": "a"}, {"1": Question("a", group=None)}) is None
-    questions = {key: Question(key, group="g") for key in "ab"}
-    assert distribution({"a": "a", "b": "b"}, questions) == 0.0
 
 
 def test_what_two_things_have_in_common_stands_in_no_file() -> None:

@@ -23,75 +23,29 @@ from vlds.tasks.metrics.vqa_accuracy import (
 )
 
 NORMALISED = [
+    # What the table of answers does not hold already.
     # A punctuation mark without a space next to it becomes a space, ...
-    ("black-and-white", "black and white"),
-    ("red,blue", "red blue"),
-    ("semi;colon", "semi colon"),
-    ("TV/DVD player", "tv dvd player"),
-    ("x_y", "x y"),
-    ("e@mail", "e mail"),
-    ("back\\slash", "back slash"),
-    ("`tick`", "tick"),
-    ("<b>", "b"),
-    ("{x}", "x"),
-    ("[1]", "1"),
-    ('"quoted"', "quoted"),
-    ("what?", "what"),
+    *((f"x{mark}y", "x y") for mark in ';/_@\\`<>{}[]"?!'),
     ("!", ""),
-    ("-5", "5"),
     # ... with a space next to any mark of its kind, all marks of this kind are removed, ...
     ("No, thanks", "no thanks"),
     ("well -known", "well known"),
-    ("well- known-fact", "well knownfact"),
-    ("what ? yes", "what yes"),
-    ("t-shirt (blue)", "t shirt blue"),  # "(" has a blank beside it, ")" and "-" have none
     ("5 -", "5"),
     ("10 , 20", "10 20"),
     # ... and with a comma between digits anywhere, all marks are removed.
-    ("1,000", "1000"),
-    ("100,000-200,000", "100000200000"),
-    ("3,4 - 5", "34 5"),
     ("3.5,2", "3.52"),
     ("a/b 1,0", "ab 10"),
-    # Periods are removed unless a digit follows; the character before does not matter.
-    ("yes.", "yes"),
-    ("U.S.A.", "usa"),
-    ("...", ""),
-    ("2.50", "2.50"),
-    (".5", ".5"),
-    ("5.", "5"),
-    (". 5", "5"),
-    ("v1.2.3", "v1.2.3"),
-    ("e.g. 3", "eg 3"),
-    ("." * 32, ""),
-    ("." * 33, "."),  # 32 is the most that are removed
     # Other marks stay.
     ("it's 10:30", "it's 10:30"),
-    ("50%", "50%"),
     ("$5.00", "$5.00"),
     ("rock & roll", "rock & roll"),
     # Number words come after punctuation, articles after number words.
-    ("two", "2"),
-    ("None", "0"),
-    ("ten", "10"),
     ("Twelve", "twelve"),
-    ("two-three", "2 3"),
-    ("no-one", "no 1"),
-    ("a", ""),
-    ("the the", ""),
-    ("an apple", "apple"),
-    ("a/c", "c"),
     ("a+b=c", "b c"),
     # Contractions are looked up word by word, in lower case.
-    ("DONT", "don't"),
-    ("don't", "don't"),
     ("isnt it, dont you", "isn't it don't you"),
-    ("six oclock", "6 o'clock"),
     ("hes not an animal", "he's not animal"),
-    ("y'allll", "y'all'll"),
     ("Im here", "im here"),  # the table's key is "Im", which no lower-cased word equals
-    ("somebody'd", "somebodyd"),
-    ("lets go", "lets go"),
     ("  spaced \t out ", "spaced out"),
 ]
 
@@ -134,31 +88,12 @@ def test_the_tables_agree_with_themselves() -> None:
 
 
 SCORED = [
-    # One, two, three, four of ten: (9 * 1/3) / 10, (2 * 1/3 + 8 * 2/3) / 10, (3 * 2/3 + 7) / 10, 1.
-    ("cat", ["cat"] + ["dog"] * 9, 0.3),
-    ("cat", ["cat"] * 2 + ["dog"] * 8, 0.6),
-    ("cat", ["cat"] * 3 + ["dog"] * 7, 0.9),
-    ("cat", ["cat"] * 4 + ["dog"] * 6, 1.0),
-    ("cow", ["cat"] * 4 + ["dog"] * 6, 0.0),
-    # All ten answers are equal: neither side is normalised.
-    ("yes", ["yes"] * 10, 1.0),
-    ("Yes", ["yes"] * 10, 0.0),
-    ("yes.", ["yes"] * 10, 0.0),
-    ("two", ["2"] * 10, 0.0),
-    ("a dog", ["dog"] * 10, 0.0),
-    ("a dog", ["a dog"] * 10, 1.0),
-    # White space at the ends, line feeds and tabs are removed before the ten are compared.
+    # White space at the ends is removed before the ten are compared: all are equal.
     (" yes\n", ["yes"] * 9 + ["yes "], 1.0),
     ("Yes", ["yes"] * 9 + ["yes\t"], 0.0),
-    ("hot\tdog", ["hot dog"] * 10, 1.0),
-    ("hot  dog", ["hot dog"] * 10, 0.0),
     # One answer differs, even if only in case: both sides are normalised.
     ("Yes", ["yes"] * 9 + ["no"], 1.0),
     ("Yes.", ["yes"] * 9 + ["YES"], 1.0),
-    ("2.", ["2", "two", "Two"] + ["3"] * 7, 0.9),
-    ("the black-and-white one", ["black and white 1"] * 4 + ["zebra"] * 6, 1.0),
-    ("dont know", ["don't know", "Dont know"] + ["no"] * 8, 0.6),
-    ("", ["."] + ["a"] + ["x"] * 8, 0.6),
 ]
 
 

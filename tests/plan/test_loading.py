@@ -25,11 +25,8 @@ NOISE = 100 * MB
 
 
 def config_of(stage: int) -> dict[str, Any]:
-    return {
-        "zero_optimization": {"stage": stage},
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": True},
-    }
+    zero = {"zero_optimization": {"stage": stage}}
+    return zero | {"train_micro_batch_size_per_gpu": 1, "bf16": {"enabled": True}}
 
 
 def own_memory() -> int:

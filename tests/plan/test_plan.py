@@ -86,6 +86,8 @@ def test_what_ranks_send(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     trained = describe(recipe.model_setup, list(recipe.tasks)).trainable
     keeping = str(world / "zero3.json")  # nothing small, and gathered weights for long
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 1000}
+    short = str(write(tmp_path / "short.json", {"zero_optimization": zero}))
     for micro_batch_size, micro_batches in ((4, 1), (2, 2)):
         data = replace(recipe.data, micro_batch_size=micro_batch_size)
         training = replace(recipe.training, deepspeed=keeping)
@@ -101,14 +103,9 @@ def test_what_ranks_send(world: Path, tmp_path: Path) -> None:
             sums = micro_batches * (1 if on_gpu else 2)
             assert sent[keeping] == pytest.approx((4 * trained * sums + gathered) / 2, abs=1)
             # 1,000 weights lie between the passes of the last 500, which are gathered once.
-            zero = {"stage": 3, "stage3_param_persistence_threshold": 0}
-            short = write(
-                tmp_path / "short.json",
-                {"zero_optimization": zero | {"stage3_max_reuse_distance": 1000}},
-            )
-            far = replace(training, deepspeed=str(short))
-            (plan,) = plan_recipe(replace(changed, training=far), [2], on_gpu=on_gpu)
-            more = plan.files[str(short)].sent - sent[keeping]
+            far = replace(changed, training=replace(training, deepspeed=short))
+            (plan,) = plan_recipe(far, [2], on_gpu=on_gpu)
+            more = plan.files[short].sent - sent[keeping]
             assert more == pytest.approx((gathered - micro_batches * 4 * 500) / 2, abs=1)
 
 
@@ -143,6 +140,15 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     assert [head.split()[3] for head in heads] == ["2", "7", "8"]
 
 
+STAGE3 = Needs(
+    3,
+    Held(frozen=1000, trainable=10, optimizer=30, gradients=60, offloaded=40),
+    extra=0,
+    sent=0,
+    evaluated=(500, 50),
+)
+
+
 @pytest.mark.parametrize(
     ("chosen", "memory", "words"),
     [
@@ -154,9 +160,7 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_how_evaluation_gathers(chosen: bool | None, memory: int | None, words: str) -> None:
-    held = Held(frozen=1000, trainable=10, optimizer=30, gradients=60, offloaded=40)
-    needs = Needs(3, held, extra=0, sent=0, evaluated=(500, 50))
-    assert words in " ".join(evaluation_text(needs, chosen, memory).split())
+    assert words in " ".join(evaluation_text(STAGE3, chosen, memory).split())
 
 
 @pytest.mark.parametrize(
@@ -172,13 +176,11 @@ def test_how_evaluation_gathers(chosen: bool | None, memory: int | None, words: 
     ],
 )
 def test_whether_answers_fit(chosen: bool | None, memory: int | None, end: str) -> None:
-    held = Held(frozen=1000, trainable=10, optimizer=30, gradients=60, offloaded=40)
-    needs = Needs(3, held, extra=0, sent=0, evaluated=(500, 50))
     answers = Answering("vqa", 1_200, Decoding(num_beams=3), 900)
-    text = " ".join(answers_text(answers, needs, chosen, memory).split())
+    text = " ".join(answers_text(answers, STAGE3, chosen, memory).split())
     assert text.startswith("Answers to 1,200 examples of vqa with 3 beams take up to 0.0 MB in")
     assert text.endswith(end)
-    assert answers_text("no data", needs, chosen, memory).endswith("is not known: no data")
+    assert answers_text("no data", STAGE3, chosen, memory).endswith("is not known: no data")
 
 
 NEEDS = Held(frozen=1000, trainable=10, optimizer=30, gradients=0)
@@ -256,16 +258,12 @@ def test_a_guide_to_runs_is_planned(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--ranks", "2", "101"], "tasks.nlvr.batch_size: 100 examples for 101 ranks; give at"),
         (["--ranks", "0"], "--ranks is '0'; give the number of ranks, 1 or more"),
-        (
-            ["--ranks", "2", "101"],
-            "tasks.nlvr.batch_size: 100 examples for 101 ranks; give at least",
-        ),
         (["--methods", "{}"], "nothing trains: methods is empty"),
         (["--training.deepspeed", "mine.json"], "training.deepspeed: no such file: mine.json"),
         (["--memory", "1e300"], "--memory is '1e300'; give a number from 0.001 to 1,000,000"),
         (["--gpu", "h100"], "--gpu: 'h100' is unknown; did you mean 'h100-80g'? choose from: a10-"),
-        (["--link", "1e-320"], "--link is '1e-320'; give a number from 0.001 to 1,000,000"),
         (["--memory", "nan"], "--memory is 'nan'; give a number from 0.001"),
         (["--ranks", "1", "my.yaml"], "--ranks is 'my.yaml'; name the recipe before --ranks"),
         (["--data.parts", "1000"], "data.parts: 1000, but the smallest micro-batch"),

@@ -88,13 +88,8 @@ def peak_of_steps(recipe: Recipe, file: Path) -> int:
     with profile(profile_memory=True) as profiler:
         model = built(recipe)
         batch = rows(micro_batch(recipe, model, cut))
-        engine = Engine(
-            model,
-            parameter_groups(model, recipe),
-            config,
-            ranks=ranks,
-            tasks=list(recipe.tasks.values()),
-        )
+        groups, tasks = parameter_groups(model, recipe), list(recipe.tasks.values())
+        engine = Engine(model, groups, config, ranks=ranks, tasks=tasks)
         engine.step([batch])
         for _ in range(2):
             with record_function(STEP):
@@ -120,14 +115,9 @@ def peak_of_steps(recipe: Recipe, file: Path) -> int:
     ("kind", "stage", "name"), list(product(["joint", "causal"], [2, 3], METHODS))
 )
 def test_the_peak_of_a_rank(
-    kind: str,
-    stage: int,
-    name: str,
-    world_size: int,
-    world: Path,
-    tmp_path: Path,
+    kind: str, stage: int, name: str, world_size: int, world: Path, tmp_path: Path,
     request: pytest.FixtureRequest,
-) -> None:
+) -> None:  # fmt: skip
     pool: RankPool = request.getfixturevalue(f"ranks{world_size}")
     pool.close()  # new processes: what an earlier run has left would be counted
     recipe = wide_recipe(kind, world, tmp_path, stage, name)

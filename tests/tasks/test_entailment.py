@@ -13,10 +13,10 @@ def test_the_labels_are_the_words_that_are_compared() -> None:
     assert task.decoding.choices == ("entailment", "neutral", "contradiction")
     sample = sample_of("entailment")
     examples = [task.example("ve", sample, number, None) for number in range(2)]
-    assert [example.prompt for example in examples] == [
-        "entailment: Animals.", "entailment: They sleep.",
-    ]  # fmt: skip
-    assert [example.target for example in examples] == ["entailment", "contradiction"]
+    assert [(example.prompt, example.target) for example in examples] == [
+        ("entailment: Animals.", "entailment"),
+        ("entailment: They sleep.", "contradiction"),
+    ]
 
 
 def test_accuracy_and_its_table() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.toys.files import write
 from vlds.schema import Sample
 from vlds.tasks import GQA
 
@@ -70,15 +70,11 @@ def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) ->
         annotation("01", "red"), annotation("02", "blue"), annotation("03", "x", balanced=False)
     )
     predictions = {"01": "green", "02": "wood", "03": "x"}
-    parts = [
-        {
-            "01": {"valid": ["red", "green"], "plausible": ["red"]},
-            "99": {"valid": [], "plausible": []},
-        },
-        {"02": {"valid": ["blue", "red"], "plausible": ["blue"]}},
-    ]
-    for number, part in enumerate(parts):
-        (tmp_path / f"train_choices_{number}.json").write_text(json.dumps(part), "utf-8")
+    first = {"01": {"valid": ["red", "green"], "plausible": ["red"]},
+             "99": {"valid": [], "plausible": []}}  # fmt: skip
+    second = {"02": {"valid": ["blue", "red"], "plausible": ["blue"]}}
+    write(tmp_path / "train_choices_0.json", first)
+    write(tmp_path / "train_choices_1.json", second)
     task = GQA(choices=str(tmp_path))
     assert task.missing_for_scores() is None
     scores = task.score(predictions, references)
@@ -93,12 +89,8 @@ def test_validity_and_plausibility_from_the_file_or_its_parts(tmp_path: Path) ->
     [
         ("{", "it is not JSON \\(Expecting"),
         ("[]", r"it is \[\], an object expected; name eval/val_choices.json"),
-        ('{"01": {}}', 'question 01 has no list "plausible"'),
         ('{"01": {"plausible": []}}', 'question 01 has no list "valid"'),
-        (
-            '{"01": {"valid": [], "plausible": "red"}}',
-            r"01\.plausible is 'red', a valid array expected",
-        ),
+        ('{"01": {"valid": [], "plausible": "red"}}', r"01\.plausible is 'red', a valid array exp"),
         ('{"01": ["red"]}', r"01 is \['red'\], an object expected"),
     ],
 )
@@ -132,6 +124,5 @@ def test_questions_that_do_not_count_may_be_left_out() -> None:
 
 
 def test_choices_that_are_not_there() -> None:
-    missing = GQA(choices="absent.json").missing_for_scores()
-    assert missing is not None
+    missing = str(GQA(choices="absent.json").missing_for_scores())
     assert missing.startswith("choices: absent.json is neither a file")

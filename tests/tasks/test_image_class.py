@@ -39,12 +39,6 @@ def test_scores() -> None:
     )
 
 
-def test_what_each_picture_adds() -> None:
-    cells = ImageClass().example_scores("accuracy/class/cat", PREDICTIONS, REFERENCES)
-    assert np.nanmean(np.asarray(cells)) == pytest.approx(2 / 3)
-    assert ImageClass().example_scores("mean_class_accuracy", PREDICTIONS, REFERENCES) is None
-
-
 def test_case_and_white_space_do_not_count() -> None:
     assert ImageClass().correct(" Big  DOG", "big dog")
     assert not ImageClass().correct("bigdog", "big dog")

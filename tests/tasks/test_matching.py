@@ -56,6 +56,6 @@ def test_a_head_has_the_two_answers() -> None:
 
 def test_scores_are_told_by_answer() -> None:
     references = {"a": {"answer": "true"}, "b": {"answer": "false"}, "c": {"answer": "true"}}
-    scores = TASK.score({"a": "true", "b": "true", "c": "true"}, references)
+    scores = TASK.score(dict.fromkeys(references, "true"), references)
     assert scores["accuracy"] == 2 / 3
-    assert {name: value for name, value in scores.items() if "false" in name}.popitem()[1] == 0
+    assert {value for name, value in scores.items() if "false" in name} == {0}

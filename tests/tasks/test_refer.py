@@ -69,19 +69,16 @@ def test_any_right_proposal_counts() -> None:
         assert scores == {"accuracy": float(right)}
 
 
+def test_a_sample_without_proposals_is_a_bad_one() -> None:
+    with pytest.raises(SkipSample, match="proposals"):
+        ask(Refer(), "r", sample([0, 0, 4, 2]), 0, None)
+
+
 def test_cells_may_stand_for_proposals() -> None:
-    """The one with the centre of the box, counted row by row."""
+    """The one with the centre of the box, counted row by row; at the edge it is the last one."""
     seen = sample([20, 10, 20, 10], size=[[60, 30]])
     assert Refer(grid=3).example("r", seen, 0, None).target == POINTERS[4]
-
-
-def test_a_box_at_the_edge_is_in_the_last_cell() -> None:
     seen = sample([60, 30, 0, 0], size=[[60, 30]])
     assert Refer(grid=6).example("r", seen, 0, None).target == POINTERS[35]
     with pytest.raises(ValueError, match="grid: got 7; give a number from 1 to 6"):
         built(Refer, {"grid": 7})
-
-
-def test_a_sample_without_proposals_is_a_bad_one() -> None:
-    with pytest.raises(SkipSample, match="proposals"):
-        ask(Refer(), "r", sample([0, 0, 4, 2]), 0, None)

@@ -22,13 +22,8 @@ def clip(kind: str, annotations: list[dict[str, Any]], **extra: Any) -> Sample:
 
 
 def question(choices: list[str]) -> dict[str, Any]:
-    return {
-        "id": "122",
-        "question": "Who says no?",
-        "choices": choices,
-        "answer_index": 1,
-        "span": "0.5-2",
-    }
+    given = {"id": "122", "question": "Who says no?", "span": "0.5-2"}
+    return {**given, "choices": choices, "answer_index": 1}
 
 
 def test_a_question_has_subtitles_span_and_choices() -> None:

@@ -25,15 +25,7 @@ def test_answers_are_drawn_by_their_soft_score_and_weighted_by_it() -> None:
     assert {(example.target, example.weight) for example in drawn} == {("cat", 0.9), ("dog", 0.3)}
     share = sum(example.target == "cat" for example in drawn) / len(drawn)
     assert share == pytest.approx(0.75, abs=0.03)
-
-
-def test_the_draw_depends_on_the_generator_alone() -> None:
-    sample = sample_of(label={"cat": 0.6, "dog": 0.6})
-    texts = [
-        [VQA().example("vqa", sample, 0, rng).target for _ in range(8)]
-        for rng in (np.random.default_rng(3), np.random.default_rng(3))
-    ]
-    assert texts[0] == texts[1]
+    assert VQA().example("vqa", sample, 0, np.random.default_rng(1)) == drawn[0]
 
 
 @pytest.mark.parametrize("label", [{}, {"cat": 0.0}])
@@ -106,9 +98,9 @@ def test_the_older_rules_have_a_name_of_their_own() -> None:
     assert VQA().correct("two", references["1"]) is True
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 9, 11, 40])
+@pytest.mark.parametrize("count", [1, 2, 9, 11])
 def test_any_number_of_answers_trains_and_is_scored(count: int) -> None:
-    answers = (["sofa", "Couch", "seat"] * count)[:count]
+    answers = (["sofa", "Couch", "seat"] * 4)[:count]
     sample = sample_of(answers=answers, label=soft_label(answers))
     rng = np.random.default_rng(0)
     drawn = {VQA().example("vqa", sample, 0, rng).target for _ in range(100)}
@@ -131,23 +123,19 @@ def test_more_than_ten_answers_are_worth_what_they_are_in_training() -> None:
 
 
 def test_soft_scores_alone_are_scored_as_lxmert_scores_them() -> None:
-    found = sample_of(label={"cat": 0.9, "dog": 0.3}).annotations
-    sample = Sample("0", "toy", "image", "vqa", (b"",), (), found)
-    references = {"q": VQA().example("vqa", sample, 0, None).reference}
+    def reference_of(**fields: Any) -> Any:
+        return VQA().example("vqa", sample_of(**fields), 0, None).reference
+
+    references = {"q": reference_of(label={"cat": 0.9, "dog": 0.3})}
     assert VQA().score({"q": "dog"}, references) == {"soft_score": 0.3, "exact_match": 0.0}
     for label in ({}, {"cow": 0.0}):  # no answer is right, and the question counts
-        references["none"] = VQA().example("vqa", sample_of(label=label), 0, None).reference
+        references["none"] = reference_of(label=label)
         scores = VQA().score({"q": "cat", "none": ""}, references)
         assert scores == {"soft_score": 0.45, "exact_match": 0.5}
         assert VQA().correct("", references["none"]) is False
-    assert VQA().example("vqa", sample_of(label={}, answers=[]), 0, None).reference is None
-
-
-def test_raw_answers_without_soft_scores_all_count() -> None:
-    found = sample_of(answers=["yes", "no"]).annotations
-    sample = Sample("0", "toy", "image", "vqa", (b"",), (), found)
-    references = {"q": VQA().example("vqa", sample, 0, None).reference}
-    assert VQA().score({"q": "no"}, references)["soft_score"] == 1.0
+    assert reference_of(label={}, answers=[]) is None
+    # Raw answers without soft scores all count.
+    assert VQA().score({"q": "no"}, {"q": reference_of(answers=["yes", "no"])})["soft_score"] == 1.0
 
 
 def test_your_own_data_with_one_answer_is_scored_by_exact_match_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_cifar_100(tmp_path: Path) -> None:
     assert sample.extra["source"] == {"superclass": "carnivores"}
 
 
-def test_damaged_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Any) -> None:
     root = tmp_path / "in"
     cifar10(root, NAMES, {"data_batch_1.bin": [0, 3]})
     assert pack_folders(root, tmp_path / "out") == 2
@@ -52,25 +53,23 @@ def test_damaged_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "data_batch_1.bin, picture 1: no class has the number 3, the names are 3" in said
     for size in (0, 3072, 3074):
         write(root / "data_batch_1.bin", bytes(size))
-        assert pack_folders(root, tmp_path / "out") == 2
-        assert f"{size:,} bytes, a multiple of 3,073 expected" in capsys.readouterr().err
+        code = pack_folders(root, tmp_path / "out")
+        refused(code, f"{size:,} bytes, a multiple of 3,073 expected")
     (root / "data_batch_1.bin").unlink()
-    assert pack_folders(root, tmp_path / "out") == 2
-    assert "batches.meta.txt and no *.bin; copy the batches there" in capsys.readouterr().err
+    code = pack_folders(root, tmp_path / "out")
+    refused(code, "batches.meta.txt and no *.bin; copy the batches there")
     assert not (tmp_path / "out").exists()
 
 
-def test_pickles_are_not_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pickles_are_not_opened(tmp_path: Path, refused: Any) -> None:
     for name in ("batches.meta", "data_batch_1", "test_batch"):
         write(tmp_path / "in" / name, b"cos\nsystem\n(S'touch opened'\ntR.")
-    assert pack_folders(tmp_path / "in", tmp_path / "out") == 2
-    assert "is CIFAR's Python version, whose pickles can run any program" in capsys.readouterr().err
+    code = pack_folders(tmp_path / "in", tmp_path / "out")
+    refused(code, "is CIFAR's Python version, whose pickles can run any program")
     assert not (tmp_path / "out").exists()
 
 
-def test_stored_features_have_no_names_here(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stored_features_have_no_names_here(tmp_path: Path, refused: Any) -> None:
     cifar10(tmp_path / "in", NAMES, {"data_batch_1.bin": [0, 1, 2]})
-    assert pack_folders(tmp_path / "in", tmp_path / "out", "--features", str(tmp_path)) == 2
-    assert "--features: CIFAR's pictures have no names" in capsys.readouterr().err
+    code = pack_folders(tmp_path / "in", tmp_path / "out", "--features", str(tmp_path))
+    refused(code, "--features: CIFAR's pictures have no names")

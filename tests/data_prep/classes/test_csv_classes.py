@@ -20,7 +20,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def pack(photos: Path, out: Path, text: str | bytes, *more: str, name: str = "rows.csv") -> int:
+def pack(photos: Path, out: Path, text: str, *more: str, name: str = "rows.csv") -> int:
     file = write(photos.parent / name, text)
     return pack_folders(photos, out, "--annotations", str(file), *more, command="csv-classes")
 
@@ -86,38 +86,29 @@ def test_dropped_rows_without_a_split_are_listed_too(photos: Path, tmp_path: Pat
     assert [drop["reason"] for drop in dropped] == ["no split", "no picture"]
 
 
+def test_a_list_is_not_a_class(photos: Path, tmp_path: Path, refused: Any) -> None:
+    rows = json_lines([{"image": "deep/0.jpg", "label": ["a"]}])
+    code = pack(photos, tmp_path / "out", rows, name="rows.jsonl")
+    refused(code, "line 1: 'label' is [\"a\"]; expected text or a number")
+
+
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [
         ("path,label\nx,a\n", (), "line 2: no field 'image'; it has path, label. Name the columns"),
-        ("images,label\nx,a\n", (), "did you mean 'images'? it has images, label"),
         ("image,label\ndeep/0.jpg,a\n", ("--split-field", "part"), "no field 'part'"),
-        ("image,label\ndeep/0.jpg,a,\n", ("--label-field", "x"), "no field 'x'"),
         ("image,label\ndeep/0.jpg,a\ndeep/1.jpg,b\ndeep/0,b\n", (),
          "rows.csv, line 2 and rows.csv, line 4: deep/0.jpg has two classes, 'a' and 'b'"),
         ("image,label,s\ndeep/0.jpg,a,train\ndeep/1.jpg,b,train\ndeep/0.jpg,a,test\n",
          ("--split-field", "s"), "deep/0.jpg is in train and in test; keep it in one split"),
         ("image,label\ndeep/0.jpg,Ant\ndeep/1.jpg,ant\n", (), "'Ant' and 'ant' differ in case"),
         ("image,label\ndeep/0.jpg,a\n../rows.csv,b\n", (), "line 3 of rows.csv names it"),
-        ("image,label\ndeep/0.jpg,a\ndeep/9.jpg,b\n", (), "9.jpg is missing; line 3 of rows.csv"),
         ("image,label\n", (), "no row with a picture and a class"),
-        ("", (), "no row with a picture and a class"),
-        (b"image,label\ndeep/0.jpg,caf\xe9\n", (), "is not UTF-8 (byte 0xe9 in line 2)"),
-        ('image,label\ndeep/0.jpg,"a\n', (), "a quote opens a cell and is not closed"),
-        ("image,label\ndeep/0.jpg\n", (), "line 2: 1 cell, but the head line has 2"),
     ],
 )  # fmt: skip
 def test_tables_that_do_not_fit(
-    text: str | bytes, more: tuple[str, ...], message: str, photos: Path, tmp_path: Path,
+    text: str, more: tuple[str, ...], message: str, photos: Path, tmp_path: Path,
     refused: Any,
 ) -> None:  # fmt: skip
     refused(pack(photos, tmp_path / "out", text, *more), message)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_list_is_not_a_class(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = json_lines([{"image": "deep/0.jpg", "label": ["a"]}])
-    assert pack(photos, tmp_path / "out", rows, name="rows.jsonl") == 2
-    assert "line 1: 'label' is [\"a\"]; expected text or a number" in capsys.readouterr().err

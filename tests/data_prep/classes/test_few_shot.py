@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_split_of_coop(layout: Layout, tmp_path: Path) -> None:
         assert labels(out) == wanted
 
 
-def test_aircraft_has_lists_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_aircraft_has_lists_of_its_own(tmp_path: Path, refused: Any) -> None:
     src = write_aircraft(tmp_path / "fgvc_aircraft")
     assert pack("fgvc-aircraft", src, "val", tmp_path / "val") == 0
     assert classes(tmp_path / "val") == ("F/A-18", "707-320", "Cessna 172")
@@ -38,15 +39,11 @@ def test_aircraft_has_lists_of_its_own(tmp_path: Path, capsys: pytest.CaptureFix
     assert labels(tmp_path / "val") == wanted
     with (src / "images_variant_test.txt").open("a") as file:
         file.write("2000 Boeing\n")
-    assert pack("fgvc-aircraft", src, "test", tmp_path / "test") == 2
-    assert "images_variant_test.txt, line 4: 'Boeing' is none of the variants" in (
-        capsys.readouterr().err
-    )
+    code = pack("fgvc-aircraft", src, "test", tmp_path / "test")
+    refused(code, "images_variant_test.txt, line 4: 'Boeing' is none of the variants")
 
 
-def test_imagenet_has_folders_of_synsets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_imagenet_has_folders_of_synsets(tmp_path: Path, refused: Any) -> None:
     src = write_imagenet(tmp_path / "imagenet")
     for split in ("train", "val"):
         assert pack("imagenet", src, split, tmp_path / split) == 0
@@ -59,5 +56,5 @@ def test_imagenet_has_folders_of_synsets(
     }
     names = src / "classnames.txt"
     names.write_text("".join(names.read_text().splitlines(keepends=True)[:2]))
-    assert pack("imagenet", src, "val", tmp_path / "again") == 2
-    assert "n04008634 is a folder, and classnames.txt lacks it" in capsys.readouterr().err
+    code = pack("imagenet", src, "val", tmp_path / "again")
+    refused(code, "n04008634 is a folder, and classnames.txt lacks it")

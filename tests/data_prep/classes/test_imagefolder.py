@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -32,6 +31,7 @@ def test_flat_folders(root: Path, tmp_path: Path, check: Check) -> None:
         "EuroSAT", "image_class", "train", 32,
     )  # fmt: skip
     assert info.classes == ("AnnualCrop", "Forest", "River")
+    assert [source["file"] for source in info.source] == ["names of the pictures"]
     packed_labels = labels(tmp_path / "out")
     assert packed_labels["River/3.jpg"] == "River"
     assert packed_labels["Forest/deep/er/x.PNG"] == "Forest"
@@ -73,6 +73,7 @@ def test_train_gets_the_pictures_of_rare_classes_first(tmp_path: Path, output: A
     assert pack_folders(root, tmp_path / "out", "--split-sizes", "val=0.1", "test=0.1") == 0
     counts = {name: Counter(labels(tmp_path / "out" / name).values()) for name in ("train", "val")}
     assert counts == {"train": {"a": 16, "pair": 1, "one": 1}, "val": {"a": 2, "pair": 1}}
+    assert classes(tmp_path / "out/test") == ("a", "one", "pair")
     told = output()
     assert "test: no picture of 2 of 3 classes: 'one', 'pair'\nval: no picture of 1 of 3" in told
     assert told.index("in val: 3 samples") < told.index("in train: 18 samples")
@@ -145,8 +146,6 @@ def test_other_names(root: Path, tmp_path: Path, output: Any) -> None:
         ({"River": "x", "AnnualCrop": "x", "Forest": "y"},
          "classes 'AnnualCrop' and 'River' get the same name 'x'; if they are one class"),
         ({"River": "x", "AnnualCrop": " ", "Forest": "y"}, 'class "AnnualCrop": its name "" is'),
-        ({"River": 3, "AnnualCrop": "x", "Forest": "y"}, "'River' is 3; expected text"),
-        ([], "expected an object {...}, found []"),
     ],
 )  # fmt: skip
 def test_names_that_do_not_fit(
@@ -163,7 +162,6 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "one class": (("a/x.jpg",), "one class: 'a'; there must be two or more"),
     "one folder": (("2750/a/x.jpg", "2750/b/y.jpg"), "the only folder in it is '2750'"),
     "empty class": (("a/x.jpg", "b/notes.txt"), "in/b: no picture in it; every folder in"),
-    "case": (("Cat/x.jpg", "cat/y.jpg"), "classes 'Cat' and 'cat' differ in case or form only"),
     "accents": (("caf\u00e9/x.jpg", "cafe\u0301/y.jpg"), "differ in case or form only"),
     "case in splits": (("train/a/x.jpg", "train/b/x.jpg", "test/A/x.jpg", "test/b/x.jpg"),
                        "classes 'A' and 'a' differ in case or form only"),
@@ -173,7 +171,6 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
               "'train' may be splits or classes, beside 'bus'; give --layout splits"),
     "twice": (("train/a/x.jpg", "Training/b/x.jpg"), "are both the split 'train'; keep one"),
     "no classes": (("train/x.jpg", "test/a/x.jpg"), "no folders of classes in it; "),
-    "line break": (("a/x.jpg", "b/y\n.jpg"), "b/y\\n.jpg': its name is not UTF-8, or has a line"),
 }  # fmt: skip
 
 
@@ -254,14 +251,6 @@ def test_folders_may_be_very_deep(root: Path, tmp_path: Path) -> None:
             os.rmdir(place)
 
 
-def test_a_class_without_test_pictures_is_told(tmp_path: Path, output: Any) -> None:
-    folders(tmp_path / "in/train", {"a": 2, "b": 2})
-    folders(tmp_path / "in/test", {"a": 2}, 5000)
-    assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
-    assert "test: no picture of 1 of 2 classes: 'b'" in output()
-    assert classes(tmp_path / "out/test") == ("a", "b")
-
-
 def test_a_file_in_two_classes_is_refused(tmp_path: Path, refused: Any) -> None:
     folders(tmp_path / "in", {"a": 1, "b": 1}, 0)
     (tmp_path / "in/b/link.jpg").symlink_to("../a/0.jpg")
@@ -293,9 +282,7 @@ def test_a_picture_in_two_splits_is_told(
         (("--split-sizes", "test=0.5", "val=0.5"), "the shares add up to 1; leave some"),
         (("--split-sizes", "train=0.5"), "--split-sizes train: the pictures have the splits train"),
         (("--split-sizes", "test=20"), "got 'test=20'; give SPLIT=SHARE with a share between 0"),
-        (("--split-sizes", "test=0.2", "--split", "val"), "have the splits val; parts of train"),
         (("--features", "."), "--features: 3 pictures are called '0', in several folders"),
-        (("--split", "a b"), "split 'a b': it becomes part of file names"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit(
@@ -330,10 +317,3 @@ def test_resume_and_workers_give_the_same_shards(
     for path in (tmp_path / "whole").glob("*.tar*"):
         assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
     assert len(list((tmp_path / "whole").glob("*.cls"))) == 5
-
-
-def test_what_is_on_record(root: Path, tmp_path: Path) -> None:
-    assert pack_folders(root, tmp_path / "out", "--name", "eurosat") == 0
-    content = json.loads((tmp_path / "out/dataset.json").read_text("utf-8"))
-    assert [source["file"] for source in content["source"]] == ["names of the pictures"]
-    assert content["tool"]["arguments"]["images"] == str(root)

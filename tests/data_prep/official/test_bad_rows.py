@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -36,15 +35,11 @@ def typed(**wrong: Any) -> dict[str, Any]:
 
 VQA = [
     (vqa({"question": None}), f"{QUESTIONS}, question 10: 'question' is null; expected text"),
-    (vqa({"question": 5}), f"{QUESTIONS}, question 10: 'question' is 5; expected text"),
     (vqa({"image_id": None}), f"{QUESTIONS}, question 10: 'image_id' is null"),
     (vqa({"question_id": True}), f"{QUESTIONS}, questions 1: 'question_id' is true"),
-    (vqa({"question_id": "x"}), "differ in 2 questions, the first is question_id x"),
     (vqa({}, None), f"{ANSWERS}, question 10: 'answers' is null; expected a list"),
     (vqa({}, [{"answer": None}]), "question 10, answer 0: 'answer' is null; expected text"),
-    (vqa({}, [{"answer": 3}]), f"{ANSWERS}, question 10, answer 0: 'answer' is 3; expected text"),
     (typed(answer_type=None), f"{ANSWERS}, question 10: 'answer_type' is null; expected text"),
-    (typed(question_type=["x"]), "question 10: 'question_type' is [\"x\"]; expected text"),
     (vqa({}, ["yes"]), 'question 10, answer 0: expected an object {...}, found "yes"'),
     ({QUESTIONS: {"questions": None}}, f"{QUESTIONS}: 'questions' is null; expected a list"),
     ({QUESTIONS: 5}, "questions.json: expected an object {...}, found 5"),
@@ -80,6 +75,7 @@ KARPATHY = [
     (karpathy(sentences=None), "image 0: 'sentences' is null; expected a list"),
     (karpathy(filename=None), "image 0: 'filename' is null"),
     (karpathy(filepath=None), "image 0: 'filepath' is null"),
+    (karpathy(sentences=[{"raw": "x"}]), "image 0, sentence 0: no field 'sentid'; it has raw"),
 ]
 
 
@@ -87,12 +83,10 @@ def coco(content: Any) -> dict[str, Any]:
     return {"captions_val2014.json": content}
 
 
-CAPTION = {"id": 1, "image_id": 1, "caption": None}
 COCO = [
     (coco([1]), "captions_val2014.json: expected an object {...}, found [1]"),
     (coco({"images": [], "annotations": None}), "'annotations' is null; expected a list"),
     (coco({"images": []}), "captions_val2014.json: no field 'annotations'; it has images"),
-    (coco({"images": [], "annotations": [CAPTION]}), "annotation 0: 'caption' is null"),
 ]
 
 
@@ -102,15 +96,12 @@ def vg(entry: Any, file: str = "question_answers.json", part: str = "qas") -> di
 
 VG_QUESTIONS = [
     (vg([{"qa_id": 1, "answer": "x"}]), "picture 0, qas 0: no field 'question'; it has qa_id"),
-    (vg([{"qa_id": 1, "question": "x", "answer": None}]), "qas 0: 'answer' is null; expected text"),
     (vg([{"qa_id": 1, "question": "x", "answer": 2}]), "qas 0: 'answer' is 2; expected text"),
     (vg([{"question": "x", "answer": "y"}]), '{"question": "x", "answer": "y"} has no qa_id'),
     (vg(None), "question_answers.json, picture 0: 'qas' is null; expected a list"),
     ({"question_answers.json": {"a": 1}}, 'question_answers.json is {"a": 1}; expected a list'),
-    ({"question_answers.json": [3]}, "picture 0: expected an object {...}, found 3"),
 ]
 VG_REGIONS = [
-    (vg([{"region_id": 1}], "region_descriptions.json", "regions"), "no field 'phrase'"),
     (vg([{"region_id": 1, "phrase": None}], "region_descriptions.json", "regions"),
      "region_descriptions.json, picture 0, regions 0: 'phrase' is null"),
 ]  # fmt: skip
@@ -132,7 +123,6 @@ HOW2QA = [
     (how2qa(a0=None), "line 1, question 5: 'a0' is null; expected text"),
     (how2qa(answer_idx="x"), "question 5: 'answer_idx' is \"x\"; expected a whole number"),
     (how2qa(ts=[0, 1]), "question 5: 'ts' is [0, 1]; expected text"),
-    (spoken([{"start": 0, "end": 1}]), "how2_subtitles.jsonl, line 1, subtitle 0: no field 'text'"),
     (spoken([{"text": None, "start": 0, "end": 1}]),
      "line 1, subtitle 0: 'text' is null; expected"),
     (spoken(None), "how2_subtitles.jsonl, line 1: 'sub' is null; expected a list"),
@@ -145,10 +135,8 @@ def yc2c(**wrong: Any) -> dict[str, Any]:
 
 
 YC2C = [
-    (yc2c(descs=[{"desc_id": 1}]), "line 1, description 0: no field 'desc'; it has desc_id"),
     (yc2c(descs=[{"desc_id": 1, "desc": None}]), "description 0: 'desc' is null; expected text"),
     (yc2c(descs=None), "line 1: 'descs' is null; expected a list"),
-    (yc2c(descs=["a"]), 'line 1, description 0: expected an object {...}, found "a"'),
     (yc2c(ts="1-2"), "line 1: 'ts' is \"1-2\"; expected a list"),
     (yc2c(ts=[1, None]), "line 1: 'ts' is [1, null]; expected numbers of seconds"),
 ]
@@ -177,8 +165,7 @@ AOKVQA = [
     (aokvqa(choices=None), f"{AOKVQA_ID}: 'choices' is null; expected a list"),
     (aokvqa(choices=["a", 1]), f"{AOKVQA_ID}: entry 1 of 'choices' is 1; expected text"),
     (aokvqa(choices=["a"]), f"{AOKVQA_ID}: 'choices' has 1 entries; expected 2 to 5"),
-    (aokvqa(correct_choice_idx=4), "'correct_choice_idx' is 4, and 'choices' is [\"skateboarder\""),
-    (aokvqa(correct_choice_idx=4), "expected a number from 0 to 3"),
+    (aokvqa(correct_choice_idx=4), '"cab"]; expected a number from 0 to 3'),
     (aokvqa(correct_choice_idx="3"), "'correct_choice_idx' is \"3\"; expected a whole number"),
     (aokvqa(direct_answers="['cab']"), "'direct_answers' is \"['cab']\"; expected a list"),
     (aokvqa(difficult_direct_answer=0), "'difficult_direct_answer' is 0; expected true or false"),
@@ -202,10 +189,7 @@ TEXTVQA = [
     (textvqa(image_id=5), "TextVQA_0.5.1_val.json, question 5: 'image_id' is 5; expected text"),
     (textvqa({"ocr_tokens": [3]}), "v0.2_val.json, picture 0: entry 0 of 'ocr_tokens' is 3"),
     (textvqa({"image_id": "b"}),
-     "v0.2_val.json: it lacks 1 of 1 pictures of TextVQA_0.5.1_val.json"),
-    (textvqa({"image_id": "b"}), "the first is ab; give the file of the same split, or --without"),
-    ({"TextVQA_0.5.1_val.json": textvqa()["TextVQA_0.5.1_val.json"]},
-     "TextVQA_Rosetta_OCR_v0.2_val.json does not exist"),
+     "v0.2_val.json: it lacks 1 of 1 pictures of TextVQA_0.5.1_val.json, the first is ab; give"),
 ]  # fmt: skip
 
 
@@ -215,7 +199,6 @@ def scienceqa(splits: Any = None, **wrong: Any) -> dict[str, Any]:
 
 
 SCIENCEQA = [
-    (scienceqa(answer=3), "problems.json, question 1: 'answer' is 3, and 'choices' is [\"West"),
     (scienceqa(grade="grade13"), "question 1: 'grade' is 'grade13'; expected grade1 to grade12"),
     (scienceqa(hint=None), "question 1: 'hint' is null; expected text"),
     (scienceqa(image=3), "question 1: 'image' is 3; expected text"),
@@ -237,13 +220,6 @@ def refcoco(refs: Any = None, **wrong: Any) -> dict[str, Any]:
     }
 
 
-class Program:
-    """Pickled as a call of a function."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.getenv, ("HOME",)
-
-
 REFCOCO = [
     (refcoco(bbox=[1, 2, 3]),
      "annotation 0: 'bbox' is [1, 2, 3]; expected [left, top, width, heig"),
@@ -251,34 +227,21 @@ REFCOCO = [
     (refcoco(bbox=[1, 2, 3, True]), "annotation 0: 'bbox' is [1, 2, 3, true]; expected"),
     (refcoco(id=11), "refs(unc).p, ref 0: 'ann_id' is 10, which "),
     (refcoco({"a": 1}), "refs(unc).p holds dict; expected a list of expressions"),
-    (refcoco([3]), "refs(unc).p, ref 0: expected an object {...}, found 3"),
     (refcoco([{"split": "testA"}]), "refs(unc).p, ref 0: no field 'ann_id'; it has split"),
-    (refcoco([Program()]), "refs(unc).p is not a pickle of plain values: it names os.getenv"),
     (refcoco(pickle.dumps([{1, 2}], 4)),
      "refs(unc).p is not a pickle of plain values: the instruction EMPTY_SET"),
     (refcoco(b"\x80\x02]q\x00"), "refs(unc).p is not a pickle of plain values: "),
-    (refcoco(b""), "refs(unc).p is not a pickle of plain values: KeyError"),
     ({"refcoco/instances.json": refcoco()["refcoco/instances.json"]},
      "refs(unc).p does not exist; check the folder and --split-by"),
 ]  # fmt: skip
 
 
-def flickr30k(**wrong: Any) -> dict[str, Any]:
-    row = {"split": "test", "filename": "1.jpg", "sentences": [{"sentid": 1, "raw": "A dog."}]}
-    return {"dataset_flickr30k.json": {"images": [row | wrong]}}
-
-
-FLICKR30K = [
-    (flickr30k(filename=7), "dataset_flickr30k.json, image 0: 'filename' is 7; expected text"),
-    (flickr30k(sentences=[{"raw": "x"}]), "image 0, sentence 0: no field 'sentid'; it has raw"),
-]
 COMMANDS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "okvqa --split val": OKVQA,
     "aokvqa --split val": AOKVQA,
     "textvqa --split val": TEXTVQA,
     "scienceqa --split test": SCIENCEQA,
     "refcoco --split testA": REFCOCO,
-    "flickr30k --split test": FLICKR30K,
     "vqav2 --split val": VQA,
     "gqa --split val": GQA,
     "nlvr2 --split dev": NLVR2,
@@ -337,7 +300,6 @@ LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what
     ("wrong", "told"),
     [
         ({"sent": None}, "mini.json, row 1: 'sent' is null; expected text"),
-        ({"img_id": None}, "mini.json, row 1: 'img_id' is null"),
         ({"label": {"net": None}}, "the score of 'net' is not a number"),
         ({"label": "net"}, 'label "net" of question 1 must map answers to scores'),
     ],
@@ -346,15 +308,3 @@ def test_rows_of_lxmert(wrong: dict[str, Any], told: str, tmp_path: Path, refuse
     file = write(tmp_path / "mini.json", [LXMERT | wrong])
     given = ["--src", str(tmp_path), "--split", "val", "--questions", str(file)]
     refused(main(["vqav2", *given, "--out", str(tmp_path / "out")]), told)
-
-
-@pytest.mark.parametrize("command", ["vqav2 --questions", "nlvr2 --annotations"])
-def test_another_encoding_is_named_with_its_cure(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = json.dumps({"questions": [ASKED | {"question": "café?"}]}, ensure_ascii=False)
-    file = write(tmp_path / "latin.json", rows.encode("latin-1"))
-    split = "val" if "vqav2" in command else "dev"
-    given = [*command.split(), str(file), "--src", str(tmp_path), "--split", split]
-    assert main([*given, "--out", str(tmp_path / "out")]) == 2
-    assert f"{file} is not UTF-8 (byte 0xe9 in line 1); save it as UTF-8" in capsys.readouterr().err

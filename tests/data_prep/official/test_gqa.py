@@ -13,6 +13,8 @@ from tests.toys.official import gqa_question
 from tests.toys.pictures import jpeg
 from tests.toys.shards import find_annotation, packed
 
+CAR = {"name": "car", "attributes": ["red", "small"], "x": 1, "y": 2, "w": 3, "h": 4}
+
 
 @pytest.fixture
 def official(tmp_path: Path) -> Path:
@@ -23,15 +25,7 @@ def official(tmp_path: Path) -> Path:
         "9": gqa_question("n1"),
     }
     write(src / "val_balanced_questions.json", questions)
-    thing = {
-        "name": "car",
-        "attributes": ["red", "small"],
-        "x": 1,
-        "y": 2,
-        "w": 3,
-        "h": 4,
-        "relations": [{"name": "near", "object": "2"}],
-    }
+    thing = CAR | {"relations": [{"name": "near", "object": "2"}]}
     graph = {"2354786": {"width": 40, "height": 24, "objects": {"681267": thing}}}
     write(src / "val_sceneGraphs.json", graph)
     for image in ("2354786", "n1"):
@@ -54,9 +48,7 @@ def test_questions_and_objects(official: Path, tmp_path: Path) -> None:
         "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"},
         "source": {"semantic": gqa_question("")["semantic"]},
     }
-    assert samples["2354786"].extra["source"] == {
-        "objects": [{"name": "car", "attributes": ["red", "small"], "x": 1, "y": 2, "w": 3, "h": 4}]
-    }
+    assert samples["2354786"].extra["source"] == {"objects": [CAR]}
     assert "source" not in samples["n1"].extra
 
 
@@ -75,14 +67,9 @@ def test_a_picture_may_be_called_by_a_number(official: Path, tmp_path: Path) -> 
 
 
 def test_errors_name_file_and_question(official: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train_balanced_questions\.json does not exist"):
-        parse_gqa(official, "train")
     other = write(tmp_path / "other.json", {"12": {"img_id": "n1"}})
     with pytest.raises(ValueError, match="question 12: no field 'imageId'; it has img_id"):
         parse_gqa(official, "val", questions=[other])
-    broken = write(tmp_path / "broken.json", '{"12": ')
-    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
-        parse_gqa(official, "val", questions=[broken])
 
 
 def test_questions_of_lxmert(tmp_path: Path) -> None:

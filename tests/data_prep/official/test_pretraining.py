@@ -40,18 +40,12 @@ def test_each_source_is_a_data_set(case: Case, tmp_path: Path) -> None:
         for name in ("mscoco", "vg", "vqa", "regions")
     }
     names = ["grey cat", "red tree", "grey tree", "red cat"]
+    label = {"yes": 1.0, "no": 0.3}
+    asked = {"id": f"{TRAIN}_vqa_000", "question": "is the man old ?", "label": label}
     assert annotations == {
         "mscoco": {TRAIN: [{"id": f"{TRAIN}_mscoco_000", "caption": "a man on a wave"}]},
         "vg": {VG: [{"id": f"{VG}_vg_000", "caption": "a tree near it"}]},
-        "vqa": {
-            TRAIN: [
-                {
-                    "id": f"{TRAIN}_vqa_000",
-                    "question": "is the man old ?",
-                    "label": {"yes": 1.0, "no": 0.3},
-                }
-            ]
-        },
+        "vqa": {TRAIN: [asked]},
         "regions": {
             image_id: [{"id": f"{image_id}_regions", "regions": names}] for image_id in (TRAIN, VG)
         },
@@ -59,17 +53,9 @@ def test_each_source_is_a_data_set(case: Case, tmp_path: Path) -> None:
     assert not (out / "visual7w").exists()
     info = json.loads((out / "regions" / "dataset.json").read_text())
     assert info["kind"] == "regions"
+    (sample,) = packed(out / "vqa").values()
+    assert sample.features[0][0, DIM:].tolist() == pytest.approx([0.1, 0.3, 0.2, 0.45], abs=1e-3)
     assert info["features"] == {"tokens": NUM_BOXES, "dim": DIM, "encoder": None, "boxes": True}
-
-
-def test_boxes_are_stored_in_the_order_that_makes_an_area(case: Case, tmp_path: Path) -> None:
-    src, options = case
-    assert main([*options, *features(src)]) == 0
-    (sample,) = packed(tmp_path / "out" / "vqa").values()
-    (stored,) = sample.features
-    assert stored.shape == (NUM_BOXES, DIM + 4)
-    x1, x2, y1, y2 = stored[0, DIM:].astype(float)
-    assert [x1, x2, y1, y2] == pytest.approx([0.1, 0.3, 0.2, 0.45], abs=1e-3)
 
 
 def test_evaluation_pictures_are_left_out_and_listed(case: Case, tmp_path: Path) -> None:
@@ -98,7 +84,6 @@ def test_evaluation_pictures_are_left_out_and_listed(case: Case, tmp_path: Path)
         (["--images", "x", "--features", "y"], "--images, --features: give one of them"),
         (["--features", "y"], "--vocabulary names the boxes of --features"),
         (["--images", "x", "--vocabulary", "y"], "--vocabulary names the boxes of --features"),
-        (["--features", "y", "--vocabulary", "z"], "objects_vocab.txt does not exist"),
     ],
 )
 def test_options_must_fit(case: Case, options: list[str], message: str, refused: Any) -> None:

@@ -47,26 +47,19 @@ def clips_in(sample: Sample) -> list[Clip]:
     return [clip for turn in example.turns for clip in turn.clips]
 
 
+def asked(*content: Any) -> dict[str, Any]:
+    """A conversation whose question has these parts."""
+    return {"messages": [{"role": "user", "content": list(content)}, ANSWER]}
+
+
 ROWS: dict[str, dict[str, Any]] = {
     "marks": {"messages": [QUESTION, ANSWER], "videos": ["one.mp4"]},
     "llava": {
         "conversations": [{"from": "human", "value": "<video>q"}, {"from": "gpt", "value": "a"}],
         "video": "one",
     },
-    "parts": {
-        "messages": [
-            {"role": "user", "content": [{"type": "video", "video": "one.mp4"}, TEXT]}, ANSWER,
-        ]
-    },
-    "urls": {
-        "messages": [
-            {
-                "role": "user",
-                "content": [{"type": "video_url", "video_url": {"url": "one.mp4"}}, TEXT],
-            },
-            ANSWER,
-        ]
-    },
+    "parts": asked({"type": "video", "video": "one.mp4"}, TEXT),
+    "urls": asked({"type": "video_url", "video_url": {"url": "one.mp4"}}, TEXT),
     "unplaced": {"messages": [{"role": "user", "content": "q"}, ANSWER], "video": "one.mp4"},
     "plain": {"video": "one.mp4", "question": "q", "answer": "a"},
     "alpaca": {"instruction": "<video>q", "output": "a", "videos": ["one.mp4"]},
@@ -130,15 +123,7 @@ def test_spans_of_clips(folder: Path) -> None:
     rows = [
         {"video": "two.mp4", "question": "q", "answer": "a", "video_start": 2, "video_end": 6.0},
         {"video": "two.mp4", "question": "q", "answer": "b"},
-        {
-            "messages": [
-                {
-                    "role": "user",
-                    "content": [{"type": "video", "video": "two.mp4", "video_start": 4}, TEXT],
-                },
-                ANSWER,
-            ]
-        },
+        asked({"type": "video", "video": "two.mp4", "video_start": 4}, TEXT),
     ]
     assert prepare(folder, rows) == 0
     samples = packed(folder / "out")
@@ -217,17 +202,12 @@ def test_missing_clips_are_named_before_any_work(folder: Path, refused: Any) -> 
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_options_without_effect(folder: Path, refused: Any) -> None:
+    for options, message in (
         (["--most-frames", "3"], "--most-frames limits what --fps gives"),
         (["--features", "FOLDER"], "--features FOLDER are stored instead of pictures"),
-    ],
-)
-def test_options_without_effect(
-    options: list[str], message: str, folder: Path, refused: Any
-) -> None:
-    refused(prepare(folder, [ROWS["plain"]], *options), message)
+    ):
+        refused(prepare(folder, [ROWS["plain"]], *options), message)
 
 
 @pytest.mark.parametrize("form", ["base64", "tar"])
@@ -263,14 +243,11 @@ def test_workers_and_resumption_change_no_byte(folder: Path) -> None:
 
 
 def test_the_same_clip_stays_in_one_split(folder: Path) -> None:
-    for number in range(30):
-        film(folder / "clips" / f"{number}.mp4", 0.5 + number / 10)
-    rows = [
-        ROWS["plain"] | {"video": f"{n}.mp4", "question": f"q{q}"}
-        for n in range(30)
-        for q in (0, 1)
-    ]
-    assert prepare(folder, rows, "--split-sizes", "val=0.3") == 0
+    names = [f"{number}.mp4" for number in range(8)]
+    for number, name in enumerate(names):
+        film(folder / "clips" / name, 0.5 + number / 10)
+    rows = [ROWS["plain"] | {"video": name, "question": f"q{q}"} for name in names for q in (0, 1)]
+    assert prepare(folder, rows, "--split-sizes", "val=0.5") == 0
     splits = [set(packed(folder / "out" / split)) for split in ("train", "val")]
     assert all(splits)
     assert not splits[0] & splits[1]

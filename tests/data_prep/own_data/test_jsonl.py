@@ -216,6 +216,16 @@ def test_split_by_image(folder: Path) -> None:
     assert packed(folder / "two/test").keys() == test.keys()
 
 
+def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
+    names = [f"{number}.jpg" for number in range(2000)]
+    one, two = (
+        {name for name in names if HashSplit({"test": 0.2}, seed).of(name) == "test"}
+        for seed in (1, 2)
+    )
+    assert 330 < len(one) < 470
+    assert one != two
+
+
 def test_what_pictures_lose_is_told(folder: Path, output: Any) -> None:
     write(folder / "photos" / "k.gif", animation("GIF"))
     write(folder / "photos" / "l.tif", animation("TIFF"))
@@ -238,23 +248,6 @@ def test_what_pictures_lose_is_told(folder: Path, output: Any) -> None:
     }
 
 
-def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
-    names = [f"{number}.jpg" for number in range(2000)]
-    chosen = {name for name in names if HashSplit({"test": 0.2}, 1).of(name) == "test"}
-    assert 330 < len(chosen) < 470
-    assert chosen != {name for name in names if HashSplit({"test": 0.2}, 2).of(name) == "test"}
-
-
-def test_split_field(folder: Path) -> None:
-    rows = [
-        {"image": "a.jpg", "question": "q", "answer": "x", "part": "val"},
-        {"image": "b.jpg", "question": "q", "answer": "x", "part": "train"},
-    ]
-    assert prepare(folder, rows, "--split-field", "part") == 0
-    assert list(packed(folder / "out/val")) == ["a.jpg"]
-    assert list(packed(folder / "out/train")) == ["b.jpg"]
-
-
 ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
 
 
@@ -262,56 +255,40 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
-        ([{"image": "z.jpg", "question": "q", "answer": "x"}], (), "photos/z.jpg is missing"),
         ([{"img": "a.jpg"}], (), "line 1: no field 'image'; did you mean 'img'? it has img. Name"),
-        ([], (), "no rows"),
         ([{"question": "q"}], (), "options; --text-rows keeps rows without pictures"),
         ([ROW | {"image": ["a.jpg", "b.jpg"]}], ("--text-rows",),
          '\'image\' is ["a.jpg", "b.jpg"]; expected text or a number'),
         ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
-        ('image,question,answer\n"a.jpg",q,x,y\n', (), "line 2: 4 cells, but the head line has 3"),
         ([3], (), "line 1: expected an object {...}, found 3"),
-        ('image,question,answer\n1,q,"a\n', (), "line 2: a quote opens a cell and is not closed"),
         ("image,question,answer\n1,q,café\n".encode("latin-1"), (),
          "is not UTF-8 (byte 0xe9 in line 2)"),
-        ('[{"image": "é"}]'.encode("latin-1"), (), "save it as UTF-8"),
-        ('{"image": "é"}'.encode("latin-1"), (), "save it as UTF-8"),
+        ('[{"image": "é"}]'.encode("latin-1"), (), "(byte 0xe9 in line 1); save it as UTF-8"),
+        ('{"image": "é"}'.encode("latin-1"), (), "(byte 0xe9 in line 1); save it as UTF-8"),
         ([ROW | {"answer": {"a": 1}}], (),
          "line 1: 'answer' is {\"a\": 1}; expected text, a number"),
-        ([ROW | {"answer": ["x", ["y"]]}], (), "expected text, a number or a list of them"),
-        ([ROW | {"question": ["q"]}], (),
-         "line 1: 'question' is [\"q\"]; expected text or a number"),
         ('{"image": "a.jpg"}\n{"image": "a.jpg", "question": "q", "answer": NaN}', (),
          "rows.json, line 2: NaN is not a number; give a finite one, text or null"),
-        ('[{"image": "a.jpg", "question": "NaN",\n "answer": -Infinity}]', (),
-         "rows.json, line 2: -Infinity is not a number"),
         ([ROW | {"answer_type": {"a": 1}}], (), "line 1: 'answer_type' is {\"a\": 1}; expected"),
         ([ROW | {"part": "../x"}], ("--split-field", "part"), "split '../x': it becomes part"),
-        ([ROW | {"part": "a\0"}], ("--split-field", "part"), "split 'a\\x00': it becomes part"),
         ([ROW | {"key": None}], ("--id-field", "key"), "line 1: 'key' is null; expected text or"),
-        ([ROW | {"key": True}], ("--id-field", "key"), "line 1: 'key' is true; expected text or"),
-        ([ROW | {"part": None}], ("--split-field", "part"), "line 1: 'part' is null; expected"),
         ([ROW | {"key": " "}], ("--id-field", "key"),
          "rows.json, line 1: 'key' is empty; give each"),
         ("image,question,answer,key\na,q,x,1\na,r,x,2\nb,q,x,1 \nb,r,x, 2\n", ("--id-field", "key"),
          "rows.json, line 2 and line 4: 'key' is '1' in both (and 1 more such row); ids must b"),
         ('{"image": "a", "question": "q", "answer": "x"}\n{"image": "a", "a": 1, "a": 2}\n', (),
          "rows.json, line 2: the object has 'a' twice; keep one of them"),
-        ('[{"image": "a"},\n {"image": "a", "image": "b"}]', (), "line 2: the object has 'image'"),
         ('{"image": "a"}\n{"image": "b"} {"image": "c"}\n', (),
          "rows.json, line 2: not JSON: Extra data: column 16; write one object per line,"),
         ('{\n"image": "a"}\n{\n"image": "b"}\n', (),
          "rows.json is not JSON: Extra data: line 3 column 1; it holds several values: put them"),
-        ([ROW], ("--workers", "0"), "--workers: got 0; give 1 or more"),
-        ([ROW], ("--image-size", "0"), "--image-size: got 0; give 1 or more"),
         ([ROW], ("--shard-samples", "0"), "--shard-samples: got 0; give 1 or more"),
         ([ROW], ("--shard-samples", "x"), "--shard-samples: got 'x'; give a whole number"),
         ([ROW], ("--image-format", "bmp"), "--image-format; choose from webp, jpeg"),
-        ([ROW], ("--shard-size", "0"), "--shard-size: '0' is not a size"),
+        ([ROW], ("--name", "a.b"), "without dots"),
         ([ROW], ("--encoder", "net"), "--encoder names the encoder of --features"),
         ([ROW], ("--split-by-image", "2"), "share"),
         ([ROW], ("--split-by-image", "0.5"), "leaves no"),
-        ([ROW], ("--name", "a.b"), "without dots"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line_and_code_2(

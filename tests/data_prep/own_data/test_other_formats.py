@@ -80,8 +80,8 @@ def test_others_are_named_with_their_cure(
     assert error.count("\n") == 1
 
 
-def test_a_folder_is_no_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_no_file(folder: Path, refused: Any) -> None:
     (folder / "rows").mkdir()
     given = ["--annotations", str(folder / "rows"), "--images", str(folder / "photos")]
-    assert main(["jsonl", "--task", "vqa", *given, "--out", str(folder / "out")]) == 2
-    assert "rows is a folder; give the file of rows in it" in capsys.readouterr().err
+    code = main(["jsonl", "--task", "vqa", *given, "--out", str(folder / "out")])
+    refused(code, "rows is a folder; give the file of rows in it")

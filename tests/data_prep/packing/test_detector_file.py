@@ -54,8 +54,6 @@ def test_boxes_have_names(tmp_path: Path) -> None:
         ({"boxes": np.zeros((3, 4), np.float32)}, r"boxes of shape \(3, 4\) for 4 features"),
         ({"img_w": np.array(0)}, "no width and height of the picture"),
         ({"img_w": np.array("100")}, "no width and height of the picture"),
-        ({"img_h": np.array(b"50")}, "no width and height of the picture"),
-        ({"img_h": np.zeros(1, [("h", "f4")])}, "no width and height of the picture"),
         ({"img_h": np.array(50 + 1j)}, "no width and height of the picture"),
         ({"img_w": np.array(np.inf)}, "no width and height of the picture"),
         ({"boxes": np.full((4, 4), np.nan)}, "boxes are not finite"),
@@ -79,14 +77,12 @@ def test_a_vocabulary_has_a_name_in_each_line(tmp_path: Path) -> None:
         names_in(tmp_path / "names.txt")
 
 
-def test_every_command_stores_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "features"
-    folder.mkdir()
-    detected(folder)
+def test_every_command_stores_boxes(tmp_path: Path, refused: Any) -> None:
+    detected(tmp_path)
     rows = write(tmp_path / "rows.json", [{"image": "a.jpg", "question": "?", "answer": "b"}])
     out = tmp_path / "out"
-    assert pack_rows(rows, tmp_path, out, "--features", str(folder), "--boxes") == 0
+    assert pack_rows(rows, tmp_path, out, "--features", str(tmp_path), "--boxes") == 0
     (stored,) = packed(out)["a.jpg"].features
     assert stored.shape == (4, 7)
-    assert pack_rows(rows, tmp_path, tmp_path / "other", "--boxes") == 2
-    assert "--boxes reads those of --features" in capsys.readouterr().err
+    code = pack_rows(rows, tmp_path, tmp_path / "other", "--boxes")
+    refused(code, "--boxes reads those of --features")

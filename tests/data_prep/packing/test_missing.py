@@ -104,7 +104,9 @@ def test_a_long_list_is_cut(folder: Path, refused: Any) -> None:
     assert told.count("\n") == 12
 
 
-def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_they_can_be_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str], refused: Any
+) -> None:
     assert prepare(folder, questions("a.jpg", "dog", "./dog", "a.png"), "--skip-missing") == 0
     assert list(packed(folder / "out")) == ["a.jpg"]
     told = capsys.readouterr()
@@ -120,5 +122,5 @@ def test_they_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) 
     told = capsys.readouterr()
     assert "dropped: picture: missing: 2 (ids " in told.out
     assert "control character in the picture's name: 1 (id 5)" in told.out
-    assert prepare(folder, questions("dog"), "--skip-missing") == 2
-    assert "no samples to write; the first dropped is " in capsys.readouterr().err
+    code = prepare(folder, questions("dog"), "--skip-missing")
+    refused(code, "no samples to write; the first dropped is ")

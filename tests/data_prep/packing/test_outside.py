@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,17 +55,14 @@ def test_rows_do_not_leave_it(
 
 def test_links_within_it_are_fine(secret: Path, tmp_path: Path) -> None:
     assert prepare(tmp_path) == 0
-    (tmp_path / "data" / "linked").symlink_to(tmp_path / "data" / "images")
 
 
-def test_official_files_do_not_leave_it_either(
-    secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_official_files_do_not_leave_it_either(secret: Path, tmp_path: Path, refused: Any) -> None:
     told = [{"sentid": 7, "raw": "A dog."}]
     row = {"split": "val", "cocoid": 1, "filename": "secret.jpg", "sentences": told}
     row["filepath"] = "../../private"
     write(tmp_path / "data" / "dataset_coco.json", {"images": [row]})
     images = str(tmp_path / "data" / "images")
     command = ["coco-karpathy", "--src", str(tmp_path / "data"), "--split", "val"]
-    assert main([*command, "--images", images, "--out", str(tmp_path / "out")]) == 2
-    assert f"is outside {images}; annotation 7 of dataset_coco.json" in capsys.readouterr().err
+    code = main([*command, "--images", images, "--out", str(tmp_path / "out")])
+    refused(code, f"is outside {images}; annotation 7 of dataset_coco.json")

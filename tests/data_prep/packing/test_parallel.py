@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from data_prep.cli import INCOMPLETE, KEPT
+from tests.toys.files import write
 from tests.toys.processes import gone, until
 from vlds.runtime.process import ASKING, KILLED
 
@@ -31,6 +32,23 @@ if __name__ == "__main__":
 """
 
 
+def hear_all() -> None:
+    """Tests that a shell runs in the background inherit that Ctrl-C is ignored."""
+    for number in ASKING:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def started(command: list[str], root: Path, **more: Any) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"}
+    return subprocess.Popen(command, env=env, preexec_fn=hear_all, **pipes, **more)
+
+
+def program(folder: Path, text: str) -> list[str]:
+    """The command that runs this program."""
+    return [sys.executable, str(write(folder / "program.py", text))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bad", "taken", "code"), [(-1, 100, 0), (-1, 10, 0), (5, 3, 0), (5, 50, 1)]
@@ -39,21 +57,14 @@ def test_a_program_ends_as_if_it_had_one_process(
     bad: int, taken: int, code: int, root: Path, tmp_path: Path
 ) -> None:
     """Read to the end, left early, and after an error: nothing on stderr but the error."""
-    file = tmp_path / "program.py"
-    file.write_text(PROGRAM.format(bad=bad, taken=taken), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(file)],
-        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == code
+    process = started(program(tmp_path, PROGRAM.format(bad=bad, taken=taken)), root)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code
     if code == 0:
-        assert (done.stdout, done.stderr) == ("True\n", "")
+        assert (output, errors) == ("True\n", "")
     else:
-        assert done.stderr.rstrip().endswith("ValueError: bad number")
-        assert "Exception ignored" not in done.stderr
+        assert errors.rstrip().endswith("ValueError: bad number")
+        assert "Exception ignored" not in errors
 
 
 SLOW_START = """
@@ -74,31 +85,14 @@ else:
 """
 
 
-def hear_all() -> None:
-    """Tests that a shell runs in the background inherit that Ctrl-C is ignored."""
-    for number in ASKING:
-        signal.signal(number, signal.SIG_DFL)
-
-
 @pytest.mark.slow
 def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
     """The program hears it, and not each of them."""
-    file = tmp_path / "program.py"
-    file.write_text(SLOW_START, encoding="utf-8")
-    with subprocess.Popen(
-        [sys.executable, str(file)],
-        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=hear_all,
-    ) as process:
-        deadline = time.monotonic() + 60
-        while len(list(tmp_path.glob("started-*"))) < 2 and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (7, b"")
+    process = started(program(tmp_path, SLOW_START), root, start_new_session=True)
+    until(lambda: len(list(tmp_path.glob("started-*"))) >= 2, 60)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (7, "")
 
 
 BUSY = """
@@ -124,14 +118,7 @@ class Busy:
     """A program whose two workers are busy."""
 
     def __init__(self, command: list[str], folder: Path, root: Path) -> None:
-        self.process = subprocess.Popen(
-            command,
-            env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=hear_all,
-        )
+        self.process = started(command, root)
         # The demo's go on to write more.
         until(lambda: len([*folder.glob("busy-*"), *folder.glob("official/*")]) >= 2, 60)
         self.below = psutil.Process(self.process.pid).children(recursive=True)
@@ -147,9 +134,7 @@ class Busy:
 
 @pytest.fixture
 def busy(root: Path, tmp_path: Path) -> Busy:
-    file = tmp_path / "program.py"
-    file.write_text(BUSY, encoding="utf-8")
-    return Busy([sys.executable, str(file)], tmp_path, root)
+    return Busy(program(tmp_path, BUSY), tmp_path, root)
 
 
 @pytest.mark.slow

@@ -123,16 +123,20 @@ def test_other_options_do_not_go_on(tmp_path: Path) -> None:
         new_writer(tmp_path, samples=3, resume=True)
 
 
+def command(folder: Path, task: str, **fields: str) -> list[str]:
+    """Pack six pictures, two a shard, to FOLDER/out."""
+    for number in range(6):
+        write(folder / f"{number}.jpg", jpeg())
+    rows = [{"image": f"{number}.jpg", **fields} for number in range(6)]
+    given = ["--annotations", str(write(folder / "rows.json", rows)), "--images", str(folder)]
+    return ["jsonl", "--task", task, *given, "--shard-samples", "2", "--out", str(folder / "out")]
+
+
 def test_another_command_does_not_go_on(
     tmp_path: Path, interrupted: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same files, but another field of them: the samples would be others."""
-    rows = [{"image": f"{n}.jpg", "q": "why?", "p": "how?", "answer": "so"} for n in range(6)]
-    for row in rows:
-        write(tmp_path / row["image"], jpeg())
-    file = write(tmp_path / "rows.json", rows)
-    given = ["jsonl", "--task", "vqa", "--annotations", str(file), "--images", str(tmp_path)]
-    given += ["--shard-samples", "2", "--out", str(tmp_path / "out")]
+    given = command(tmp_path, "vqa", q="why?", p="how?", answer="so")
     assert interrupted([*given, "--question-field", "q"]) == 130
     code = main([*given, "--question-field", "p", "--resume"])
     refused(code, "belongs to a preparation with other files or options")
@@ -144,15 +148,10 @@ def test_another_command_does_not_go_on(
 def test_other_pictures_under_the_same_names_do_not_go_on(
     tmp_path: Path, interrupted: Any, refused: Any
 ) -> None:
-    rows = [{"image": f"{n}.jpg", "caption": f"picture {n}"} for n in range(6)]
-    for row in rows:
-        write(tmp_path / row["image"], jpeg())
-    file = write(tmp_path / "rows.json", rows)
-    given = ["jsonl", "--task", "caption", "--annotations", str(file), "--images", str(tmp_path),
-             "--shard-samples", "2", "--out", str(tmp_path / "out")]  # fmt: skip
+    given = command(tmp_path, "caption", caption="a picture")
     assert interrupted(given) == 130
-    for row in rows:
-        write(tmp_path / row["image"], jpeg(width=31))
+    for picture in tmp_path.glob("*.jpg"):
+        write(picture, jpeg(width=31))
     said = refused(main([*given, "--resume"]), "--resume: ")
     assert "rows-train-00000.tar comes out otherwise than before it was interrupted" in said
     assert "bring back those that it was begun with, or leave out --resume" in said

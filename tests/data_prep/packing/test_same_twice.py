@@ -56,7 +56,7 @@ def test_a_column_that_splits_equal_pictures_is_warned_of(
 
 
 def test_what_an_earlier_command_has_written(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], refused: Any
 ) -> None:
     rows, sizes = questions(*NAMES), ["--split-sizes", "val=0.3", "test=0.3"]
     assert prepare(folder, rows, *sizes) == 0
@@ -66,8 +66,8 @@ def test_what_an_earlier_command_has_written(
     told = f"out/val holds {count} samples of an earlier command; these replace them\n"
     assert told in capsys.readouterr().out
     # Pictures of the old test split would be among the new ones.
-    assert prepare(folder, rows, "--split-sizes", "val=0.3") == 2
-    assert "holds test of an earlier command, whose pictures" in capsys.readouterr().err
+    code = prepare(folder, rows, "--split-sizes", "val=0.3")
+    refused(code, "holds test of an earlier command, whose pictures")
     assert len(packed(folder / "out" / "val")) == count
     # A column may name one split at a time.
     later = "image,question,answer,part\n0.jpg,q,x,last\n"

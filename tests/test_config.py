@@ -721,6 +721,8 @@ def test_help_is_a_page_and_all_keys_are_there(
     assert all(f"--{key}" in keys for key in ("optimizer.learning_rate", "data.window", "seed"))
     page = keys[keys.index("usage: ") :]  # libraries may have warned before
     assert max(map(len, page.splitlines())) <= 80
+    assert "required" not in page
+    assert page.replace("\n", "").isprintable()
     assert "Peak learning rate; a method's own `learning_rate`" in keys
     assert "default: 0.001" in keys
     with pytest.raises(SystemExit):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.toys.recipes import RECIPE, recipe_complaint, with_model
+from vlds import tasks
 from vlds.cli.main import run_command
 from vlds.cli.words import split_words
 from vlds.data.errors import ErrorPolicy
@@ -24,33 +25,11 @@ from vlds.models import (
     ImageTextToText,
     JointEncoder,
     JointSeq2Seq,
+    methods,
 )
 from vlds.models.backbones import T5, Bart
 from vlds.models.heads import LinearHead, MLPHead, TextHead
 from vlds.models.kinds.cross_modal_model import CoAttentionConfig
-from vlds.models.methods import (
-    IA3,
-    LST,
-    VLPET,
-    Adapter,
-    APoLLo,
-    BitFit,
-    Compacter,
-    DecoderPromptTuning,
-    Full,
-    Hyperformer,
-    HyperPELT,
-    LoRA,
-    LowRankAdapter,
-    Mixture,
-    Peft,
-    PrefixTuning,
-    PromptTuning,
-    Shrinking,
-    SimAdapter,
-    SimNL,
-    TipAdapter,
-)
 from vlds.models.vision import ClipTokens, ClipVision, ConvNet, StoredFeatures, Timm
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.build import Builder, default_of, leaf, to_tree
@@ -70,28 +49,6 @@ from vlds.recipe.config import (
 from vlds.runtime.checks import Choice, guess
 from vlds.runtime.process import find, shipped
 from vlds.schema import Decoding
-from vlds.tasks import (
-    GQA,
-    NLVR2,
-    VQA,
-    Caption,
-    Chat,
-    DirectAnswer,
-    Entailment,
-    GroundedCaption,
-    Grounding,
-    ImageClass,
-    MaskedWords,
-    Matching,
-    MultipleChoice,
-    Refer,
-    Retrieval,
-    SpanPrediction,
-    TextVQA,
-    VideoCaption,
-    VideoQA,
-    VisualGrounding,
-)
 from vlds.training.optimizer import check_rates
 
 
@@ -110,23 +67,23 @@ def every_choice() -> list[Recipe]:
         output="runs/a b: c",
         seed=3,
         methods={
-            "one": Adapter(sharing="half_shared_down", init="identity", learning_rate=1e-4),
-            "two": Full(part="vision"),
-            "three": Compacter(phm_dim=4, rule="everywhere", block_rank=1),
-            "four": LowRankAdapter(rank=3),
-            "five": Hyperformer(kind_embeddings=True),
-            "six": LoRA(roles=["attn_q", "ffn_in"], dropout=0.0),
-            "seven": IA3(sharing="multiple"),
-            "eight": BitFit(add_biases=True),
-            "nine": PromptTuning(hidden_dim=None),
-            "eleven": DecoderPromptTuning(length=7),
-            "twelve": Peft(type="OFT", settings={"oft_block_size": 4}, roles=["ffn_in"]),
-            "ten": PrefixTuning(cross_attention=False),
+            "one": methods.Adapter(sharing="half_shared_down", init="identity", learning_rate=1e-4),
+            "two": methods.Full(part="vision"),
+            "three": methods.Compacter(phm_dim=4, rule="everywhere", block_rank=1),
+            "four": methods.LowRankAdapter(rank=3),
+            "five": methods.Hyperformer(kind_embeddings=True),
+            "six": methods.LoRA(roles=["attn_q", "ffn_in"], dropout=0.0),
+            "seven": methods.IA3(sharing="multiple"),
+            "eight": methods.BitFit(add_biases=True),
+            "nine": methods.PromptTuning(hidden_dim=None),
+            "eleven": methods.DecoderPromptTuning(length=7),
+            "twelve": methods.Peft(type="OFT", settings={"oft_block_size": 4}, roles=["ffn_in"]),
+            "ten": methods.PrefixTuning(cross_attention=False),
         },
         alignment=AlignmentConfig(data="some/where", steps=3),
         meta=MetaConfig(steps=5, outer_rate=0.5, weight_decay=0.01),
         tasks={
-            "first": VQA(
+            "first": tasks.VQA(
                 train=["x", "y z"],
                 weight=0.5,
                 batch_size=5,
@@ -134,27 +91,29 @@ def every_choice() -> list[Recipe]:
                 decoding=decoding,
                 accuracy="legacy",
             ),
-            "second": GQA(headline="accuracy", max_prompt_tokens=5, choices="val_choices.json"),
-            "third": NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd', head=LinearHead()),
-            "fourth": Caption(max_target_tokens=9, scores=["METEOR", "word_f1"]),
-            "fifth": VideoQA(prompt="tvqa: "),
-            "sixth": VideoCaption(headline="word_f1"),
-            "seventh": Entailment(max_prompt_tokens=9),
-            "eighth": VQA(head=MLPHead(classes=("yes", "no: 1", "true"), hidden=7)),
-            "ninth": GQA(head=MLPHead(classes="answers.json", order="norm_gelu")),
-            "tenth": Matching(head=LinearHead()),
-            "eleventh": MaskedWords(share=0.2),
-            "retrieval": Retrieval(head=LinearHead(), fold=7),
-            "twelfth": ImageClass(headline="mean_class_accuracy"),
-            "thirteenth": Refer(grid=3),
-            "fourteenth": SpanPrediction(target="sentence", share=0.3),
-            "fifteenth": GroundedCaption(num_regions=4),
-            "sixteenth": VisualGrounding(num_regions=2),
-            "seventeenth": MultipleChoice(max_prompt_tokens=9),
-            "eighteenth": DirectAnswer(accuracy="official"),
-            "nineteenth": TextVQA(max_words=3),
-            "twentieth": Grounding(prompt=""),
-            "twenty-first": Chat(learn="last", scores=["json", "anls"]),
+            "second": tasks.GQA(
+                headline="accuracy", max_prompt_tokens=5, choices="val_choices.json"
+            ),
+            "third": tasks.NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd', head=LinearHead()),
+            "fourth": tasks.Caption(max_target_tokens=9, scores=["METEOR", "word_f1"]),
+            "fifth": tasks.VideoQA(prompt="tvqa: "),
+            "sixth": tasks.VideoCaption(headline="word_f1"),
+            "seventh": tasks.Entailment(max_prompt_tokens=9),
+            "eighth": tasks.VQA(head=MLPHead(classes=("yes", "no: 1", "true"), hidden=7)),
+            "ninth": tasks.GQA(head=MLPHead(classes="answers.json", order="norm_gelu")),
+            "tenth": tasks.Matching(head=LinearHead()),
+            "eleventh": tasks.MaskedWords(share=0.2),
+            "retrieval": tasks.Retrieval(head=LinearHead(), fold=7),
+            "twelfth": tasks.ImageClass(headline="mean_class_accuracy"),
+            "thirteenth": tasks.Refer(grid=3),
+            "fourteenth": tasks.SpanPrediction(target="sentence", share=0.3),
+            "fifteenth": tasks.GroundedCaption(num_regions=4),
+            "sixteenth": tasks.VisualGrounding(num_regions=2),
+            "seventeenth": tasks.MultipleChoice(max_prompt_tokens=9),
+            "eighteenth": tasks.DirectAnswer(accuracy="official"),
+            "nineteenth": tasks.TextVQA(max_words=3),
+            "twentieth": tasks.Grounding(prompt=""),
+            "twenty-first": tasks.Chat(learn="last", scores=["json", "anls"]),
         },
         data=DataConfig(
             global_batch_size=12,
@@ -210,22 +169,24 @@ def every_choice() -> list[Recipe]:
         train_norms=True,
     )
     related = {
-        "mix": Mixture(of=LoRA(sharing="multiple"), experts=3),
-        "pet": VLPET(of=Compacter(), gate="small", padding_counts=True),
-        "shrink": Shrinking(of=LoRA(rank=8), cycles=2, relative=True),
-        "lst": LST(encoder_layers=[1, 3], start="fisher", importance="importance.safetensors"),
-        "pelt": HyperPELT(prefix_length=4),
-        "fused": SimAdapter(runs={"vqa": "runs/vqa", "gqa": "runs/gqa"}),
-        "saved": SimAdapter(adapters={"vqa": Adapter(reduction=4)}, with_self=True),
+        "mix": methods.Mixture(of=methods.LoRA(sharing="multiple"), experts=3),
+        "pet": methods.VLPET(of=methods.Compacter(), gate="small", padding_counts=True),
+        "shrink": methods.Shrinking(of=methods.LoRA(rank=8), cycles=2, relative=True),
+        "lst": methods.LST(
+            encoder_layers=[1, 3], start="fisher", importance="importance.safetensors"
+        ),
+        "pelt": methods.HyperPELT(prefix_length=4),
+        "fused": methods.SimAdapter(runs={"vqa": "runs/vqa", "gqa": "runs/gqa"}),
+        "saved": methods.SimAdapter(adapters={"vqa": methods.Adapter(reduction=4)}, with_self=True),
     }
     others.append(replace(full, methods=related))
     few_shot = {
-        "simnl": SimNL(temperature=None, share=1.0, views=0),
-        "tip": TipAdapter(beta=2.0),
-        "apollo": APoLLo(depth=3, adapters=False),
+        "simnl": methods.SimNL(temperature=None, share=1.0, views=0),
+        "tip": methods.TipAdapter(beta=2.0),
+        "apollo": methods.APoLLo(depth=3, adapters=False),
     }
     texts = TextHead(templates=["a {}", "{}: no"], descriptions={"a: b": ["it's"], "c": ["d", "e"]})
-    classes = {"pets": ImageClass(shots=4, half="base", head=texts)}
+    classes = {"pets": tasks.ImageClass(shots=4, half="base", head=texts)}
     clip = DualEncoder(config="clip.json", tokenizer="somewhere")
     others.append(replace(full, methods=few_shot, tasks=classes, model=clip, alignment=None))
     kinds = (causal, qwen, meter, clip_vil)
@@ -274,7 +235,7 @@ def test_defaults_are_written_too(file: Path, tmp_path: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnTask(VQA):
+class OwnTask(tasks.VQA):
     """A user's task."""
 
     kinds: ClassVar[tuple[str, ...]] = ("own",)
@@ -298,7 +259,7 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
             *("--tasks.vqa.decoding.num_beams", "4", "--data.errors.max_in_a_row", "3"),
         ]
     )
-    assert recipe.methods == {"adapter": Adapter(reduction=2)}
+    assert recipe.methods == {"adapter": methods.Adapter(reduction=2)}
     assert recipe.seed == 5
     assert recipe.tasks["vqa"].decoding == Decoding(num_beams=4, max_new_tokens=19)
     assert recipe.tasks["vqa"].train == ["a"]
@@ -336,13 +297,13 @@ def test_a_part_of_a_section_keeps_the_rest_of_its_default() -> None:
 
 def test_a_class_in_place_of_a_default_keeps_what_it_has_too(file: Path) -> None:
     mixture = ["--config", str(file), "--methods.m", "Mixture", "--methods.m.of"]
-    shared = Mixture().of
-    assert isinstance(shared, Adapter)
+    shared = methods.Mixture().of
+    assert isinstance(shared, methods.Adapter)
     for words in (["LoRA"], ["{class_path: LoRA, init_args: {rank: 3}}"]):
         method = parse_recipe([*mixture, *words]).methods["m"]
-        assert isinstance(method, Mixture)
-        assert isinstance(method.of, LoRA)
-        assert method.of.sharing == shared.sharing != LoRA().sharing
+        assert isinstance(method, methods.Mixture)
+        assert isinstance(method.of, methods.LoRA)
+        assert method.of.sharing == shared.sharing != methods.LoRA().sharing
 
 
 @pytest.mark.parametrize(
@@ -426,10 +387,6 @@ def test_a_dotted_key_in_a_file_is_a_part_of_its_section(file: Path) -> None:
     assert (recipe.training.steps, recipe.training.log_every) == (5, 7)
     assert recipe.tasks["vqa"].weight == 3.0
     assert recipe.data.errors == ErrorPolicy(max_in_a_row=4)
-    file.write_text(RECIPE + "training.stepz: 5\n")
-    assert "unknown key 'training.stepz'; did you mean 'training.steps'?" in recipe_complaint(
-        str(file)
-    )
 
 
 @pytest.mark.sampled(22)
@@ -464,54 +421,22 @@ def test_shipped_recipes_are_right(
         ("dat.group", "3", "unknown key 'dat'; did you mean 'data'? the recipe has: output, seed"),
         ("data.groop", "3", "unknown key 'data.groop'; did you mean 'data.group'? data has: glo"),
         ("data.group", "three", "data.group: got 'three'; give a whole number"),
-        (
-            "data.micro_batch_size",
-            "x",
-            "data.micro_batch_size: got 'x'; give a whole number (1 or",
-        ),
-        ("data.temperature", "x", "data.temperature: got 'x'; give a number (above 0) or null"),
-        (
-            "model.train_norms",
-            "maybe",
-            "model.train_norms: got 'maybe'; give true or",
-        ),
-        (
-            "training.precision",
-            "fp8",
-            "training.precision: got 'fp8'; give one of bf16, fp16, fp32",
-        ),
+        ("data.micro_batch_size", "x", "data.micro_batch_size: got 'x'; give a whole number (1 or"),
+        ("model.train_norms", "maybe", "model.train_norms: got 'maybe'; give true or"),
         ("methods.adapter.reduktion", "4", "methods.adapter: unknown key 'reduktion'; did you me"),
-        ("methods.adapter.reduction", "x", "methods.adapter.reduction: got 'x'; give a whole num"),
-        (
-            "methods.adapter.sharing",
-            "x",
-            "methods.adapter.sharing: got 'x'; give one of single, ",
-        ),
+        ("methods.adapter.sharing", "x", "methods.adapter.sharing: got 'x'; give one of single, "),
         ("methods.extra", "Adaptor", "methods.extra: 'Adaptor' is not a Method; did you mean 'Ad"),
         ("methods.extra", "VQA", "methods.extra: 'VQA' is not a Method; choose from: APoLLo, "),
         ("methods.extra", "not.there.X", "methods.extra: not.there.X: No module named 'not'"),
-        (
-            "methods.adaptor.reduction",
-            "3",
-            "methods.adaptor: class_path is missing; did you mean",
-        ),
+        ("methods.adaptor.reduction", "3", "methods.adaptor: class_path is missing; did you mean"),
         ("model.backbone", "T6", "model.backbone: 'T6' is not a Backbone; choose from: Bart, "),
-        (
-            "model.backbone.path",
-            "x",
-            "model.backbone.path: x, config: sizes.json; give exactly one of them",
-        ),
+        ("model.backbone.path", "x", "model.backbone.path: x, config: sizes.json; give exactly on"),
         (
             "model.backbone.dropout",
             "x",
             "model.backbone.dropout: got 'x'; give a number (0 or more, and less than 1) or null",
         ),
-        (
-            "model.vision.grid",
-            "3",
-            "model.vision.grid: 3 does not come from image_size 64 by halving; give",
-        ),
-        ("alignment.stepz", "3", "unknown key 'alignment.stepz'; did you mean 'alignment.ste"),
+        ("model.vision.grid", "3", "model.vision.grid: 3 does not come from image_size 64 by halv"),
         ("tasks.vqa.decoding.num_beam", "3", "tasks.vqa: unknown key 'decoding.num_beam'; did yo"),
         ("tasks.vqa.weight", "-1", "tasks.vqa.weight: got -1.0; give a number above 0"),
         ("tasks.vqa.train", "a", "tasks.vqa.train: got 'a'; give a list, like [a, b]"),
@@ -524,18 +449,13 @@ def test_shipped_recipes_are_right(
             "{m: {class_path: LST, init_args: {encoder_layers: all}}}",
             "methods.m.encoder_layers: got 'all'; give a list, like [a, b] or null",
         ),
-        ("optimizer.learning_rate", ".nan", "optimizer.learning_rate: got nan; give 0 or more"),
         ("optimizer.learning_rate", ".inf", "optimizer.learning_rate: got inf; give 0 or more"),
         (
             "optimizer.connector_learning_rate",
             "-0.1",
             "optimizer.connector_learning_rate: got -0.1; give 0 or more",
         ),
-        (
-            "optimizer.norms_learning_rate",
-            ".inf",
-            "optimizer.norms_learning_rate: got inf; give 0 or more",
-        ),
+        ("optimizer.norms_learning_rate", ".inf", "optimizer.norms_learning_rate: got inf; give 0"),
         (
             "methods",
             "{m: {class_path: Mixture, init_args: {of: {class_path: LoRA}, experts: 1000000000}}}",
@@ -551,21 +471,8 @@ def test_shipped_recipes_are_right(
             "{m: {class_path: Peft, init_args: {type: LORA, settings: {lora_alpha: .nan}}}}",
             "methods.m.settings.lora_alpha: got nan; give a finite number",
         ),
-        (
-            "optimizer.decay_start",
-            "-1",
-            "optimizer.decay_start: got -1.0; give a number from 0 to",
-        ),
-        (
-            "methods.adapter.learning_rate",
-            "-0.1",
-            "methods.adapter.learning_rate: got -0.1; give 0 or more",
-        ),
-        (
-            "methods.adapter.learning_rate",
-            ".inf",
-            "methods.adapter.learning_rate: got inf; give 0 or more, and finite",
-        ),
+        ("optimizer.decay_start", "-1", "optimizer.decay_start: got -1.0; give a number from 0 to"),
+        ("methods.adapter.learning_rate", ".inf", "methods.adapter.learning_rate: got inf; give 0"),
         (
             "alignment",
             "{data: x, learning_rate: -1}",
@@ -573,48 +480,25 @@ def test_shipped_recipes_are_right(
         ),
         ("meta", "{steps: 0}", "meta.steps: got 0; give 1 or more"),
         ("meta", "{outer_rate: -1}", "meta.outer_rate: got -1.0; give 0 or more"),
-        ("meta.learning_rat", "1", "unknown key 'meta.learning_rat'; did you mean 'meta.learning_"),
         ("data.cache_bytes", "0", "data.cache_bytes: got 0; give 1 or more"),
         ("data.errors.max_bad_fraction", "1.5", "data.errors.max_bad_fraction: got 1.5; give a n"),
         ("seed", "-1", "seed: got -1; give a number from 0 to 18,446,744,073,709,551,615"),
-        ("seed.x", "3", "seed: got {x: '3'}; give a whole number"),
         ("output.a", "b", "output: got {a: b}; give text"),
-        (
-            "tasks.vqa.train.x",
-            "3",
-            "tasks.vqa.train: got {x: '3'}; give a list, like [a, b]",
-        ),
+        ("tasks.vqa.train.x", "3", "tasks.vqa.train: got {x: '3'}; give a list, like [a, b]"),
         ("data", "3", "data: got '3'; give a mapping of keys, like {global_batch_size: ...}"),
         ("data.group", "", "data.group: got ''; give a whole number"),
         ("methods", "{a: b", "--methods: got '{a: b', not YAML; check its brackets and quotes"),
         ("methods.adapter.init_args", "5", "methods.adapter: init_args: got 5; give a mapping of"),
-        ("training.log_every", "0", "training.log_every: got 0; give 1 or more"),
         ("data.global_batch_size", "0", "data.global_batch_size: got 0; give 1 or more"),
-        (
-            "optimizer.warmup_ratio",
-            "5",
-            "optimizer.warmup_ratio: got 5.0; give a number from 0 to",
-        ),
-        (
-            "optimizer.betas",
-            "[0.9, 1]",
-            "optimizer.betas: got 1.0; give 0 or more, and less than",
-        ),
         ("optimizer.eps", "0", "optimizer.eps: got 0.0; give a number above 0"),
         ("data.temperature", "0", "data.temperature: got 0.0; give a number above 0"),
         ("tasks.vqa.weight", ".inf", "tasks.vqa.weight: got inf; give a number above 0"),
         ("training.steps", "1" + 20 * "0", "training.steps: got 100000000000000000000; give at m"),
-        (
-            "model.vision.image_size",
-            "0",
-            "model.vision.image_size: got 0; give a number from 1 to 8,192",
-        ),
+        ("model.vision.image_size", "0", "model.vision.image_size: got 0; give a number from 1 to"),
         ("model.vision.widths", "[8, 0]", "model.vision.widths: got 0; give 1 or more"),
         ("data", "{window: 2020-13-45}", "--data: got '{window: 2020-13-45}', not YAML"),
         ("lr", "1", "did you mean 'optimizer.learning_rate' or 'methods.adapter.learning_rate'? "),
-        ("steps", "1", "unknown key 'steps'; did you mean 'training.steps'? "),
         ("batch_size", "1", "did you mean 'data.global_batch_size' or 'data.micro_batch_size'? "),
-        ("data.batch_size", "1", "did you mean 'data.global_batch_size' or 'data.micro_batch_s"),
         ("per_device_train_batch_size", "1", "did you mean 'data.micro_batch_size'? "),
         ("learning-rate", "1", "did you mean 'optimizer.learning_rate' or 'methods.adapter.lear"),
         ("output_dir", "x", "did you mean 'output'? "),
@@ -623,11 +507,7 @@ def test_shipped_recipes_are_right(
         ("model.image_size", "1", "model: unknown key 'image_size'; did you mean 'vision.image_si"),
         ("lora_r", "8", "unknown key 'lora_r'; rank is a key of LoRA, LowRankAdapter; the recipe"),
         ("gpus", "2", "unknown key 'gpus'; did you mean '--ranks'? "),
-        (
-            "tasks.vqa.num_beams",
-            "2",
-            "tasks.vqa: unknown key 'num_beams'; did you mean 'decoding",
-        ),
+        ("tasks.vqa.num_beams", "2", "tasks.vqa: unknown key 'num_beams'; did you mean 'decoding"),
         (
             "tasks.vqa.decoding.choices",
             "[yes, no]",
@@ -841,6 +721,8 @@ def test_help_is_a_page_and_all_keys_are_there(
     assert all(f"--{key}" in keys for key in ("optimizer.learning_rate", "data.window", "seed"))
     page = keys[keys.index("usage: ") :]  # libraries may have warned before
     assert max(map(len, page.splitlines())) <= 80
+    assert "required" not in page
+    assert page.replace("\n", "").isprintable()
     assert "Peak learning rate; a method's own `learning_rate`" in keys
     assert "default: 0.001" in keys
     with pytest.raises(SystemExit):

@@ -106,11 +106,7 @@ MERGE = "convert merge --run a --out b"
 MISTAKES = [
     ("init --data https://x.org/rows.csv", "https://x.org/rows.csv is an address; download", "y:/"),
     ("init --data a.csv --epochs 3", "--epochs: no option of vlds init; the recipe that it", ""),
-    (
-        "init --data a.csv --out x",
-        "--out: no option of vlds init; the shards lie in shards/",
-        "split",
-    ),
+    ("init --data a.csv --out x", "--out: no option of vlds init; the shards lie in sha", "split"),
     ("init --data pic.png", "--data pic.png is a picture; give a file of rows, or a folder", "UTF"),
     ("convert hf gone out", "--run: no such folder: gone", "required"),
     ("train latin.yaml", "latin.yaml: not UTF-8 (byte 0xe4); save it as UTF-8", "codec"),
@@ -122,29 +118,20 @@ MISTAKES = [
     ("train --seed 3 r.yaml", "name a recipe first, ", ""),
     ("train --model_name_or_path x", "name a recipe first, ", "Bart"),
     ("train r.yaml --device cuda", "unknown key 'device'; every GPU that is visible is used", ""),
-    (
-        "train r.yaml --methods.lora.rank 8",
-        "has adapter; for another one, write class_path: LoRA",
-        "APoLLo",
-    ),
+    ("train r.yaml --methods.lora.rank 8", "has adapter; for another one, write class_p", "APoLLo"),
     ("train r.yaml --tasks.caption.train x", "the recipe has vqa; for another one, ", "SpanPred"),
     ("sweep r.yaml", "r.yaml is a recipe, for `vlds train`; a sweep has `recipes`", "seeds"),
     ("compare r.yaml", "r.yaml is a recipe, for `vlds train`", "seeds"),
     ("train sweeps/demo.yaml", "demo.yaml is a sweep, for `vlds sweep`; a recipe has", ""),
     ("--verison", "vlds: --verison: no such option; did you mean '--version'? `vlds --help`", ""),
     ("evaluate --rnu a", "vlds evaluate: --rnu: no such option; did you mean '--run'? `vlds", ""),
-    ("evaluate --rnu=a --seed 3", "--rnu: no such option; did you mean '--run'?", ""),
     ("evaluate --seed 3", "one of the arguments RUN --predictions is required; `vlds eval", ""),
     ("predict --rnu a --tasks.vqa.weight 2", "--rnu: no such option; did you mean '--run'?", ""),
     ("predict --image a", "arguments are required: RUN; `vlds predict --help` says more", ""),
     ("evaluate gone --data.eval_batch_size 16", "gone: no such folder in ", ""),
-    ("evaluate --data.eval_batch_size 16 gone", "gone: no such folder in ", ""),
     ("evaluate --out x gone", "gone: no such folder in ", ""),
     ("evaluate gone too", "'too': unexpected word; `vlds evaluate` takes one run, and an", ""),
-    ("evaluate --run gone too", "'too': unexpected word; `vlds evaluate` takes one run, and", ""),
-    ("predict gone --split test", "gone: no such folder in ", ""),
     ("predict gone --serve", "gone: no such folder in ", ""),
-    ("features --cofnig a", "--cofnig: no such option; did you mean '--config'?", ""),
     ("report", "arguments are required: RUN; `vlds report --help` says more", ""),
     ("report a --fromat md", "--fromat: no such option; did you mean '--format'?", ""),
     ("convert hff", "'hff': no such layout; did you mean 'hf'? choose from hf, merge, refere", ""),
@@ -265,14 +252,6 @@ def test_help_has_examples_and_fits(
         assert any(line.startswith("  --ranks N") for line in lines)
 
 
-def test_all_keys_never_say_required(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run_command(["train", "--help-all"])
-    page = capsys.readouterr().out
-    assert "required" not in page
-    assert all(character.isprintable() or character == "\n" for character in page)
-
-
 def test_help_of_data_prep(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,11 +270,8 @@ def test_nothing_is_imported_for_a_help() -> None:
     """A help text does not wait for the import of torch."""
     program = "import sys; from vlds.cli.main import run_command\n"
     program += "try: run_command(['report', '--help'])\n"
-    program += "except SystemExit: print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
-    )
-    assert done.stdout.splitlines()[-1] == "False"
+    program += "except SystemExit: sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.slow

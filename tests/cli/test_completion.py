@@ -28,15 +28,12 @@ TYPED = {
 """Typed before a TAB -> what the line then holds."""
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """What the command prints."""
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("vlds.cli.completion.tell", lambda text, end: printed.append(text))
-        assert run_command(["completion"]) == 0
-    path = tmp_path_factory.mktemp("completion") / "script"
-    path.write_text("".join(printed))
+    assert run_command(["completion"]) == 0
+    path = tmp_path / "script"
+    path.write_text(capsys.readouterr().out)
     return path
 
 

@@ -62,11 +62,6 @@ def test_a_stage_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert heading.startswith("1 of 1: ask its version ")
     assert command == "vlds --version"
     assert version.startswith("vlds ")
-
-
-def test_a_program_that_is_not_there_is_named(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
     with pytest.raises(StageError, match=r"`./no_such_program` ended with exit code 1"):
         run_stage(Stage("do it", tmp_path, ["./no_such_program"]), "1 of 1", {})
     assert capfd.readouterr().err == "./no_such_program: No such file or directory\n"
@@ -75,12 +70,10 @@ def test_a_program_that_is_not_there_is_named(
 def test_the_example_of_use_is_right() -> None:
     """The first caption that equals one of its references and whose picture exists."""
     true = ["a box", "one box"]
-    entries = [
-        GalleryEntry("vqa", "1", ["gallery/0.png"], "what?", "box", "box", True),
-        GalleryEntry("caption", "2", ["gallery/1.png"], "", true, "a disc"),
-        GalleryEntry("caption", "3", [], "", true, "a box"),
-        GalleryEntry("caption", "4", ["gallery/3.png"], "", true, "one box"),
-        GalleryEntry("caption", "5", ["gallery/4.png"], "", true, "a box"),
+    captions = [("1.png", "a disc"), ("", "a box"), ("3.png", "one box"), ("4.png", "a box")]
+    entries = [GalleryEntry("vqa", "0", ["gallery/0.png"], "what?", "box", "box", True)] + [
+        GalleryEntry("caption", "1", [f"gallery/{name}"] if name else [], "", true, told)
+        for name, told in captions
     ]
     assert first_right_caption(entries) is entries[3]
     assert first_right_caption(entries[:3]) is None

@@ -29,7 +29,6 @@ from vlds.recipe.config import Recipe, parse_recipe
 from vlds.tasks import VQA, Caption, Chat, ImageClass
 
 NAMES = tuple(f"p{number}.jpg" for number in range(20))
-LONG = " ".join(["word"] * 40)
 
 
 @pytest.fixture
@@ -48,15 +47,28 @@ def pack(desk: Path, *lines: str, task: str = "vqa") -> Path:
     return desk / "shards" / "mine"
 
 
+def pack_questions(desk: Path) -> Path:
+    return pack(
+        desk, "image,question,answer", *(f"{n},what is {n[1:-4]}?,{n[1:-4]}" for n in NAMES)
+    )
+
+
 def recipe_for(folder: Path, model: str | None = None) -> Recipe:
     tree = recipe_of(look_at("mine", folder), model)
     write(folder.parents[1] / "mine.yaml", to_yaml(tree))
     return parse_recipe([str(folder.parents[1] / "mine.yaml")])
 
 
-def test_questions(desk: Path) -> None:
-    lines = [f"{name},what is {number}?,{LONG}" for number, name in enumerate(NAMES)]
-    folder = pack(desk, "image,question,answer", *lines)
+CHINESE = "这是一只在海滩上奔跑的棕色小狗" * 3
+CODE = "LOT-" + "0123456789" * 9
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "limits"),
+    [("what is it?", " ".join(["word"] * 40), (20, 80)), (CODE, CHINESE, (31, len(CHINESE)))],
+)
+def test_questions(desk: Path, question: str, answer: str, limits: tuple[int, int]) -> None:
+    folder = pack(desk, "image,question,answer", *(f"{n},{question},{answer}" for n in NAMES))
     recipe = recipe_for(folder)
     hostile = replace(look_at("mine", folder), name="$(date)")
     assert next_commands(hostile)[0] == ("train", "vlds train '$(date).yaml'")
@@ -65,32 +77,21 @@ def test_questions(desk: Path) -> None:
     assert (task.train, task.evaluate, task.test) == tuple(
         [f"{folder}/{split}"] for split in ("train", "Val", "TEST")
     )
-    # Nothing is cut: two tokens a word, and some room.
-    assert task.max_target_tokens >= 80
-    assert task.decoding.max_new_tokens >= 80
-    assert task.max_prompt_tokens == 20
+    # Nothing is cut: two tokens a word, and some room; words may have no blanks.
+    assert task.max_target_tokens >= task.decoding.max_new_tokens >= limits[1]
+    assert limits[0] <= task.max_prompt_tokens <= 5 * limits[0]
     training = recipe.training
-    assert (training.steps, training.best) == (None, "vqa/exact_match")
-    assert training.epochs == 30
+    assert (training.steps, training.epochs) == (None, 30)
+    assert training.best == "vqa/exact_match"
     assert training.evaluate_every >= 1
     assert recipe.output == "runs/mine"
 
 
-def test_the_score_is_that_of_the_data(desk: Path) -> None:
+def test_the_task_and_its_score_are_those_of_the_data(desk: Path) -> None:
     ten = json.dumps(["red"] * 9 + ["blue"])
     rows = [f'{{"image": "{name}", "question": "what?", "answer": {ten}}}' for name in NAMES]
     assert recipe_for(pack(desk, *rows)).training.best == "vqa/vqa_accuracy"
-
-
-def test_limits_hold_words_without_blanks(desk: Path) -> None:
-    chinese, long = "这是一只在海滩上奔跑的棕色小狗" * 3, "LOT-" + "0123456789" * 9
-    lines = [f"{name},{long} {number}?,{chinese}" for number, name in enumerate(NAMES)]
-    task = recipe_for(pack(desk, "image,question,answer", *lines)).tasks["vqa"]
-    assert task.max_target_tokens >= task.decoding.max_new_tokens >= len(chinese)
-    assert task.max_prompt_tokens >= len(long) / 3
-
-
-def test_captions_and_classes(desk: Path) -> None:
+    shutil.rmtree(desk / "shards")
     lines = [f"{name},a thing of {number}" for number, name in enumerate(NAMES)]
     recipe = recipe_for(pack(desk, "image,caption", *lines, task="caption"))
     assert isinstance(recipe.tasks["caption"], Caption)
@@ -109,8 +110,7 @@ def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
     for name in ("model.safetensors", "preprocessor_config.json"):
         write(desk / "model" / name, "")
     assert init.model_for("model")[0] == "model"
-    lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
-    recipe = recipe_for(pack(desk, "image,question,answer", *lines), "model")
+    recipe = recipe_for(pack_questions(desk), "model")
     assert recipe.methods.keys() == {"lora"}
     assert recipe.training.epochs == 3
     assert type(recipe.model).__name__ == "ImageTextToText"
@@ -170,8 +170,7 @@ def test_with_a_gpu_and_a_hub_that_answers(hub: Hub, desk: Path) -> None:
     )
     # No weights yet, which the run downloads.
     assert not list((desk / "cache").rglob("*.safetensors"))
-    lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
-    recipe = recipe_for(pack(desk, "image,question,answer", *lines), model)
+    recipe = recipe_for(pack_questions(desk), model)
     training = recipe.training
     assert (training.precision, training.activation_checkpointing) == ("bf16", True)
     assert recipe.methods.keys() == {"lora"}
@@ -199,17 +198,10 @@ def test_with_a_gpu_and_no_hub_the_cache_decides(
 
 def test_conversations_without_weights(desk: Path) -> None:
     """The small model learns them too, from each answer with the turns before it."""
-    said = (
-        ("user", "<image>Who?"),
-        ("assistant", "Ann."),
-        ("user", "<image>?"),
-        ("assistant", "Bo."),
-    )
+    said = zip(("user", "assistant") * 2, ("<image>Who?", "Ann.", "<image>?", "Bo."), strict=True)
     turns = [{"role": role, "content": text} for role, text in said]
-    rows = [
-        json.dumps({"images": [a, b], "messages": turns})
-        for a, b in zip(NAMES[::2], NAMES[1::2], strict=True)
-    ]
+    pairs = zip(NAMES[::2], NAMES[1::2], strict=True)
+    rows = [json.dumps({"images": pair, "messages": turns}) for pair in pairs]
     write(desk / "talks.jsonl", "\n".join(rows))
     words = ["own", "--data", "talks.jsonl", "--images", "photos", "--out", "shards/mine"]
     assert main([*words, "--each-turn"]) == 0
@@ -223,20 +215,13 @@ def test_conversations_without_weights(desk: Path) -> None:
 
 
 def test_the_recipe_names_the_schema_that_it_fits(desk: Path) -> None:
-    lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
-    pack(desk, "image,question,answer", *lines)
+    pack_questions(desk)
     assert run_init(desk / "rows.csv", "mine", None, []) == 0
     text = (desk / "mine.yaml").read_text("utf-8")
     name = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
     schema = Draft7Validator(json.loads((desk / name).read_text("utf-8")))
     assert schema.is_valid(yaml.safe_load(text))
     assert not schema.is_valid({"outptu": "runs/mine"})
-
-
-def test_it_overwrites_no_recipe(desk: Path) -> None:
-    write(desk / "rows.yaml", "mine")
-    with pytest.raises(ValueError, match=r"rows\.yaml exists; remove it \(and shards"):
-        run_init(write(desk / "rows.csv", "image,question,answer"), None, None, [])
 
 
 def test_what_an_ended_command_has_packed_is_packed_again(
@@ -248,6 +233,8 @@ def test_what_an_ended_command_has_packed_is_packed_again(
     words = ["--images", "photos"]
     assert run_init(rows, "mine", None, words) == 0
     recipe, train = desk / "mine.yaml", desk / "shards" / "mine" / "train"
+    with pytest.raises(ValueError, match=r"mine\.yaml exists; remove it \(and shards"):
+        run_init(rows, "mine", None, words)
     whole = recipe.read_text(), open_dataset(train).info.samples
     recipe.unlink()
     # What is learned is written last.

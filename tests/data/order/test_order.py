@@ -13,33 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.toys.strategies import SHARD_COUNTS
-from vlds.data.order.epoch_order import Draws, EpochOrder, differences, permutation, random_words
+from vlds.data.order.epoch_order import Draws, EpochOrder, permutation, random_words
 from vlds.data.order.mixed_order import BatchCut, MixedOrder, mixing_shares
 
 
 def pairs(order: EpochOrder, begin: int, end: int) -> list[tuple[int, int]]:
     samples, annotations = order.at(np.arange(begin, end))
     return list(zip(samples.tolist(), annotations.tolist(), strict=True))
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    counts=SHARD_COUNTS,
-    group=st.integers(1, 4),
-    window=st.integers(1, 8),
-    where=st.lists(st.integers(0, 500), min_size=1, max_size=20),
-)
-def test_any_positions_in_any_order_give_the_same(
-    counts: list[np.ndarray], group: int, window: int, where: list[int]
-) -> None:
-    through = EpochOrder("s", counts, seed=1, window=window, group=group)
-    everything = pairs(through, 0, 501)
-    sought = EpochOrder("s", counts, seed=1, window=window, group=group)
-    samples, annotations = sought.at(np.array(where))
-    assert list(zip(samples.tolist(), annotations.tolist(), strict=True)) == [
-        everything[position] for position in where
-    ]
 
 
 @pytest.mark.parametrize("group", [2, 3, 5])
@@ -130,20 +110,6 @@ def test_proportions_are_exact_within_one_unit(
     assert all(len(set(unit)) == 1 for unit in sources.reshape(-1, batch_size).tolist())
 
 
-@settings(deadline=None, max_examples=20)
-@given(weights=weights, batch_size=st.sampled_from([1, 4]))
-def test_each_source_goes_through_its_epochs_in_a_mixture(
-    weights: list[int], batch_size: int
-) -> None:
-    shares = mixing_shares([float(w) for w in weights], [12] * len(weights), None)
-    order = mixed([12] * len(weights), shares, batch_size)
-    sources, samples, _ = order.at(np.arange(order.block * batch_size * 4))
-    for source in range(len(weights)):
-        source_samples = samples[sources == source].tolist()
-        for epoch in range(len(source_samples) // 12):
-            assert sorted(source_samples[epoch * 12 : (epoch + 1) * 12]) == list(range(12))
-
-
 def test_shares_follow_weights_and_temperature() -> None:
     sizes = [900, 100]
     assert mixing_shares([1, 1], sizes, None) == [Fraction(1, 2), Fraction(1, 2)]
@@ -192,17 +158,6 @@ def test_the_shares_of_ranks_differ_by_at_most_a_row(
     assert min(lengths) > 0 or micro == 1
     # No micro-batch more than the limit needs.
     assert cut.accumulation_steps(size) == -(-max(shares) // (micro or max(shares)))
-
-
-def test_differences_name_what_differs() -> None:
-    saved = {"order": {"seed": 1, "group": 2}, "data": {"vqa": {"a": "x", "b": "y"}}}
-    now = {"order": {"seed": 3, "group": 2}, "data": {"vqa": {"a": "x"}, "gqa": {"c": "z"}}}
-    assert differences(saved, now) == [
-        "data.gqa: nothing -> something",
-        "data.vqa.b: y -> nothing",
-        "order.seed: 1 -> 3",
-    ]
-    assert differences(now, now) == []
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,13 @@ def test_the_index_knows_each_class(tmp_path: Path) -> None:
     assert cls.tolist() == [1, 2]
     unlabelled = open_dataset(write_classes(tmp_path / "other", [None, "cat"]))
     assert unlabelled.class_numbers().tolist() == [NO_CLASS, 2]
-
-
-def test_few_shots_need_labels(tmp_path: Path) -> None:
-    folder = write_classes(tmp_path / "toy", [None, None])
+    unlabelled = open_dataset(write_classes(tmp_path / "third", [None, None]))
     with pytest.raises(ValueError, match=r"shots: 1, but no sample of data set .* has a label"):
-        few_shots(open_dataset(folder), 1, 0)
+        few_shots(unlabelled, 1, 0)
+    folder = write_classes(tmp_path / "fourth", classes=None)
+    assert not list(folder.glob("*.cls"))
+    with pytest.raises(ValueError, match="no classes; name one of kind image_class"):
+        open_dataset(folder).class_numbers()
 
 
 def test_at_a_url(tmp_path: Path, cache: ShardCache) -> None:
@@ -65,13 +66,6 @@ def test_indexing_again_keeps_the_order_of_the_classes(
     assert main(given) == 0
     assert DatasetInfo.load(folder).classes == ("ant", "cat", "zebra")
     assert open_dataset(folder).class_numbers().tolist() == [0, 1, 2, 0, 1]
-
-
-def test_other_kinds_have_no_classes(tmp_path: Path) -> None:
-    folder = write_classes(tmp_path / "toy", classes=None)
-    assert not list(folder.glob("*.cls"))
-    with pytest.raises(ValueError, match="no classes; name one of kind image_class"):
-        open_dataset(folder).class_numbers()
 
 
 def test_other_kinds_may_list_their_labels(tmp_path: Path) -> None:

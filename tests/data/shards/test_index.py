@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tarfile
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.toys.class_folders import change_info
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.shard_index import build_index, load_index
@@ -24,11 +24,6 @@ from vlds.data.shards.writing import index_folder
 def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of the small data set, to be damaged."""
     return Path(shutil.copytree(folders["small"], tmp_path / "small"))
-
-
-def change(folder: Path, **fields: Any) -> None:
-    path = folder / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def test_idx_has_energons_layout(folder: Path) -> None:
@@ -68,11 +63,30 @@ def test_tars_of_other_writers_are_indexed_in_place(folder: Path) -> None:
     assert open_dataset(folder).read(6).id == "small-6"
 
 
-def test_a_shard_without_json_cannot_be_indexed(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+def no_json(shard: Path) -> None:
+    with tarfile.open(shard, "w") as tar:
         tar.addfile(tarfile.TarInfo("0.jpg"))
-    with pytest.raises(ShardError, match=r"a\.tar.*sample 0|sample 0 has no member"):
-        build_index(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_json, "sample 0 has no member"),
+        (lambda shard: os.truncate(shard, shard.stat().st_size // 2), "cut inside|ends at byte"),
+    ],
+)
+def test_what_cannot_be_indexed_is_named(
+    folder: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    shard = folder / "small-train-00001.tar"
+    damage(shard)
+    with pytest.raises(ShardError, match=rf"small-train-00001\.tar.*({message})"):
+        build_index(shard)
+
+
+def pipe(shard: Path) -> None:
+    shard.unlink()
+    os.mkfifo(shard)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +94,7 @@ def test_a_shard_without_json_cannot_be_indexed(tmp_path: Path) -> None:
     [
         (lambda shard: os.truncate(shard, 5000), r"\.tar has \d+ bytes.*is cut; copy it"),
         (lambda shard: shard.unlink(), r"\.tar cannot be read \(No such file"),
+        (pipe, ".*a named pipe, not a regular file"),
         (lambda shard: shutil.copy(shard.with_name("small-train-00001.tar.idx"), f"{shard}.idx"),
          r"\.tar\.idx is not the one"),
     ],
@@ -92,26 +107,12 @@ def test_a_damaged_shard_is_named(
         open_dataset(folder)
 
 
-def test_a_cut_shard_has_no_index(folder: Path) -> None:
-    path = folder / "small-train-00001.tar"
-    os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(ShardError, match=r"small-train-00001\.tar.*(cut inside|ends at byte)"):
-        build_index(path)
-
-
-def test_a_pipe_in_the_place_of_a_shard_is_called_so(folder: Path) -> None:
-    info = DatasetInfo.load(folder)
-    shard = folder / info.shards[0].name
-    shard.unlink()
-    os.mkfifo(shard)
-    with pytest.raises(ShardError, match="a named pipe, not a regular file"):
-        load_index(folder, info.shards[0])
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"schema": 3}, "schema 3, this program reads 2; .*program's version that wrote it"),
+        ({"dropped": [{"id": "x"}]}, "dataset.json: .*dropped"),
+        ({"dropped": [{"id": 5, "reason": "x"}]}, "dataset.json: .*dropped"),
         ({"schema": 1}, "schema 1, this program reads 2; index it again: `vlds data index FOLDER "
          "--name small --kind vqa --split train`"),
         ({"schema": 1, "name": "$(date)"}, r"FOLDER --name '\$\(date\)' --kind"),
@@ -123,7 +124,7 @@ def test_a_pipe_in_the_place_of_a_shard_is_called_so(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], message: str) -> None:
-    change(folder, **fields)
+    change_info(folder, **fields)
     with pytest.raises(ValueError, match=message):
         open_dataset(folder)
 
@@ -143,10 +144,3 @@ def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
     about.unlink()
     with pytest.raises(ValueError, match="did not end"):
         open_dataset(folder)
-
-
-@pytest.mark.parametrize("dropped", [[5], [{}], [{"id": "x"}], [{"id": 5, "reason": "x"}]])
-def test_records_of_dropped_samples_have_a_form(folder: Path, dropped: list[Any]) -> None:
-    change(folder, dropped=dropped)
-    with pytest.raises(ValueError, match=r"dataset.json: .*dropped"):
-        DatasetInfo.load(folder)

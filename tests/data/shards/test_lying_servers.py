@@ -109,9 +109,12 @@ def test_a_description_ends_too(
         open_dataset(web.url("small"), cache)
 
 
-@pytest.mark.parametrize("lie", [slow_body, slow_head])
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [(slow_body, "fewer than 1,000 a second"), (slow_head, "no answer came in 0.2")],
+)
 def test_a_server_that_drips_is_left(
-    web: Web, cache: ShardCache, lie: Callable[[Handler], None]
+    web: Web, cache: ShardCache, lie: Callable[[Handler], None], words: str
 ) -> None:
     web.lies[SHARD] = quiet(lie)
     dataset = open_dataset(web.url("small"), cache)
@@ -120,6 +123,8 @@ def test_a_server_that_drips_is_left(
         dataset.read(0)
     assert time.monotonic() - start < 3
     assert web.requests[SHARD] == 2
+    with pytest.raises(Away, match=words):
+        list(read_shard(f"{web.url('small')}/{SHARD}"))
 
 
 @pytest.mark.parametrize(
@@ -152,13 +157,3 @@ def test_compressed_bodies_are_not_unpacked(web: Web, cache: ShardCache) -> None
     web.lies["dataset.json"] = quiet(bomb)
     with pytest.raises(ValueError, match=r"dataset\.json is not JSON"):
         open_dataset(web.url("small"), cache)
-
-
-@pytest.mark.parametrize(
-    ("lie", "words"),
-    [(slow_body, "fewer than 1,000 a second"), (slow_head, "no answer came in 0.2")],
-)
-def test_a_stream_that_drips_is_left(web: Web, lie: Callable[[Handler], None], words: str) -> None:
-    web.lies[SHARD] = quiet(lie)
-    with pytest.raises(Away, match=words):
-        list(read_shard(f"{web.url('small')}/{SHARD}"))

@@ -35,10 +35,9 @@ def test_samples_come_back_in_order(folders: dict[str, Path]) -> None:
     samples = [dataset.read(n) for n in range(dataset.num_samples)]
     assert [s.id for s in samples] == [f"big-{n}" for n in range(60)]
     assert sum(len(s.annotations) for s in samples) == dataset.num_annotations == 180
-    assert samples[41].key == "000000041"
-    assert samples[41].dataset == "big"
-    assert samples[41].kind == "vqa"
-    assert samples[41].extra == {"size": [[16, 16]]}
+    last = samples[41]
+    assert (last.key, last.dataset, last.kind) == ("000000041", "big", "vqa")
+    assert last.extra == {"size": [[16, 16]]}
     assert dataset.shard_of(41) == "big-train-00004.tar"
 
 
@@ -46,16 +45,6 @@ def test_pairs_keep_the_order_of_the_json(tmp_path: Path) -> None:
     members = [("right.png", b"right"), ("left.jpg", b"left")]
     sample = open_dataset(written(tmp_path, members, images=["left.jpg", "right.png"])).read(0)
     assert sample.images == (b"left", b"right")
-
-
-def test_features_are_read_as_float16(tmp_path: Path) -> None:
-    left, right = np.arange(6, dtype=np.float16).reshape(2, 3), np.ones((2, 3), np.float32)
-    members = [("left.features.npy", npy(left)), ("right.features.npy", npy(right))]
-    sample = open_dataset(written(tmp_path, members)).read(0)
-    assert sample.images == ()
-    assert [f.dtype for f in sample.features] == [np.float16, np.float16]
-    np.testing.assert_array_equal(sample.features[0], left)
-    np.testing.assert_array_equal(sample.features[1], right)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +66,12 @@ def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"id": "x", "annotations": [{"id": "a", "answers": [NaN]}]}', "unexpected character"),
         ('{"q": "why?", "a": NaN}', "unexpected character"),
         ('{"q": "why?", "a": ["x", null]}', "answers is null"),
     ],
 )
 def test_numbers_that_are_none_are_a_bad_sample(text: str, message: str) -> None:
-    fields = {"question": "json:q", "answer": "json:a"} if "why" in text else None
+    fields = {"question": "json:q", "answer": "json:a"}
     with pytest.raises(ValueError, match=message):
         parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", fields)
 
@@ -93,16 +81,14 @@ def test_numbers_that_are_none_are_a_bad_sample(text: str, message: str) -> None
     [
         {"features.npy": np.arange(6, dtype=np.float16).reshape(2, 3)},
         {"features.npy": np.ones((48, 4), np.float16)},  # no padding
-        {"features.npy": np.ones((2, 3), np.float32)},
-        {"left.features.npy": np.ones((2, 3), np.float16),
+        {"left.features.npy": np.ones((2, 3), np.float32),
          "right.features.npy": np.zeros((2, 3), np.float16)},
     ],
 )  # fmt: skip
-def test_features_on_the_stack_are_the_same(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
-    dataset = open_dataset(
-        written(tmp_path, [(name, npy(array)) for name, array in arrays.items()])
-    )
-    sample = dataset.read(0)
+def test_features_are_stacked_as_float16(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    members = [(name, npy(array)) for name, array in arrays.items()]
+    sample = open_dataset(written(tmp_path, members)).read(0)
+    assert sample.images == ()
     stack = ImageStack(1)
     assert stack.add(sample.features) == range(len(arrays))
     tensor = stack.images()
@@ -111,17 +97,20 @@ def test_features_on_the_stack_are_the_same(tmp_path: Path, arrays: dict[str, np
     np.testing.assert_array_equal(tensor.numpy(), np.stack(list(arrays.values())))
 
 
-@pytest.mark.parametrize("damage", ["first header", "second header", "cut"])
-def test_damage_around_features_is_found(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [(0, "wrong checksum"), (3584, "wrong checksum"), (None, "the file ends at byte 2000")],
+    ids=["first header", "second header", "cut"],
+)
+def test_damage_around_features_is_found(tmp_path: Path, place: int | None, message: str) -> None:
     dataset = open_dataset(written(tmp_path, [("features.npy", npy(np.ones((40, 32), "f2")))]))
     (shard,) = tmp_path.glob("*.tar")
     with open(shard, "r+b") as file:
-        if damage == "cut":
+        if place is None:
             file.truncate(2000)
         else:
-            file.seek(0 if damage == "first header" else 512 + 128 + 2560 + 384)
+            file.seek(place)
             file.write(b"garbage")
-    message = "the file ends at byte 2000" if damage == "cut" else "wrong checksum"
     with pytest.raises(ShardError, match=f"sample 0: .*{message}"):
         dataset.read(0)
 

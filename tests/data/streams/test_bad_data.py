@@ -71,74 +71,70 @@ def test_substitutes_do_not_depend_on_ranks(tmp_path: Path) -> None:
     assert [id for _ in range(12) for rank in ranks for id in next(rank).ids] == alone
 
 
-def test_too_large_a_share_stops_the_run(tmp_path: Path) -> None:
-    hurt = source(tmp_path, lambda n: n % 6 == 4)
-    stream = train_stream([hurt], errors=ErrorPolicy(max_bad_fraction=0.01, max_in_a_row=20))
-    with pytest.raises(ValueError, match=r"examples \(\d+ %\) had to be replaced") as error:
-        ids_of(stream, 100)
-    assert "data set hurt-train, shard hurt-train-0000" in str(error.value)
-    assert "raise errors.max_bad_fraction" in str(error.value)
-
-
+@pytest.mark.parametrize(
+    ("bad", "policy", "said"),
+    [
+        (lambda n: n % 6 == 4, {"max_bad_fraction": 0.01, "max_in_a_row": 20},
+         r"examples \(\d+ %\) had to be replaced"
+         r"(?s:.*data set hurt-train, shard hurt-train-0000.*raise errors.max_bad_fraction)"),
+        (lambda n: n > 1, {"max_in_a_row": 4}, "bad samples in a row"),
+        (lambda n: True, {"max_in_a_row": 100}, "no substitute for sample 0000.* of data set hurt"),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_too_many_in_a_row_stop_the_run(tmp_path: Path, num_workers: int) -> None:
-    hurt = source(tmp_path, lambda n: n > 1)
-    policy = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=4)
-    stream = train_stream([hurt], errors=policy, num_workers=num_workers)
-    with pytest.raises(ValueError, match="bad samples in a row"):
-        next(iter(stream))
+def test_too_much_damage_stops_the_run(
+    tmp_path: Path, bad: Callable[[int], bool], policy: dict[str, float], said: str,
+    num_workers: int,
+) -> None:  # fmt: skip
+    errors = ErrorPolicy(**({"max_bad_fraction": 1.0} | policy))  # type: ignore[arg-type]
+    stream = train_stream([source(tmp_path, bad)], errors=errors, num_workers=num_workers)
+    with pytest.raises(ValueError, match=said):
+        ids_of(stream, 100)
 
 
 def test_one_bad_sample_with_many_questions_is_not_many_in_a_row(tmp_path: Path) -> None:
-    hurt = source(tmp_path, is_number(4))
     policy = ErrorPolicy(max_bad_fraction=1.0, max_in_a_row=3)
-    stream = train_stream([hurt], errors=policy, group=5)
+    stream = train_stream([source(tmp_path, is_number(4))], errors=policy, group=5)
     assert len(list(islice(stream, 30))) == 30
 
 
-def test_nothing_readable_ends_with_a_message(tmp_path: Path) -> None:
-    hurt = source(tmp_path, lambda n: True, num_samples=1)
-    with pytest.raises(ValueError, match="no substitute for sample 000000000 of data set hurt"):
-        next(iter(train_stream([hurt], errors=LENIENT)))
-
-
 @pytest.fixture
-def big(folders: dict[str, Path], tmp_path: Path) -> Source:
+def big(folders: dict[str, Path], tmp_path: Path) -> Path:
     """A copy, to be damaged."""
-    return red_source(shutil.copytree(folders["big"], tmp_path / "big"))
+    return Path(shutil.copytree(folders["big"], tmp_path / "big"))
 
 
-@pytest.fixture
-def smashed(big: Source, tmp_path: Path) -> Source:
-    """The header of one sample is garbage."""
-    shard = tmp_path / "big" / "big-train-00002.tar"
+def smash(shard: Path) -> None:
+    """Let the header of one sample be garbage."""
     start = int(np.fromfile(f"{shard}.idx", "<u8")[4])
     with open(shard, "r+b") as file:
         file.seek(start)
         file.write(b"\xff" * 100)
+
+
+@pytest.fixture
+def smashed(big: Path) -> Path:
+    smash(big / "big-train-00002.tar")
     return big
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_damaged_shard_stops_the_run(smashed: Source, num_workers: int) -> None:
-    stream = train_stream([smashed], num_workers=num_workers)
-    said = r"^shard .*big-train-00002\.tar, sample 4: .*copy the shard again"
-    with pytest.raises(ShardError, match=said):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(smash, "sample 4: .*copy the shard again"), (Path.unlink, r"sample \d: No such file")],
+)
+def test_a_damaged_shard_stops_the_run(
+    big: Path, damage: Callable[[Path], None], said: str, num_workers: int
+) -> None:
+    stream = train_stream([red_source(big)], num_workers=num_workers)
+    damage(big / "big-train-00002.tar")
+    with pytest.raises(ShardError, match=rf"^shard .*big-train-00002\.tar, {said}"):
         ids_of(stream, 23)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_shard_that_goes_missing_stops_the_run(
-    big: Source, tmp_path: Path, num_workers: int
-) -> None:
-    (tmp_path / "big" / "big-train-00003.tar").unlink()
-    with pytest.raises(ShardError, match=r"big-train-00003\.tar, sample \d: No such file"):
-        ids_of(train_stream([big], num_workers=num_workers), 23)
-
-
-def test_a_damaged_shard_is_replaced_when_asked(smashed: Source, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_replaced_when_asked(smashed: Path, tmp_path: Path) -> None:
     policy = ErrorPolicy(max_bad_fraction=1.0, on_bad_shard="substitute")
-    stream = train_stream([smashed], errors=policy, ledger=tmp_path / "ledger")
+    stream = train_stream([red_source(smashed)], errors=policy, ledger=tmp_path / "ledger")
     ids = ids_of(stream, 23)
     assert len(ids) == 184
     assert not any(id.startswith("big-24-") for id in ids)
@@ -147,37 +143,35 @@ def test_a_damaged_shard_is_replaced_when_asked(smashed: Source, tmp_path: Path)
 
 @pytest.mark.parametrize("above", [False, True])
 def test_what_verify_found_is_replaced_without_being_read(
-    smashed: Source, tmp_path: Path, above: bool
+    smashed: Path, tmp_path: Path, above: bool
 ) -> None:
     """Its list is next to the shards, whichever folder was verified."""
-    assert main(["verify", str(tmp_path if above else tmp_path / "big"), "--workers", "1"]) == 1
-    stream = train_stream(
-        [red_source(tmp_path / "big")], errors=LENIENT, ledger=tmp_path / "ledger"
-    )
-    ids = ids_of(stream, 23)
+    assert main(["verify", str(tmp_path if above else smashed), "--workers", "1"]) == 1
+    ledger = tmp_path / "ledger"
+    ids = ids_of(train_stream([red_source(smashed)], errors=LENIENT, ledger=ledger), 23)
     assert not any(id.startswith("big-24-") for id in ids)
-    (line,) = (tmp_path / "ledger").read_text().splitlines()
-    assert "quarantine.jsonl: sample smashed or cut off" in json.loads(line)["reason"]
-    (tmp_path / "big" / "quarantine.jsonl").write_text("{}\n")
+    (line,) = read_lines(ledger)
+    assert "quarantine.jsonl: sample smashed or cut off" in line["reason"]
+    (smashed / "quarantine.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"quarantine\.jsonl, line 1: not what `vlds data verify`"):
-        open_dataset(tmp_path / "big")
+        open_dataset(smashed)
 
 
 @pytest.mark.parametrize("in_place", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_shard_that_is_replaced_during_training(
-    big: Source, tmp_path: Path, in_place: bool
+    big: Path, tmp_path: Path, in_place: bool
 ) -> None:
     """By the same samples with larger pictures: its index does not fit any more."""
-    stream = iter(train_stream([big]))
+    stream = iter(train_stream([red_source(big)]))
     next(stream)
     other = tmp_path / "other"
     larger = records("big", 60, lambda n: noise(n, (200, 200)))
     write_dataset(other, name="big", kind="vqa", split="train", records=larger, shard_samples=10)
     for path in sorted(other.glob("*.tar")):
         if in_place:
-            (tmp_path / "big" / path.name).write_bytes(path.read_bytes())
+            (big / path.name).write_bytes(path.read_bytes())
         else:
-            path.replace(tmp_path / "big" / path.name)
+            path.replace(big / path.name)
     with pytest.raises(ShardError, match=r"^shard .*big-train-0000\d\.tar, sample \d: "):
         list(islice(stream, 60))
 

@@ -128,13 +128,14 @@ def test_a_notebook_has_one_bar(
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
     monkeypatch.setattr("vlds.api.progress.in_notebook", lambda: True)
     shown = Shown()
-    for line in ("begin\n", "step 1/4  loss 1.000  <b>\n", "a note\n", "step 4/4  loss 0.500\n"):
+    losses = "    vqa 0.4  gqa 0.6\n"
+    for line in ("begin\n", "step 1/4  <b>\n", "a note\n", "step 4/4  loss 0.500\n", losses):
         shown.line(line)
     assert capsys.readouterr().out == "begin\na note\n"
-    assert [bar._repr_html_().count("<progress") for bar in bars] == [1, 1]
+    assert [bar._repr_html_().count("<progress") for bar in bars] == [1, 1, 1]
     assert "&lt;b&gt;" in bars[0]._repr_html_()
     assert 'value="4"' in bars[1]._repr_html_()
-    assert repr(bars[1]) == "4/4 loss 0.500"
+    assert repr(bars[2]) == "4/4 loss 0.500  vqa 0.4  gqa 0.6"
 
 
 def test_a_program_that_fails_says_its_last_words(

@@ -208,12 +208,14 @@ def test_bad_samples_keep_no_files_open(format: str, tmp_path: Path, workers: Wo
 
 
 def test_a_killed_worker_leaves_no_folder(
-    sources: list[Source], workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: list[Source],
+    workers: Workers,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each has a socket, through which it hands memory to the rank."""
+    tmp_path = tmp_path_factory.mktemp("t")  # a socket's path is short
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    # The folder of this process, which workers take over, if an earlier test has made one.
-    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
     batches = training(sources)
     next(batches)
     (folder,) = tmp_path.iterdir()

@@ -1,11 +1,8 @@
 """Runs made into one: means and sums of differences as the formula says, slices of tasks out of
-stacked weights and back, and what cannot be combined is refused."""
+stacked weights and back."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +16,6 @@ from tests.toys.trained_runs import (
     CASES,
     assert_same,
     convert,
-    convert_code,
     logits_of,
     recipe_with,
     save_run,
@@ -29,7 +25,7 @@ from tests.toys.trained_runs import (
 )
 from vlds.artifact import load_run
 from vlds.convert.combine import stacked
-from vlds.models.methods import Adapter, Full
+from vlds.models.methods import Full
 from vlds.recipe.config import Recipe
 
 
@@ -175,124 +171,6 @@ def test_a_task_out_of_shared_weights(world: Path, tmp_path: Path) -> None:
     convert("merge", "--how", "take", *words, "--tolerance", "0")
     assert list(load_run(tmp_path / "one").recipe.tasks) == ["caption"]
     assert_same(state_of(tmp_path / "one"), state_of(run))
-
-
-@pytest.fixture(scope="module")
-def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that do not go together: run0 and run1 do; others differ from them in one thing."""
-    folder = tmp_path_factory.mktemp("desk")
-    recipe = recipe_with("T5", "Adapter", world, folder)
-    runs_of(recipe, folder, 2)
-    wider = {"method": Adapter(reduction=8)}
-    write_run(replace(recipe, methods=wider, output=str(folder / "wider")))
-    single = {"vqa": recipe.tasks["vqa"]}
-    own = {"method": Adapter(sharing="multiple")}
-    write_run(replace(recipe, tasks=single, methods=own, output=str(folder / "own")))
-    run = trained_run(replace(recipe, output=str(folder / "rows")))
-    table = run.model.backbone.get_input_embeddings().weight
-    with torch.no_grad():
-        table[-1] += 1  # as a run with another seed has it
-    save_run(run)
-    write_run(
-        with_model(
-            replace(recipe, output=str(folder / "mean")),
-            vision=replace(recipe.model.vision, add_mean=True),
-        )
-    )
-    config = json.loads((folder / "source" / "config.json").read_text())
-    shutil.copytree(folder / "source", folder / "heads")
-    changed = config | {"relative_attention_max_distance": 99}
-    (folder / "heads" / "config.json").write_text(json.dumps(changed))
-    backbone = replace(recipe.model.backbone, path=str(folder / "heads"))
-    write_run(with_model(replace(recipe, output=str(folder / "far")), backbone=backbone))
-    (folder / "plain").mkdir()
-    write_run(recipe_with("T5", "Full", world, folder / "plain"))
-    return folder
-
-
-@pytest.mark.sampled(8)
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["average", "run0"], "--run: average takes 2 or more, got 1"),
-        (["take", "run0", "run1"], "--run: take takes 1, got 2"),
-        (["average", "run0", "run1", "--task", "vqa"], "--task goes with --how take and put, not"),
-        (["fold", "run0", "--weights", "1"], "--weights goes with --how average and arithmetic"),
-        (["arithmetic", "run0"], "--base: --how arithmetic needs it"),
-        (["take", "run0"], "--task: --how take needs it"),
-        (["average", "run0", "run1", "--weights", "1"], "--weights: 1 for 2 runs"),
-        (["average", "run0", "run1", "--weights", "1", "-1"], "sum to 0"),
-        (
-            ["average", "run0", "wider"],
-            "methods.method.reduction: 4 in run0, 8 in wider; only runs",
-        ),
-        (
-            ["average", "run0", "own"],
-            "'caption'., .*own has .'vqa'., and tasks have weights of thei",
-        ),
-        (["average", "run0", "rows"], "shared.weight: frozen, but not the same in all runs"),
-        (["take", "run0", "--task", "nlvr"], "--task: .*run0 has no task nlvr; its tasks: vqa"),
-        (["put", "run0", "run1", "--task", "vqa"], "share all weights"),
-        (["arithmetic", "run0", "--base", "plain/run"], "--base: .* has no backbone.*extensions"),
-        (
-            ["average", "run0", "mean"],
-            "model.vision.add_mean: False in run0, True in mean; only ru",
-        ),
-        (
-            ["average", "mean", "run0"],
-            "model.vision.add_mean: True in mean, False in run0; only ru",
-        ),
-        (["arithmetic", "run0", "--base", "mean"], "--base: model.vision.add_mean: False in run0,"),
-        (["average", "run0", "far"], "backbone.relative_attention_max_distance: 128 in run0, 99"),
-        (["arithmetic", "run0", "--base", "wider"], "--base: wider has no .*down_weight"),
-        (["arithmetic", "run0", "--base", "nowhere"], "--base: no such folder: nowhere; name one"),
-        (
-            ["average", "run0", "run1", "--weights", "inf", "1"],
-            "--weights: .inf, 1.0. are not fini",
-        ),
-        (
-            ["average", "run0", "run1", "--weights", "nan", "1"],
-            "--weights: .nan, 1.0. are not fini",
-        ),
-        (["average", "run0", "run1", "--weights", "1e308", "1e308"], "nor is their sum"),
-        (
-            ["arithmetic", "run0", "--base", "run1", "--weights", "1e40"],
-            "--weights: .* is beyond float32 in the sum .*; give smaller ones",
-        ),
-        (["average", "run0", "nowhere"], "--run: no such folder: .*nowhere"),
-    ],
-)
-def test_what_does_not_go_together(
-    words: list[str], message: str, desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(desk)
-    out = tmp_path / "out"
-    assert convert_code("merge", "--how", words[0], "--run", *words[1:], "--out", out) == 2
-    assert re.search(message, capsys.readouterr().err)
-    assert not out.exists()
-
-
-def test_a_base_whose_tasks_are_in_another_order(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Their slices would be mixed."""
-    recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
-    run = write_run(recipe, seed=1)
-    turned = dict(reversed(recipe.tasks.items()))
-    base = write_run(replace(recipe, tasks=turned, output=str(tmp_path / "base")))
-    words = ["--base", base, "--run", run, "--out", tmp_path / "out"]
-    assert convert_code("merge", "--how", "arithmetic", *words) == 2
-    assert "--base: the tasks of" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_shared_weights_that_differ_cannot_be_put(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
-    first, second = runs_of(recipe, tmp_path, 2)
-    words = ["--run", first, second, "--task", "vqa", "--out", tmp_path / "out"]
-    with pytest.raises(ValueError, match="shared by the tasks, but not the same in all runs"):
-        convert("merge", "--how", "put", *words)
 
 
 @pytest.mark.slow

@@ -24,7 +24,6 @@ from tests.toys.trained_runs import (
     assert_same,
     built_run,
     convert,
-    convert_code,
     recipe_with,
     save_run,
     state_of,
@@ -184,32 +183,6 @@ def test_what_methods_keep_frozen_stays(world: Path, tmp_path: Path) -> None:
         assert torch.equal(found[name], first[name]), name
     for name in (name for name in first if ".fusion." in name):
         assert torch.allclose(found[name], first[name] + other[name]), name
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize(
-    ("name", "words", "message"),
-    [
-        ("Compacter", ["--how", "transport"], "only the halves of Adapter and LoRA have neurons"),
-        ("Adapter shared up", ["--how", "transport"], "tasks share one half of their adapters"),
-        ("Mixture LoRA", ["--how", "transport"], "methods.method is Mixture, and only the halves"),
-        ("Adapter", ["--how", "transport", "--entropic", 0], "--entropic: got 0.0"),
-        ("Adapter", ["--how", "transport", "--density", 0.5], "--density goes with --how ties"),
-        ("Adapter", ["--how", "ties", "--density", 0], "--density: got 0.0"),
-        ("Adapter", ["--how", "ties", "--cost", "weights_in"], "--cost goes with --how transport"),
-        ("Adapter", ["--how", "ties", "--weights", 1, -1], "sum to 0"),
-        ("Adapter", ["--how", "transport", "--samples", "x.jpg"], "--samples: goes with --cost"),
-    ],
-)
-def test_what_cannot_be_merged(
-    name: str, words: list[Any], message: str, world: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    run = write_run(recipe_with("T5", name, world, tmp_path), seed=1)
-    code = convert_code("merge", *words, "--run", run, run, "--out", tmp_path / "out")
-    assert code != 0
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
 
 
 def start_anew(run: LoadedRun, seed: int) -> None:

@@ -48,9 +48,8 @@ def pack(desk: Path, *lines: str, task: str = "vqa") -> Path:
 
 
 def pack_questions(desk: Path) -> Path:
-    return pack(
-        desk, "image,question,answer", *(f"{n},what is {n[1:-4]}?,{n[1:-4]}" for n in NAMES)
-    )
+    lines = (f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES))
+    return pack(desk, "image,question,answer", *lines)
 
 
 def recipe_for(folder: Path, model: str | None = None) -> Recipe:

@@ -93,13 +93,6 @@ def test_whole_samples_where_the_task_says_so(folders: dict[str, Path]) -> None:
     assert batches[0].task_index.tolist() == [3] * 4
 
 
-def test_evaluation_draws_nothing(folders: dict[str, Path]) -> None:
-    source = red_source(folders["small"])
-    (one,), (other,) = eval_streams(source, 1, 32), eval_streams(source, 1, 32)
-    assert next(iter(one)).input_ids.tolist() == next(iter(other)).input_ids.tolist()
-    assert "a 1" in next(iter(one)).references
-
-
 def test_an_id_that_stands_for_two_is_refused(folders: dict[str, Path]) -> None:
     source = red_source(folders["small"])
     asked = survey(source, range(7))

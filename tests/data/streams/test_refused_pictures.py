@@ -21,7 +21,7 @@ from vlds.data.errors import ErrorPolicy
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
-from vlds.data.streams.stream import EvalStream
+from vlds.data.streams.stream import EvalStream, TrainStream
 from vlds.evaluation.evaluator import predict
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0)
@@ -44,6 +44,15 @@ def source(folder: Path, is_thin: Callable[[int], bool], num_samples: int = 12) 
     return red_source(folder)
 
 
+def assert_replaced(stream: TrainStream | SequentialStream) -> None:
+    batches = list(islice(stream, 8))  # 64 of 33 examples: nearly two epochs
+    ids = [id for batch in batches for id in batch.ids]
+    assert len(ids) == 64
+    assert not any(id.startswith("thin-4-") for id in ids)
+    assert all(len(batch.media) == len(batch) for batch in batches)
+    assert stream.num_bad >= 5
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_thin_picture_is_replaced_counted_and_listed(
@@ -57,12 +66,7 @@ def test_a_thin_picture_is_replaced_counted_and_listed(
         collator=model.collator,
         image=model.kind.image,
     )
-    batches = list(islice(stream, 8))  # 64 of 33 examples: nearly two epochs
-    ids = [id for batch in batches for id in batch.ids]
-    assert len(ids) == 64
-    assert not any(id.startswith("thin-4-") for id in ids)
-    assert all(len(batch.media) == len(batch) for batch in batches)
-    assert stream.num_bad >= 5
+    assert_replaced(stream)
     (line,) = read_lines(tmp_path / "errors.jsonl")
     assert (line["key"], line["id"], line["reason"]) == ("000000004", "thin-4", REASON)
 
@@ -74,10 +78,7 @@ def test_streamed_shards_go_on_with_what_comes_next(model: Tiny, tmp_path: Path)
     setup = StreamSetup(collator=model.collator, image=model.kind.image)
     sources = [StreamedSource("red", ToyTask(), [streamed])]  # type: ignore[arg-type]
     stream = SequentialStream(sources, config, setup)
-    ids = [id for batch in islice(stream, 8) for id in batch.ids]
-    assert len(ids) == 64
-    assert not any(id.startswith("thin-4-") for id in ids)
-    assert stream.num_bad >= 5
+    assert_replaced(stream)
 
 
 def test_in_evaluation_it_counts_as_wrong(model: Tiny, tmp_path: Path) -> None:

@@ -264,6 +264,7 @@ def test_a_guide_to_runs_is_planned(
         (["--training.deepspeed", "mine.json"], "training.deepspeed: no such file: mine.json"),
         (["--memory", "1e300"], "--memory is '1e300'; give a number from 0.001 to 1,000,000"),
         (["--gpu", "h100"], "--gpu: 'h100' is unknown; did you mean 'h100-80g'? choose from: a10-"),
+        (["--link", "1e-320"], "--link is '1e-320'; give a number from 0.001 to 1,000,000"),
         (["--memory", "nan"], "--memory is 'nan'; give a number from 0.001"),
         (["--ranks", "1", "my.yaml"], "--ranks is 'my.yaml'; name the recipe before --ranks"),
         (["--data.parts", "1000"], "data.parts: 1000, but the smallest micro-batch"),

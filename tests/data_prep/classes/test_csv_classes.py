@@ -96,6 +96,7 @@ def test_a_list_is_not_a_class(photos: Path, tmp_path: Path, refused: Any) -> No
     ("text", "more", "message"),
     [
         ("path,label\nx,a\n", (), "line 2: no field 'image'; it has path, label. Name the columns"),
+        ("images,label\nx,a\n", (), "did you mean 'images'? it has images, label"),
         ("image,label\ndeep/0.jpg,a\n", ("--split-field", "part"), "no field 'part'"),
         ("image,label\ndeep/0.jpg,a\ndeep/1.jpg,b\ndeep/0,b\n", (),
          "rows.csv, line 2 and rows.csv, line 4: deep/0.jpg has two classes, 'a' and 'b'"),

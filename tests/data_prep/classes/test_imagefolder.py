@@ -145,6 +145,7 @@ def test_other_names(root: Path, tmp_path: Path, output: Any) -> None:
         ({"River": "x"}, "no name for 'AnnualCrop', 'Forest'; add"),
         ({"River": "x", "AnnualCrop": "x", "Forest": "y"},
          "classes 'AnnualCrop' and 'River' get the same name 'x'; if they are one class"),
+        ({"River": 3, "AnnualCrop": "x", "Forest": "y"}, "'River' is 3; expected text"),
         ({"River": "x", "AnnualCrop": " ", "Forest": "y"}, 'class "AnnualCrop": its name "" is'),
     ],
 )  # fmt: skip
@@ -170,6 +171,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "mixed": (("train/a/x.jpg", "bus/x.jpg"),
               "'train' may be splits or classes, beside 'bus'; give --layout splits"),
     "twice": (("train/a/x.jpg", "Training/b/x.jpg"), "are both the split 'train'; keep one"),
+    "line break": (("a/x.jpg", "b/y\n.jpg"), "b/y\\n.jpg': its name is not UTF-8, or has a line"),
     "no classes": (("train/x.jpg", "test/a/x.jpg"), "no folders of classes in it; "),
 }  # fmt: skip
 
@@ -281,6 +283,8 @@ def test_a_picture_in_two_splits_is_told(
          "leaves train no picture of class 'AnnualCrop', which has 10"),
         (("--split-sizes", "test=0.5", "val=0.5"), "the shares add up to 1; leave some"),
         (("--split-sizes", "train=0.5"), "--split-sizes train: the pictures have the splits train"),
+        (("--split-sizes", "test=0.2", "--split", "val"), "have the splits val; parts of train"),
+        (("--split", "a b"), "split 'a b': it becomes part of file names"),
         (("--split-sizes", "test=20"), "got 'test=20'; give SPLIT=SHARE with a share between 0"),
         (("--features", "."), "--features: 3 pictures are called '0', in several folders"),
     ],

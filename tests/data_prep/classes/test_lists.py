@@ -112,6 +112,7 @@ def test_coop(tmp_path: Path) -> None:
         ({"train": [["a.jpg", 0, "x"], ["b.jpg", 0, "y"]]},
          'train, row 2: class 0 is "y", and "x"'),
         ({"train": [["a.jpg", "0", "x"]]}, 'row 1: ["a.jpg", "0", "x"]; expected [picture, number'),
+        ({"train": {"a.jpg": 1}}, "'train' is {\"a.jpg\": 1}; expected a list"),
         ({"train": [["a.jpg", -1, "x"]]}, "expected [picture, number of the class, class]"),
     ],
 )  # fmt: skip

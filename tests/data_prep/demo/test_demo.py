@@ -23,6 +23,7 @@ from data_prep.demo.text import (
     ORNATE,
     PHRASES,
     SHIFTED_PHRASES,
+    SceneQuestion,
     ask_gqa,
     ask_vqa,
     caption_scene,
@@ -194,7 +195,7 @@ def scene_of(*looks: tuple[str, str], columns: tuple[int, ...]) -> Scene:
     )
 
 
-def answers_to(asked: Iterable[Any]) -> dict[str, str]:
+def answers_to(asked: Iterable[SceneQuestion]) -> dict[str, str]:
     return {question.question: question.answer for question in asked}
 
 

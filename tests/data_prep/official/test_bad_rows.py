@@ -199,6 +199,7 @@ def scienceqa(splits: Any = None, **wrong: Any) -> dict[str, Any]:
 
 
 SCIENCEQA = [
+    (scienceqa(answer=3), "problems.json, question 1: 'answer' is 3, and 'choices' is [\"West"),
     (scienceqa(grade="grade13"), "question 1: 'grade' is 'grade13'; expected grade1 to grade12"),
     (scienceqa(hint=None), "question 1: 'hint' is null; expected text"),
     (scienceqa(image=3), "question 1: 'image' is 3; expected text"),
@@ -227,10 +228,12 @@ REFCOCO = [
     (refcoco(bbox=[1, 2, 3, True]), "annotation 0: 'bbox' is [1, 2, 3, true]; expected"),
     (refcoco(id=11), "refs(unc).p, ref 0: 'ann_id' is 10, which "),
     (refcoco({"a": 1}), "refs(unc).p holds dict; expected a list of expressions"),
+    (refcoco([3]), "refs(unc).p, ref 0: expected an object {...}, found 3"),
     (refcoco([{"split": "testA"}]), "refs(unc).p, ref 0: no field 'ann_id'; it has split"),
     (refcoco(pickle.dumps([{1, 2}], 4)),
      "refs(unc).p is not a pickle of plain values: the instruction EMPTY_SET"),
     (refcoco(b"\x80\x02]q\x00"), "refs(unc).p is not a pickle of plain values: "),
+    (refcoco(b""), "refs(unc).p is not a pickle of plain values: KeyError"),
     ({"refcoco/instances.json": refcoco()["refcoco/instances.json"]},
      "refs(unc).p does not exist; check the folder and --split-by"),
 ]  # fmt: skip
@@ -300,6 +303,7 @@ LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what
     ("wrong", "told"),
     [
         ({"sent": None}, "mini.json, row 1: 'sent' is null; expected text"),
+        ({"img_id": None}, "mini.json, row 1: 'img_id' is null"),
         ({"label": {"net": None}}, "the score of 'net' is not a number"),
         ({"label": "net"}, 'label "net" of question 1 must map answers to scores'),
     ],

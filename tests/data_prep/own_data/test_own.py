@@ -166,6 +166,8 @@ MISTAKES: tuple[tuple[str | bytes, str, str], ...] = (
     (rows("question,answer", "what?,COLOUR"), "",
      "no column names pictures below photos; it has question, answer"),
     # Files that are not read are named by the user's option, not by that of the command for rows.
+    ("image,question,answer\n".encode("utf-16-le"), "",
+     "--data rows.csv looks like UTF-16 without a byte-order"),
     (b"PK\x03\x04", "", "--data rows.csv is an Excel workbook"),
 )  # fmt: skip
 

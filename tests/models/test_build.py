@@ -154,7 +154,6 @@ def test_meta_device_needs_no_tokenizer_and_no_weights(tmp_path: Path) -> None:
             "visual_tokens: 12, but an image has 16 visual tokens",
         ),
         ({"norms": Adapter()}, None, "'norms' cannot be a method's name"),
-        ({"backbone": Adapter()}, None, "'backbone' cannot be a method's name"),
         ({"keys": Adapter()}, None, "'keys' cannot be a method's name"),
         ({"a.b": Adapter()}, None, r"'a\.b' cannot be a method's name"),
         ({"mine": Adapter(part="vision")}, net(), r"plays the role 'attn_out'; its roles: none"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, FalconH1Config
@@ -25,25 +26,13 @@ from tests.toys.causal import (
     save_model,
     write_tokenizer,
 )
-from vlds.models.build import ModelSetup, build_model, build_shapes
-from vlds.models.kinds.causal import Causal, CausalModel
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.kinds.causal import Causal
 from vlds.models.methods import Adapter, Full, LoRA
 from vlds.models.roles import optimizer_rules
 from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.training.optimizer import parameter_groups
-
-
-def embeds_of(model: CausalModel, examples: Batch, row: int) -> tuple[Tensor, Tensor]:
-    """A row's embeddings (1, s, d) and labels (1, s), put together by hand."""
-    tokens = model.visual_tokens(examples)
-    mine = [tokens[n] for n in examples.image_index[row].tolist() if n >= 0]
-    length = int(examples.attention_mask[row].sum())
-    text = model.backbone.get_input_embeddings()(examples.input_ids[row, :length])
-    assert examples.labels is not None
-    ignored = torch.full((len(mine) * GRID * GRID,), IGNORED_LABEL)
-    labels = torch.cat([ignored, examples.labels[row, :length]])
-    return torch.cat([*mine, text])[None], labels[None]
 
 
 @pytest.mark.sampled(2)
@@ -53,11 +42,15 @@ def test_the_loss_is_that_of_hugging_face(causal: Causal) -> None:
     plain = AutoModelForCausalLM.from_pretrained(causal.path, dtype=torch.float64).eval()
     examples = batch(causal)
     nll = model.token_nll(examples).detach()
-    for row in range(len(examples)):
-        embeds, labels = embeds_of(model, examples, row)
+    for number in range(len(examples)):
+        alone = examples.select(torch.tensor([number]))
+        embeds = model.sequences(alone, model.visual_tokens(alone)).embeds
+        assert alone.labels is not None
+        num_pictures = embeds.shape[1] - alone.labels.shape[1]
+        labels = F.pad(alone.labels, (num_pictures, 0), value=IGNORED_LABEL)
         expected = plain(inputs_embeds=embeds, labels=labels).loss.detach()
         num_labels = int((labels != IGNORED_LABEL).sum())
-        assert abs(float(nll[row].sum() / num_labels - expected)) < 1e-6
+        assert abs(float(nll[number].sum() / num_labels - expected)) < 1e-6
 
 
 @pytest.mark.sampled(3)
@@ -72,16 +65,6 @@ def test_a_row_does_not_depend_on_its_batch(causal: Causal) -> None:
         for number, row in enumerate(rows()):
             alone = model(batch(causal, [row]), torch.ones(1)).token_nll_sum
             assert torch.allclose(alone, together[number : number + 1], rtol=1e-9)
-
-
-def test_pieces_are_the_whole(llama: Causal) -> None:
-    model = build(llama, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
-    examples, scale = batch(llama), torch.linspace(0.1, 1, 4)
-    whole = model(examples, scale)
-    for cut in ([[1], [3, 0], [2]], [[1], [0], [2], [3]]):
-        parts = model(examples, scale, [torch.tensor(piece) for piece in cut])
-        assert torch.allclose(parts.token_nll_sum, whole.token_nll_sum, rtol=1e-5)
-        assert torch.allclose(parts.loss, whole.loss, rtol=1e-5)
 
 
 def test_labels_on_the_sequence_are_cut_with_it(llama: Causal) -> None:
@@ -214,13 +197,6 @@ def test_rotary_frequencies_stay_precise_in_bfloat16(llama: Causal) -> None:
         assert model.backbone.model.rotary_emb.inv_freq.dtype == torch.float32
         assert torch.equal(model.backbone.model.rotary_emb.inv_freq, expected)
         assert model.backbone.lm_head.weight.dtype == torch.bfloat16
-
-
-def test_shapes_need_no_weights(llama: Causal) -> None:
-    setup = ModelSetup(kind=llama, methods={"adapter": Adapter(reduction=4)})
-    shapes = build_shapes(setup, TASKS, torch.float32)
-    assert all(p.device.type == "meta" for p in shapes.parameters())
-    assert shapes.count_parameters() == build(llama, setup.methods).count_parameters()
 
 
 @pytest.mark.sampled(3)

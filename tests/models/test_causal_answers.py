@@ -19,7 +19,6 @@ from vlds.schema import Batch, Decoding
 KINDS = pytest.mark.parametrize("kind", SIZES)
 FREE = Decoding(max_new_tokens=6)
 BEAMS = Decoding(max_new_tokens=6, num_beams=3)
-LISTED = ("red", "a dark picture", "a dark", "it")
 
 
 @torch.no_grad()
@@ -127,18 +126,6 @@ def test_choices_are_compared_in_the_first_step(llama: Causal) -> None:
     assert [answer.text for answer in answers] == [words[n] for n in step.argmax(-1).tolist()]
     shares = step.softmax(-1).amax(-1).tolist()
     assert [answer.confidence for answer in answers] == pytest.approx(shares, abs=1e-6)
-
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("listed", [LISTED, ("red",)], ids=["list", "one"])
-def test_answers_come_from_the_list(beams: int, listed: tuple[str, ...], llama: Causal) -> None:
-    model = build(llama, dtype=torch.float64).eval()
-    decoding = Decoding(answers=listed, num_beams=beams)
-    together = model.answer(batch(llama, evaluation=True), decoding)
-    alone = [model.answer(batch(llama, [row], evaluation=True), decoding)[0] for row in rows()]
-    assert [answer.text for answer in together] == [answer.text for answer in alone]
-    assert {answer.text for answer in together} <= set(listed)
 
 
 def test_an_answer_in_the_batch_is_not_read(llama: Causal) -> None:

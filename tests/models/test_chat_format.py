@@ -124,24 +124,32 @@ def test_the_field_of_a_template_that_fails_is_named(tmp_path: Path) -> None:
 
 
 CONTENT = "{{ message.content }}"
-LOSES = {
-    "": "writes a conversation's answer elsewhere",
-    "{% if message.role == 'assistant' %}{{ message.content }}{% endif %}": (
-        r"leaves out the question \(each prompt would be '<\|user\|><\|end\|>.*; let its chat_temp"
+REFUSED: list[tuple[Any, str]] = [
+    ("", "writes a conversation's answer elsewhere"),
+    (
+        "{% if message.role == 'assistant' %}{{ message.content }}{% endif %}",
+        r"leaves out the question \(each prompt would be '<\|user\|><\|end\|>.*; let its chat_temp",
     ),
-    "{{ message.content[:40] }}": "changes the question .*; let its chat_temp",
-    "{{ message.content | lower }}": "leaves out|changes|elsewhere",
-    "{{ message.content | replace('\n', ' ') }}": "changes the question",
-    "{{ message.content | e }}": "changes the question",
-}
+    ("{{ message.content[:40] }}", "changes the question .*; let its chat_temp"),
+    ("{{ message.content | replace('\n', ' ') }}", "changes the question"),
+    ("{{ message.content | e }}", "changes the question"),
+    (5, "is 5; give a text"),
+    ({"default": 5}, "is 5; give a text"),
+    ({"tools": TEMPLATE, "rag": TEMPLATE}, "s tools, rag, and none is call"),
+]
+"""What a template writes of a message, or another object in its place."""
 
 
-@pytest.mark.parametrize(("content", "message"), LOSES.items())
-def test_a_template_that_loses_the_question_is_refused(
-    content: str, message: str, tmp_path: Path
+@pytest.mark.parametrize(("written", "message"), REFUSED)
+def test_a_template_without_the_question_is_refused(
+    written: Any, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"^its chat template .*{message}"):
-        ChatFormat.of(tokenizer_in(tmp_path, TEMPLATE.replace(CONTENT, content)))
+    tokenizer = tokenizer_in(tmp_path)
+    is_text = isinstance(written, str)
+    tokenizer.chat_template = TEMPLATE.replace(CONTENT, written) if is_text else written
+    said = rf"^its chat template .*{message}" if is_text else rf"^it.* chat[ _]template.*{message}"
+    with pytest.raises(ValueError, match=said):
+        ChatFormat.of(tokenizer)
 
 
 def test_a_template_that_loses_the_question_beside_a_picture_is_refused() -> None:
@@ -223,24 +231,6 @@ def test_only_the_newest_forms_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert chat.write(talks[0]).text == texts[0]
     assert [len(shape) for shape in chat.forms] == [7, 3, 1]
     assert texts[1] == "".join(f"<{t.speaker}>{t.content[0]}\n" for t in talks[1]) + "<assistant>"
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (5, "^its chat_template is 5; give a text"),
-        ({"default": 5}, "^its chat_template is 5; give a text"),
-        (
-            {"tools": TEMPLATE, "rag": TEMPLATE},
-            "it has the chat templates tools, rag, and none is call",
-        ),
-    ],
-)
-def test_a_template_that_is_no_text_is_refused(template: Any, message: str, tmp_path: Path) -> None:
-    tokenizer = tokenizer_in(tmp_path)
-    tokenizer.chat_template = template
-    with pytest.raises(ValueError, match=message):
-        ChatFormat.of(tokenizer)
 
 
 @pytest.mark.sampled(2)

@@ -77,7 +77,6 @@ TEMPLATES = {
     ),
     "headers": each(HEADER + "{{ m.content | trim }}<|eos|>", "<|user|>assistant<|end|>\n\n"),
     "roles": each("<|{{ m.role }}|>\n{{ m.content }}<|eos|>\n", "<|assistant|>\n"),
-    "no line breaks": each("<|{{ m.role }}|>{{ m.content }}<|end|>", "<|assistant|>"),
     "vicuna": each(
         sided("USER: {{ m.content }} ", "ASSISTANT: {{ m.content }}<|eos|>"), "ASSISTANT:"
     ),
@@ -108,12 +107,14 @@ TEMPLATES = {
         "{{ m.content }}",
         "{% if m.role == 'assistant' and loop.last %}(no thought)\n\n{% endif %}{{ m.content }}",
     ),
-    "command": each(
-        "<|user|>{{ m.role | upper }}_TOKEN {{ m.content }}<|end|>", "<|user|>ASSISTANT_TOKEN "
+    "marked": each(
+        "<|user|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+        "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}\n",
+        "<|user|>assistant\n",
     ),
     "lines": each("{{ m.role }}: {{ m.content }}<|end|>\n", "assistant: "),
 }
-"""Templates in the forms of 15 families."""
+"""Templates in the forms of 13 families, and one that marks what assistants say."""
 
 
 def chat_of(folder: Path, template: str | None) -> ChatFormat:
@@ -172,25 +173,6 @@ def learned_texts(chat: ChatFormat, batch: Any, row: int = 0, *, ends: bool = Tr
         before = place
     assert all(ids[-1] in chat.end_ids for ids in (stretches if ends else stretches[-1:]))
     return [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in stretches]
-
-
-MARKED = (
-    "{% for m in messages %}<|user|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>"
-    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
-)
-
-
-def test_learned_tokens_are_those_that_a_template_marks(tmp_path: Path) -> None:
-    chat = chat_of(tmp_path, MARKED)
-    theirs = chat.tokenizer.apply_chat_template(
-        messages(TALK, ANSWER), return_assistant_tokens_mask=True, return_dict=True
-    )
-    labels = collated(chat, row_of(TALK)).labels[0]
-    marks = [int(label != IGNORED_LABEL) for label in labels]
-    assert sum(marks) > 10
-    assert marks == theirs["assistant_masks"][: len(marks)]
-    assert sum(theirs["assistant_masks"][len(marks) :]) == 0
 
 
 @pytest.mark.sampled(2)

@@ -39,7 +39,6 @@ from vlds.models.vision import ClipTokens, ConvNet, Timm
 from vlds.models.vision.base import load_weights
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
-from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
 
 
 @pytest.fixture
@@ -94,27 +93,6 @@ def test_counts_of_meter() -> None:
     layers = num_weights(fusion.text_layers) + num_weights(fusion.image_layers)
     assert layers == 113_421_312
     assert num_weights(classifier) == 7_173_177
-
-
-def test_rates_are_factors_1_5_and_50_at_every_step(recipe: Recipe) -> None:
-    """As METER's groups: encoders, streams and heads."""
-    rates = {"connector_learning_rate": 5e-3, "heads_learning_rate": 5e-2}
-    optimizer = replace(recipe.optimizer, learning_rate=1e-3, **rates)
-    recipe = replace(recipe, optimizer=optimizer)
-    model = model_of(recipe)
-    groups = parameter_groups(model, recipe)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    grouped = [names[parameter] for group in groups for parameter in group["params"]]
-    assert sorted(grouped) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
-    assert len(set(grouped)) == len(grouped)
-    factors = {"backbone.text": 1, "vision": 1, "backbone.fusion": 5, "heads": 50}
-    for step in range(20):
-        factor = schedule_factor(step, 20, optimizer)
-        set_learning_rate(groups, factor)
-        for group in groups:
-            for parameter in group["params"]:
-                (part,) = (part for part in factors if names[parameter].startswith(part))
-                assert group["lr"] == pytest.approx(1e-3 * factors[part] * factor, rel=1e-12)
 
 
 @pytest.mark.parametrize("part", ["backbone", "text", "fusion", "vision"])

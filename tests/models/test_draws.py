@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,7 +28,7 @@ from vlds.models import JointSeq2Seq
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, attach_methods, build_model, build_parts
 from vlds.models.kinds.joint import JointModel
-from vlds.models.loading.drawn_weights import Tape, draw_by_name, seed_of
+from vlds.models.loading.drawn_weights import Tape, draw_by_name
 from vlds.models.methods import (
     IA3,
     Adapter,
@@ -162,14 +161,9 @@ FAST = [("T5", "path", 3), ("Bart", "config", 2)]
     ],
 )
 def test_the_stage_and_the_ranks_change_nothing(
-    name: str,
-    kind: str,
-    stage: int,
-    ranks1: RankPool,
-    ranks2: RankPool,
-    ranks4: RankPool,
-    tmp_path: Path,
-) -> None:
+    name: str, kind: str, stage: int,
+    ranks1: RankPool, ranks2: RankPool, ranks4: RankPool, tmp_path: Path,
+) -> None:  # fmt: skip
     source = sources({"T5": T5, "Bart": Bart}[name], tmp_path)[kind]
     expected = dict(model_of(source).unique_state())
     pools = (ranks2,) if (name, kind, stage) in FAST else (ranks1, ranks2, ranks4)
@@ -206,22 +200,15 @@ def test_order_and_earlier_draws_change_nothing(family: type[Backbone], tmp_path
 def test_another_seed_draws_every_random_tensor_otherwise(
     family: type[Backbone], tmp_path: Path
 ) -> None:
+    """And no two tensors of a model are alike."""
     source = sources(family, tmp_path)["config"]
     first, second = model_of(source), model_of(source, seed=1)
-    drawn = drawn_names(first, second)
-    for name, tensor in everything(first).items():
+    drawn, tensors = drawn_names(first, second), everything(first)
+    for name, tensor in tensors.items():
         constant = tensor.float().std(correction=0) == 0
         assert constant != (name in drawn), name
     assert {name.split(".")[0] for name in drawn} == {"backbone", "vision", "visual_embedding"}
     assert any(name.endswith("noise.direction") for name in drawn)
-
-
-@FAMILIES
-def test_no_two_tensors_are_alike(family: type[Backbone], tmp_path: Path) -> None:
-    source = sources(family, tmp_path)["config"]
-    model = model_of(source)
-    drawn = drawn_names(model, model_of(source, seed=1))
-    tensors = everything(model)
     copies = {name for name in drawn if name.endswith("noise.start")}
     for name in copies:
         assert torch.equal(tensors[name], tensors[name.replace("start", "table")][0])
@@ -322,15 +309,3 @@ def test_a_build_leaves_the_generator_where_its_constructors_leave_it() -> None:
     before = torch.get_rng_state()
     draw_by_name(layer, tape, 0, ())
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def seeds(names: Sequence[str]) -> list[int]:
-    """The values of some names, computed in another process."""
-    return [seed_of(3, name) for name in names]
-
-
-def test_processes_agree_on_seeds(ranks2: RankPool) -> None:
-    names = ["backbone.shared.weight", "a", "b"]
-    expected = seeds(names)
-    assert ranks2.run(seeds, names) == [expected] * 2
-    assert len({*expected, seed_of(4, "a"), seed_of(3, "a", 1)}) == 5

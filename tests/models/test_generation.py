@@ -85,15 +85,6 @@ def test_searches_with_a_cache(model: JointModel, num_beams: int) -> None:
             assert answer == beam_search(scores, start, end, decoding, forces_end)
 
 
-def test_confidence_among_choices(model: JointModel) -> None:
-    found = model.answer(batch(), Decoding(choices=("w7", "w9")))
-    with torch.no_grad():
-        logits = model.vocabulary_logits(model.first_states(batch()))[:, [7, 9]]
-    expected = logits.softmax(-1).amax(-1).tolist()
-    assert [answer.confidence for answer in found] == pytest.approx(expected)
-    assert {answer.text for answer in found} <= {"w7", "w9"}
-
-
 def test_repeated_ngrams_are_barred(model: JointModel) -> None:
     for beams in (1, 3):
         decoding = Decoding(num_beams=beams, max_new_tokens=12, no_repeat_ngram_size=1)
@@ -102,13 +93,19 @@ def test_repeated_ngrams_are_barred(model: JointModel) -> None:
 
 
 def test_choices(model: JointModel) -> None:
-    found = model.generate(batch(), Decoding(choices=("w7 w8", "w9")))[0]
+    decoding = Decoding(choices=("w7 w8", "w9"))
+    found = model.answer(batch(), decoding)
     with torch.no_grad():
-        logits = model.vocabulary_logits(model.first_states(batch()))
-    expected = [[7, 8] if row[7] > row[9] else [9] for row in logits]
-    assert found == expected
+        logits = model.vocabulary_logits(model.first_states(batch()))[:, [7, 9]]
+    expected = [[7, 8] if seven > nine else [9] for seven, nine in logits]
+    assert model.generate(batch(), decoding)[0] == expected
+    assert [answer.text for answer in found] == [
+        " ".join(f"w{token}" for token in ids) for ids in expected
+    ]
+    shares = logits.softmax(-1).amax(-1).tolist()
+    assert [answer.confidence for answer in found] == pytest.approx(shares)
     with pytest.raises(ValueError, match="do not differ in their first token"):
-        model.generate(batch(), Decoding(choices=("w7 w8", "w7")))[0]
+        model.generate(batch(), Decoding(choices=("w7 w8", "w7")))
 
 
 def test_nothing_leaks_from_a_checkpoint(model: JointModel) -> None:

@@ -85,46 +85,6 @@ def test_a_processor_that_cannot_read_a_picture() -> None:
         check_inputs(collator, config, "m", "p")
 
 
-def check_changed(model_type: str, owner: str, **fields: object) -> None:
-    """Check a type's processor with other fields of itself, or of a part of it."""
-    source = tiny(model_type)
-    processor = copy.deepcopy(source.processor)
-    for name, value in fields.items():
-        setattr(getattr(processor, owner) if owner else processor, name, value)
-    collator = replace(source.collator, processor=processor)
-    check_inputs(collator, source.kind.read_config(), "m", "p")
-
-
-@pytest.mark.parametrize("value", [0, -14, "14", 10**9, 1.5])
-@pytest.mark.parametrize(
-    ("model_type", "owner", "name"),
-    [("llava", "", "patch_size"), ("paligemma", "image_processor", "image_seq_length")],
-)
-def test_sizes_of_a_processor(model_type: str, owner: str, name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"^p: \w+'s {name} is .*, a whole number from 1 to"):
-        check_changed(model_type, owner, **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("model_type", "owner", "change"),
-    [
-        ("llava", "", {"num_additional_image_tokens": 10**9}),
-        ("internvl", "image_processor", {"max_patches": 10**9, "min_patches": 10**5}),
-    ],
-)
-def test_a_processor_cannot_take_time_or_memory(
-    model_type: str, owner: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(image_text, "TRY_SECONDS", 2)
-    with pytest.raises(ValueError, match=r"^p: \w+ cannot read a small picture .*; name the proc"):
-        check_changed(model_type, owner, **change)
-
-
-def test_a_mean_that_is_no_number() -> None:
-    with pytest.raises(ValueError, match=r"^p: .* NaN or infinite .* \('pixel_values'\); correct"):
-        check_changed("llava", "image_processor", image_mean=[0.5, torch.nan, 0.5])
-
-
 def test_types_that_take_one_picture() -> None:
     kind = tiny("florence2").kind
     assert kind.most_images == (1, "model.num_images")
@@ -164,3 +124,45 @@ def test_prompts_without_a_template_are_shown(model_type: str, said: int, tmp_pa
     lines = kind.check_built(model, model.evaluating)
     assert len(lines) == said
     assert all("path: there is no chat template; prompts are '<|image_pad|>" in x for x in lines)
+
+
+UNREADABLE = r"^p: \w+ cannot read a small picture .*; name the proc"
+CHANGED: list[tuple[str, str, dict[str, Any], str]] = [
+    *(
+        (*place, {name: value}, rf"^p: \w+'s {name} is .*, a whole number from 1 to")
+        for *place, name in (
+            ("llava", "", "patch_size"),
+            ("paligemma", "image_processor", "image_seq_length"),
+        )
+        for value in (0, "14", 10**9)
+    ),
+    ("llava", "", {"num_additional_image_tokens": 10**9}, UNREADABLE),
+    (
+        "internvl",
+        "image_processor",
+        {"max_patches": 10**9, "min_patches": 10**5},
+        UNREADABLE,
+    ),
+    (
+        "llava",
+        "image_processor",
+        {"image_mean": [0.5, torch.nan, 0.5]},
+        r"^p: .* NaN or infinite .* \('pixel_values'\); correct",
+    ),
+]
+"""Type, part of its processor, fields that change, and the message."""
+
+
+@pytest.mark.parametrize(("model_type", "owner", "fields", "message"), CHANGED)
+def test_a_changed_processor_costs_neither_time_nor_memory(
+    model_type: str, owner: str, fields: dict[str, Any], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(image_text, "TRY_SECONDS", 2)
+    source = tiny(model_type)
+    processor = copy.deepcopy(source.processor)
+    for name, value in fields.items():
+        setattr(getattr(processor, owner) if owner else processor, name, value)
+    collator = replace(source.collator, processor=processor)
+    with pytest.raises(ValueError, match=message):
+        check_inputs(collator, source.kind.read_config(), "m", "p")

@@ -23,14 +23,13 @@ from tests.toys.recipes import with_model
 from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.trained_runs import convert, save_run, trained_run
 from vlds.artifact import load_run
-from vlds.cli.main import run_command
 from vlds.models.build import ModelSetup, describe
 from vlds.models.heads import MLPHead
 from vlds.models.kinds.joint_encoder import JointEncoderModel
 from vlds.models.methods import LoRA, Method
 from vlds.models.model import Model
-from vlds.models.vision import ClipTokens, ClipVision
-from vlds.recipe.config import Recipe, parse_recipe, save_recipe
+from vlds.models.vision import ClipVision
+from vlds.recipe.config import Recipe, parse_recipe
 from vlds.runtime.process import find
 from vlds.schema import NO_IMAGE
 from vlds.tasks.class_output import ClassOutput
@@ -225,33 +224,15 @@ def test_a_converted_run_answers_the_same(layout: str, recipe: Recipe, tmp_path:
     assert isinstance(AutoModel.from_pretrained(out), BertModel)
 
 
-def test_the_plan_rehearses_a_step(
-    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    words = ["plan", "--config", str(tmp_path / "recipe.yaml"), "--ranks", "1", "2", "--json"]
-    assert run_command(words) == 0
-    trained = describe(recipe.model_setup, list(recipe.tasks)).trainable
-    for plan in json.loads(capsys.readouterr().out).values():
-        assert "unknown" not in plan
-        held = plan["files"][recipe.training.deepspeed]
-        assert held["trainable"] == 4 * trained
-        assert held["step"] > 0
-
-
-def test_what_the_model_cannot_do_is_refused_before_the_run(
+def test_masked_words_are_refused_before_the_run(
     recipe: Recipe, world: Path, tmp_path: Path
 ) -> None:
     words = pretraining_recipe(world, tmp_path / "run").tasks["words"]
-    worded = replace(recipe, tasks={**recipe.tasks, "words": words})
-    headless = replace(recipe, tasks={"vqa": replace(recipe.tasks["vqa"], head=None)})
-    for wrong, complaint in (
-        (worded, "tasks.words: .* JointEncoder writes answers; use the model CrossModal"),
-        (headless, "tasks.vqa.head: missing, and JointEncoder writes no text; name a head"),
-    ):
-        assert re.search(complaint, check_complaint(wrong))
-    clip = str(world / "clip.json")
-    with pytest.raises(ValueError, match=r"ClipTokens gives a class token .* choose ClipVision"):
-        built(with_model(recipe, vision=ClipTokens(config=clip)))
-    cells = with_model(recipe, vision=ClipVision(config=clip))
+    wrong = replace(recipe, tasks={**recipe.tasks, "words": words})
+    complaint = "tasks.words: .* JointEncoder writes answers; use the model CrossModal"
+    assert re.search(complaint, check_complaint(wrong))
+
+
+def test_clips_cells_are_read_without_a_class_token(recipe: Recipe, world: Path) -> None:
+    cells = with_model(recipe, vision=ClipVision(config=str(world / "clip.json")))
     assert model_of(cells).visual_embedding.num_tokens == 4

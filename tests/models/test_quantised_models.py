@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,9 @@ METHODS: dict[str, Method] = {
 }
 ADAPTER: dict[str, Method] = {"words": Adapter(reduction=4)}
 BITS = pytest.mark.parametrize("bits", [4, 8])
-MORE_BITS = pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
 TYPES = pytest.mark.parametrize("model_type", ["qwen2_vl", "florence2", "llava", "llama", "opt"])
 KINDS = pytest.mark.parametrize("model_type", ["qwen2_vl", "llama"])
 """A type of each kind of model."""
-FAST_CAUSAL = pytest.mark.parametrize(
-    "model_type", ["llama", pytest.param("qwen2_vl", marks=pytest.mark.slow)]
-)
-"""The same, where a case takes seconds."""
 
 
 def logits(model: Any, source: Any) -> Tensor:
@@ -93,8 +89,7 @@ def test_linear_layers_of_the_language_model_are_packed(model_type: str, bits: B
     assert (logits(plain, source) - expected).abs().max() < share * expected.abs().max()
 
 
-@BITS
-@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(("bits", "value"), [(4, "nan"), (8, "inf")])
 def test_weights_that_are_not_finite_are_not_packed(bits: Bits, value: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model", **WIDE)
     file = tmp_path / "model" / "model.safetensors"
@@ -117,14 +112,8 @@ def unpack(layer: Any) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "bits"),
-    [
-        pytest.param(name, bits, marks=() if name == "lora" else pytest.mark.slow)
-        for name in METHODS
-        for bits in (4, 8)
-    ],
-)
+@pytest.mark.parametrize("name", METHODS)
+@BITS
 @KINDS
 def test_methods_train_beside_packed_weights(model_type: str, name: str, bits: Bits) -> None:
     source = packed(model_type, bits)
@@ -157,10 +146,9 @@ def test_methods_train_beside_packed_weights(model_type: str, name: str, bits: B
 
 
 @pytest.mark.sampled(2)
-@MORE_BITS
 @KINDS
-def test_recomputed_layers_give_the_same_gradients(model_type: str, bits: Bits) -> None:
-    source, gradients = packed(model_type, bits), []
+def test_recomputed_layers_give_the_same_gradients(model_type: str) -> None:
+    source, gradients = packed(model_type, 4), []
     for recompute in (False, True):
         model = source.build(ADAPTER, activation_checkpointing=recompute).train()
         model(source.batch(source.rows()), torch.ones(3)).loss.backward()
@@ -168,26 +156,6 @@ def test_recomputed_layers_give_the_same_gradients(model_type: str, bits: Bits) 
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
-
-
-@pytest.mark.sampled(2)
-@torch.no_grad()
-@KINDS
-def test_a_row_is_the_same_alone(model_type: str) -> None:
-    """In 4 bits; 8 bits choose by all rows which columns stay precise."""
-    source = packed(model_type, 4)
-    model, rows = source.build().eval(), source.rows()
-    whole = model.token_nll(source.batch(rows)).sum(1)
-    alone = torch.cat([model.token_nll(source.batch([row])).sum(1) for row in rows])
-    assert torch.allclose(whole, alone, atol=1e-5)
-
-
-@BITS
-@KINDS
-def test_full_is_refused(model_type: str, bits: Bits) -> None:
-    with pytest.raises(ValueError, match=r"methods\.a: Full trains every weight, .* quantised"):
-        packed(model_type, bits).build({"a": Full()})
-    packed(model_type, bits).build({"a": Full(part="vision")})
 
 
 @pytest.mark.sampled(4)
@@ -227,15 +195,33 @@ def test_what_eight_bits_keep_beside_weights_moves_with_them(model_type: str) ->
 
 # Refusals.
 
+RANDOM = r"bits: 4, config: c\.json; random weights are not packed"
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "a random image-text model": (lambda: ImageTextToText(config="c.json", bits=4), RANDOM),
+    "a random causal model": (
+        lambda: Causal(config="c.json", bits=4, vision=ConvNet()),
+        RANDOM,
+    ),
+    "all weights train": (
+        lambda: packed("llama", 4).build({"a": Full()}),
+        r"methods\.a: Full trains every weight, .* quantised",
+    ),
+    "layers too narrow": (
+        lambda: replace(tiny("llava"), kind=replace(tiny("llava").kind, bits=4)).build(),
+        r"model\.bits: 4, but no linear layer of LlavaFor",
+    ),
+}
 
-@pytest.mark.parametrize(
-    ("kind", "fields"), [(ImageTextToText, {}), (Causal, {"vision": ConvNet()})]
-)
-def test_random_weights_are_refused(kind: Any, fields: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError, match=r"bits: 4, config: c\.json; random weights are not packed"
-    ):
-        kind(config="c.json", bits=4, **fields)
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_packed(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_vision_tower_beside_packed_weights_may_train_in_full() -> None:
+    packed("qwen2_vl", 4).build({"a": Full(part="vision")})
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes", "no-such-library-of-ours"])
@@ -285,17 +271,6 @@ def test_stage_3_is_refused(model_type: str, world: Path, tmp_path: Path) -> Non
     assert isinstance(forecast_or_reason(run_of(model_type, world, tmp_path), 2), Forecast)
 
 
-def test_nothing_to_pack(tmp_path: Path) -> None:
-    save_model(tmp_path / "narrow")
-    for source, name in (
-        (tiny("llava"), "LlavaFor"),
-        (replace(wide("llama"), kind=kind_in(tmp_path / "narrow")), "LlamaFor"),
-    ):
-        narrow = replace(source, kind=replace(source.kind, bits=4))
-        with pytest.raises(ValueError, match=rf"model\.bits: 4, but no linear layer of {name}"):
-            narrow.build()
-
-
 # Whole runs.
 
 
@@ -308,15 +283,9 @@ def logits_in_rank(run: Path, model_type: str) -> Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "stage", "precision"),
-    [
-        (4, 2, "fp32"),
-        pytest.param(4, 2, "bf16", marks=pytest.mark.slow),
-        pytest.param(4, 1, "fp32", marks=pytest.mark.slow),
-        pytest.param(8, 2, "fp32", marks=pytest.mark.slow),
-        pytest.param(8, 2, "bf16", marks=pytest.mark.slow),
-    ],
+    [(4, 2, "fp32"), (4, 2, "bf16"), (4, 1, "fp32"), (8, 2, "fp32"), (8, 2, "bf16")],
 )
-@FAST_CAUSAL
+@KINDS
 def test_two_ranks_resumed(
     model_type: str, bits: Bits, stage: int, precision: str,
     world: Path, ranks2: RankPool, tmp_path: Path,
@@ -355,9 +324,8 @@ def saved_run(source: Any, world: Path, folder: Path, method: Method) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(2)
-@MORE_BITS
-@FAST_CAUSAL
+@BITS
+@KINDS
 def test_whole_folders(
     model_type: str, bits: Bits, world: Path, tmp_path: Path, capfd: Any
 ) -> None:
@@ -387,7 +355,7 @@ def test_whole_folders(
 
 @pytest.mark.slow
 @torch.no_grad()
-@MORE_BITS
+@BITS
 @KINDS
 def test_peft_opens_the_method(model_type: str, bits: Bits, world: Path, tmp_path: Path) -> None:
     """On weights that transformers has packed alike."""

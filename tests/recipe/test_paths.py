@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
@@ -65,6 +66,12 @@ def test_where_the_run_was_started(home: Path) -> None:
     check_found(load_recipe(home / "runs/mine/recipe.yaml"), home)
     artifact = artifact_folder(home / "runs/mine")
     check_found(read_recipe(artifact), home)
+    with chdir(home):
+        recipe = read_recipe(artifact)
+    assert (recipe.tasks["vqa"].train, recipe.output) == (["shards/vqa"], "runs/mine")
+    # Data that are nowhere are named where they were.
+    (home / "shards" / "vqa").rmdir()
+    check_found(read_recipe(artifact), home)
     # Where files are written, the recipe of an artifact does not say.
     for file in (artifact / "recipe.yaml", home / "runs/mine/recipe.yaml"):
         tree = yaml.safe_load(file.read_text())
@@ -85,40 +92,26 @@ def test_beside_a_run_that_was_moved_with_its_data(home: Path, tmp_path: Path) -
     check_found(load_recipe(tmp_path / "moved/runs/mine/recipe.yaml"), tmp_path / "moved")
 
 
-def test_nothing_changes_where_it_was_started(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(home)
-    recipe = read_recipe(home / "runs/mine/artifact")
-    assert recipe.tasks["vqa"].train == ["shards/vqa"]
-    assert recipe.output == "runs/mine"
-
-
 @pytest.mark.parametrize(
-    ("name", "there", "expected"),
+    ("name", "expected"),
     [
-        ("/old/here/models", "new/here/models", "{top}/new/here/models"),
-        ("/old/here/models", None, "/old/here/models"),
-        ("google-t5/t5-base", None, "google-t5/t5-base"),
-        ("https://host/x", None, "https://host/x"),
+        ("/old/here/models", "{top}/new/here/models"),
+        ("/old/here/gone", "/old/here/gone"),
+        ("google-t5/t5-base", "google-t5/t5-base"),
+        ("https://host/x", "https://host/x"),
     ],
 )
-def test_names(name: str, there: str | None, expected: str, tmp_path: Path) -> None:
-    """Absolute paths follow a moved run; hub names do not change."""
-    if there:
-        (tmp_path / there).mkdir(parents=True)
-    tree: dict[str, Any] = {
-        "output": "/old/here/runs/mine",
-        "started_in": "/old",
+def test_names(name: str, expected: str, tmp_path: Path) -> None:
+    """Absolute paths follow a moved run, also in a change of a base, which names no class; hub
+    names do not change."""
+    (tmp_path / "new/here/models").mkdir(parents=True)
+    tree = {
+        "output": "/old/here/runs/mine", "started_in": "/old",
         "model": {"init_args": {"path": name}},
-    }
+    }  # fmt: skip
     found = located(tree, tmp_path / "new/here/runs/mine/artifact/recipe.yaml", Recipe)
     assert found["model"]["init_args"]["path"] == expected.format(top=tmp_path)
     assert "started_in" not in found
-
-
-def test_data_that_are_nowhere_are_named_where_they_were(home: Path) -> None:
-    (home / "shards" / "vqa").rmdir()
-    recipe = load_recipe(home / "runs/mine/recipe.yaml")
-    assert recipe.tasks["vqa"].train == [str(home / "shards" / "vqa")]
 
 
 def test_a_missing_backbone_is_not_called_another_one(
@@ -164,17 +157,12 @@ def test_a_run_that_is_resumed_from_elsewhere_says_where_it_was_started(
 def test_runs_that_a_method_fuses_are_found(home: Path) -> None:
     """A mapping of names to folders; a task that is called `runs` is another thing."""
     (home / "runs" / "vqa").mkdir()
+    runs = {"runs": {"vqa": "runs/vqa", "gone": "runs/gone"}}
     tree = {
-        "started_in": str(home),
-        "output": "runs/mine",
-        "methods": {
-            "fused": {
-                "class_path": "SimAdapter",
-                "init_args": {"runs": {"vqa": "runs/vqa", "gone": "runs/gone"}},
-            }
-        },
+        "started_in": str(home), "output": "runs/mine",
+        "methods": {"fused": {"class_path": "SimAdapter", "init_args": runs}},
         "tasks": {"runs": {"class_path": "VQA", "init_args": {"train": ["shards/vqa"]}}},
-    }
+    }  # fmt: skip
     found = located(tree, home / "runs" / "mine" / "recipe.yaml", Recipe)
     runs = {"vqa": str(home / "runs" / "vqa"), "gone": "runs/gone"}
     assert found["methods"]["fused"]["init_args"]["runs"] == runs
@@ -330,12 +318,3 @@ def test_a_run_may_begin_with_a_run(home: Path) -> None:
         ValueError, match=rf"model.visual_embedding.weights: {run} is a folder; name a file"
     ):
         check_files(tree, Recipe)
-
-
-def test_changes_of_a_base_need_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run folder and its data were moved together, with a recipe that builds on another."""
-    (tmp_path / "new" / "shards").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    tree = {"output": "/old/runs", "tasks": {"vqa": {"init_args": {"train": ["/old/shards"]}}}}
-    found = located(tree, tmp_path / "new" / "runs" / "recipe.yaml", Recipe)
-    assert found["tasks"]["vqa"]["init_args"]["train"] == [str(tmp_path / "new" / "shards")]

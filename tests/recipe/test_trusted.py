@@ -133,14 +133,7 @@ def test_which_classes_are_known() -> None:
 
     check_classes(recipe("VQA"), "r")
     check_classes(recipe(f"{VQA.__module__}.VQA"), "r")
-    for name in (
-        "os.system",
-        "subprocess.Popen",
-        "vlds.cli.start.main",
-        "json",
-        "helper.Thing",
-        "1",
-    ):
+    for name in ("os.system", "vlds.cli.start.main", "json", "helper.Thing", "1"):
         with pytest.raises(ValueError, match=rf"^r: class_path '{name}'"):
             check_classes(recipe(name), "r")
 
@@ -191,14 +184,11 @@ def test_yaml_is_bounded(tmp_path: Path) -> None:
         read_yaml(tmp_path / "large")
 
 
-@pytest.mark.parametrize("command", ["describe --config", "plan --config", "report", "convert hf"])
+@pytest.mark.parametrize("command", ["plan --config", "report", "convert hf --out x --run"])
 def test_a_name_that_is_too_long_is_one_line(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*command.split(), "x" * 300]
-    if command == "convert hf":
-        words = ["convert", "hf", "--run", "x" * 300, "--out", "x"]
-    assert run_command(words) == 2
+    assert run_command([*command.split(), "x" * 300]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "File name too long; name another place" in error

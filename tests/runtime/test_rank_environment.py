@@ -73,15 +73,12 @@ OF_MPI = dict(zip(OF_CLUSTERS[0], "1212", strict=True))
         (of_srun(1, 1, 0, "2,1"), RankPlace(1, 3, 1, 2), "gpu1"),
         (of_srun(2, 0, 1, "2,1"), RankPlace(2, 3, 0, 1), "gpu1"),
         (of_srun(0, 0, 0, "1(x3)") | {"MASTER_ADDR": "n"}, RankPlace(0, 3, 0, 1), "n"),
-        (
-            OF_MPI | of_srun(0, 0, 0, "1(x3)") | {"PMIX_NAMESPACE": "a@1"},
-            RankPlace(1, 2, 1, 2),
-            "127.",
-        ),
+        (OF_MPI | of_srun(0, 0, 0, "1(x3)") | {"PMIX_NAMESPACE": "a@1"},
+         RankPlace(1, 2, 1, 2), "127."),
         (of_srun(0, 0, 0, "1") | {"SLURM_STEP_NUM_TASKS": "1"}, None, ""),  # a shell of salloc
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}, None, ""),  # sbatch
     ],
-)
+)  # fmt: skip
 def test_srun_and_mpirun_start_ranks(
     given: dict[str, str], place: RankPlace | None, address: str
 ) -> None:
@@ -110,37 +107,33 @@ def test_tasks_of_srun_train_together(world: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_in_a_ranks_environment_are_named() -> None:
-    with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE is missing from this rank's env"):
-        read_place(WHOLE)
-    with pytest.raises(ValueError, match="RANK is 'nine' in the environment; give a number"):
-        read_place(WHOLE | {"RANK": "nine", "LOCAL_SIZE": "8"})
-    with pytest.raises(ValueError, match="MASTER_PORT is '29500;' in the environment; give a num"):
-        read_place(WHOLE | {"MASTER_PORT": "29500;", "LOCAL_SIZE": "8"})
-    with pytest.raises(
-        ValueError, match=r"MASTER_PORT is 70000 in the environment; .* at most 655"
+    for found, message in (
+        ({}, "LOCAL_WORLD_SIZE is missing from this rank's env"),
+        ({"RANK": "nine", "LOCAL_SIZE": "8"}, "RANK is 'nine' in the environment; give a number"),
+        ({"MASTER_PORT": "29500;", "LOCAL_SIZE": "8"}, "MASTER_PORT is '29500;' in .*; give a num"),
+        ({"MASTER_PORT": "70000", "LOCAL_SIZE": "8"}, "MASTER_PORT is 70000 in .* at most 655"),
+        ({"LOCAL_SIZE": "1"}, r"contradict each other \(.*LOCAL_RANK=1, LOCAL_SIZE=1\)"),
+        ({"RANK": "16", "LOCAL_SIZE": "8"}, "contradict each other"),
     ):
-        read_place(WHOLE | {"MASTER_PORT": "70000", "LOCAL_SIZE": "8"})
-    with pytest.raises(ValueError, match=r"contradict each other \(.*LOCAL_RANK=1, LOCAL_SIZE=1\)"):
-        read_place(WHOLE | {"LOCAL_SIZE": "1"})
-    with pytest.raises(ValueError, match="contradict each other"):
-        read_place(WHOLE | {"RANK": "16", "LOCAL_SIZE": "8"})
+        with pytest.raises(ValueError, match=message):
+            read_place(WHOLE | found)
 
 
 @pytest.mark.parametrize(
-    "found",
+    "words",
     [
-        {"RANK": "3"},
-        {"LOCAL_RANK": "3"},
-        {"RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"},
-        {"RANK": "0", "WORLD_SIZE": "1"},
-        {"WORLD_SIZE": "4"},
-        {"RANK": "", "WORLD_SIZE": "4", "LOCAL_RANK": ""},
+        "RANK=3",
+        "LOCAL_RANK=3",
+        "RANK=0 MASTER_ADDR=a MASTER_PORT=1",
+        "RANK=0 WORLD_SIZE=1",
+        "WORLD_SIZE=4",
+        "RANK= WORLD_SIZE=4 LOCAL_RANK=",
     ],
-    ids=lambda found: " ".join(found),
 )
 def test_a_part_that_says_nothing_of_other_processes_is_no_rank(
-    found: dict[str, str], environment: pytest.MonkeyPatch
+    words: str, environment: pytest.MonkeyPatch
 ) -> None:
+    found = dict(word.split("=") for word in words.split())
     assert not is_rank(found)
     check_alone(found)
     for name, value in found.items():
@@ -182,9 +175,7 @@ def test_a_rank_without_a_gpu_of_its_own_is_refused(environment: pytest.MonkeyPa
         environment.setenv(name, value)
     environment.setattr("vlds.runtime.ranks.device_of", lambda n: torch.device("cuda", n))
     environment.setattr("vlds.runtime.deepspeed_start.count_gpus", lambda: 1)
-    with pytest.raises(
-        ValueError, match=r"^rank 1 of this machine needs its own GPU, and may use 1: "
-    ):
+    with pytest.raises(ValueError, match=r"^rank 1 of this machine needs its own GPU, and may use"):
         start_ranks(60)
 
 

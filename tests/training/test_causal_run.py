@@ -1,4 +1,4 @@
-"""A whole run of a causal model: ranks and stages, evaluating, converting."""
+"""A whole run of a causal model: evaluating, converting, folding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tests.toys.causal import TEMPLATE, causal_recipe, save_model
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.resumed_runs import losses
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.convert.verify import logits
@@ -39,30 +38,6 @@ def trained(pool: RankPool, recipe: Recipe) -> Path:
     return Path(recipe.output)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 2), (2, 2), (1, 3)])
-def test_ranks_and_stages_change_nothing(
-    num_ranks: int, stage: int, whole: Path, world: Path, tmp_path: Path,
-    ranks1: RankPool, ranks2: RankPool,
-) -> None:  # fmt: skip
-    """All but the chance in dropout, of which the toy model has none."""
-    pool = ranks1 if num_ranks == 1 else ranks2
-    run = trained(pool, causal_recipe(tmp_path, world, tmp_path / "run", stage))
-    expected, found = losses(whole), losses(run)
-    assert len(found) == 10
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
-    assert found[-1][1] < found[0][1]
-
-
-@pytest.mark.slow
-def test_the_artifact_holds_all_of_the_model(whole: Path) -> None:
-    loaded = load_run(whole)
-    assert loaded.processor.chat_template == TEMPLATE
-    stored = load_file(whole / "artifact" / "weights.safetensors")
-    assert stored.keys() == {name for name, _ in loaded.model.unique_state()}
-
-
 def test_evaluate_writes_the_runs_own_predictions(
     whole: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:
@@ -83,7 +58,9 @@ def test_a_converted_folder_opens_in_hugging_face(whole: Path, tmp_path: Path) -
     moved = load_run(tmp_path / "moved")
     assert isinstance(moved.recipe.model, Causal)
     assert not moved.recipe.model.train_projector
-    assert torch.equal(logits(moved, "vqa", ()), logits(load_run(whole), "vqa", ()))
+    loaded = load_run(whole)
+    assert loaded.processor.chat_template == TEMPLATE
+    assert torch.equal(logits(moved, "vqa", ()), logits(loaded, "vqa", ()))
     text = AutoModelForCausalLM.from_pretrained(tmp_path / "moved")
     state = moved.model.backbone.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in text.state_dict().items())

@@ -238,14 +238,6 @@ def test_what_a_head_does_not_go_with() -> None:
             VQA(head=head, decoding=Decoding(**{name: ("red", "green")}))
 
 
-def test_the_rate_of_heads_needs_heads(world: Path, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path / "run")
-    optimizer = replace(recipe.optimizer, heads_learning_rate=0.1)
-    assert "optimizer.heads_learning_rate: got 0.1, but the model trains no heads" in (
-        check_complaint(replace(recipe, optimizer=optimizer))
-    )
-
-
 def test_the_sequential_reader_learns_classes_too(
     world: Path, tmp_path: Path, ranks1: RankPool
 ) -> None:

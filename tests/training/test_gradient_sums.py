@@ -174,9 +174,6 @@ def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -
     assert ranks2.run(bytes_of_sums, case) == [expected] * 2
 
 
-VISUAL_TOKENS = 9
-
-
 @pytest.mark.parametrize("parts", [2, 4, NUM_EXAMPLES])
 def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int) -> None:
     model = recipe_model(case_recipe(make_case(tmp_path)))

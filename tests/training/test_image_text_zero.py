@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -18,11 +17,10 @@ from tests.toys.image_text import FAST_TYPES, save_tiny
 from tests.toys.image_text.claims import IN_ZERO3
 from tests.toys.image_text.clips import mixed
 from tests.toys.image_text.rows import images, tiny
-from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.models import ImageTextToText
 from vlds.models.build import build_model
-from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
 from vlds.models.kinds.picture_forms import UNPARTITIONED
 from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
@@ -154,30 +152,6 @@ def resumed(recipes: dict[str, Recipe], shares: list[list[int]]) -> dict[str, bo
                 for key, tensor in tensors.items()
             )
     return same
-
-
-def steps_without(attribute: str, *arguments: Any) -> Reports:
-    """`steps` where a rank skips the tower without pictures, or does not know of others' clips."""
-    substitute = False if attribute == "clips_apart" else lambda _model, batch: batch
-    with mock.patch.object(ImageTextModel, attribute, substitute):
-        return steps(*arguments)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("attribute", "model_type", "arguments"),
-    [
-        ("with_dummy", "llava", ([[0, 1], [2]],)),
-        ("clips_apart", "qwen2_5_vl", ([[0, 1], [3]], True)),
-    ],
-)
-def test_ranks_part_without(
-    attribute: str, model_type: str, arguments: tuple[Any, ...], ranks2: RankPool, tmp_path: Path
-) -> None:
-    """So that the tests below are known to find it."""
-    recipe = recipe_of(model_type, "lora", 3, tmp_path)
-    with pytest.raises(RankError):
-        ranks2.run(steps_without, attribute, recipe, model_type, *arguments, timeout=30)
 
 
 def assert_alike(alone: Reports, first: Reports, second: Reports, name: str) -> None:

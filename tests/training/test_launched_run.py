@@ -27,7 +27,6 @@ from vlds.recipe.config import Recipe, save_recipe
 from vlds.runtime.folders import NAME as LOCK
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import damage, read_metric_lines
-from vlds.training import checkpoint
 from vlds.training.states import newest
 
 pytestmark = pytest.mark.launcher
@@ -94,26 +93,6 @@ def test_under_torchrun(number: signal.Signals, whole: Recipe, tmp_path: Path) -
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 20
-
-
-@pytest.mark.slow
-def test_killed_ranks_leave_a_whole_state(whole: Recipe, tmp_path: Path) -> None:
-    recipe = replace(whole, output=str(tmp_path / "run"))
-    killed = Launch(recipe, tmp_path / "recipe.yaml")
-    killed.wait_for_step(6)
-    ranks = killed.ranks()
-    assert len(ranks) == 2
-    for rank in ranks:
-        rank.kill()
-    code, output = killed.end()
-    assert code == 128 + signal.SIGKILL, output
-    found, complaints = newest(killed.run / "state")
-    assert found is not None
-    assert complaints == []
-    assert checkpoint.load(found)[1].step % 5 == 0
-    code, output = Launch(recipe, tmp_path / "recipe.yaml", "--resume").end()
-    assert code == 0, output
-    assert_same_weights(recipe, whole)
 
 
 @pytest.mark.slow

@@ -100,12 +100,8 @@ def test_the_rate_of_a_part_that_trains(kind: str, world: Path, tmp_path: Path) 
     [
         ("joint", "norms", "norms", "norms; what trains: .*, visual embedding; leave it out"),
         ("joint", "visual_embedding", "connector", "visual embedding; what trains: "),
-        (
-            "causal",
-            "projector",
-            "connector",
-            "connector or projector; what trains: lora; leave it out",
-        ),
+        ("joint", None, "heads", "heads; what trains: "),
+        ("causal", "projector", "connector", "connector or projector; what trains: lora; leave it"),
         ("image_text", None, "norms", "norms; what trains: lora, connector; leave it out"),
         ("image_text", "connector", "connector", "connector; what trains: lora; leave it out"),
     ],

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import resource
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stdout
@@ -21,8 +18,6 @@ import torch
 from torch import nn
 
 from tests.toys.files import read_lines
-from tests.toys.launched_run import last_step
-from tests.toys.processes import until
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
@@ -44,7 +39,7 @@ def profiled(recipe: Recipe, resume: bool = False) -> str:
 def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     # All evaluation and most saving lies between the steps, and in none of them.
-    config = replace(recipe.training, evaluate_every=3, save_every=3)
+    config = replace(recipe.training, evaluate_every=3, save_every=3, log_every=5)
     recipe = replace(recipe, training=config)
     text, _ = ranks2.run(profiled, recipe, timeout=120)
     whole = float(re.search(r"a step takes ([\d.,]+) ms", text)[1].replace(",", ""))  # type: ignore[index]
@@ -61,6 +56,11 @@ def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path:
     trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text("utf-8"))
     spans = [event["name"] for event in trace["traceEvents"] if "vlds: " in event.get("name", "")]
     assert spans.count("vlds: backward") == 3 * 2  # micro-batches
+    assert re.search(r"\n    .*data wait \d+%", text)
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    shares = [line["data_wait"] for line in lines if "loss" in line]
+    assert len(shares) == 2
+    assert all(0 <= share <= 1 for share in shares)
 
 
 def test_saving_and_evaluation_are_no_part_of_a_step(
@@ -183,32 +183,6 @@ def test_a_resumed_run_leaves_a_profile_out(world: Path, ranks1: RankPool, tmp_p
     assert "a step takes" in text
 
 
-def stopped_while_profiled(recipe: Recipe) -> tuple[int, bool, str]:
-    """The exit code of a run that SIGTERM stops while steps are profiled, whether that has ended
-    with it, and what the run prints that continues it."""
-
-    def stop() -> None:
-        until(lambda: last_step(Path(recipe.output)) >= 3, 60)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    waiting = threading.Thread(target=stop)
-    waiting.start()
-    code = train(recipe, profile=995)
-    waiting.join()
-    ended = profile_module._active is None
-    short = with_steps(recipe, last_step(Path(recipe.output)) + 5)
-    return code, ended, profiled(short, True)
-
-
-@pytest.mark.slow
-def test_a_stopped_run_profiles_no_longer(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    recipe = with_steps(world_recipe(world, tmp_path / "run"), 1000)
-    ((code, ended, text),) = ranks1.run(stopped_while_profiled, recipe, timeout=180)
-    assert code == 128 + signal.SIGTERM
-    assert ended
-    assert "a step takes" in text
-
-
 def test_an_error_ends_what_is_profiled(tmp_path: Path) -> None:
     vision = nn.Linear(2, 2)
     with closing(StepProfile(5, tmp_path, vision)) as profile:
@@ -246,21 +220,6 @@ def test_writing_the_trace_is_no_training(world: Path, ranks1: RankPool, tmp_pat
     seconds = [line["seconds"] for line in lines if "loss" in line]
     assert len(seconds) == 10
     assert max(seconds[3:]) < SLOW_S
-
-
-@pytest.mark.slow
-def test_the_wait_for_data_is_told(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path / "run")
-    recipe = replace(recipe, training=replace(recipe.training, log_every=5))
-    text = ranks1.run(profiled, recipe, timeout=120)[0]
-    assert re.search(r"\n    .*data wait \d+%", text)
-    shares = [
-        line["data_wait"]
-        for line in read_lines(tmp_path / "run" / "metrics.jsonl")
-        if "loss" in line
-    ]
-    assert len(shares) == 2
-    assert all(0 <= share <= 1 for share in shares)
 
 
 def test_the_number_of_steps() -> None:

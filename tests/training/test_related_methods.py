@@ -300,19 +300,6 @@ def drawing_steps(case: Case) -> Trained:
     return Trained(context.drawn, states)
 
 
-@pytest.mark.slow
-def test_ranks_draw_the_same_experts(ranks2: RankPool, tmp_path: Path) -> None:
-    """In each pass of each step, whatever their rows and however many micro-batches."""
-    mixture = Mixture(of=OWN_FFN, experts=EXPERTS)
-    case = make_case(tmp_path, stage=3, micro_batch_size=2, method=mixture)
-    first, second = (trained.drawn for trained in ranks2.run(drawing_steps, case, timeout=120))
-    assert first == second
-    layers = 4
-    assert len(first) == DRAWING_STEPS * 2 * layers  # the up halves are one, and draw nothing
-    assert all(len(numbers) == 1 for numbers in first.values())
-    assert len(set().union(*first.values())) == EXPERTS
-
-
 def test_experts_that_are_not_drawn_have_a_gradient_of_zero(
     ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -274,15 +274,6 @@ def test_pairs_whose_score_is_not_a_number_are_not_found(
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks_finds_the_same(
-    world: Path, ranks1: RankPool, ranks4: RankPool, tmp_path: Path
-) -> None:
-    run_of(retrieval_recipe(world, tmp_path / "run"))
-    one, four = (ranks.run(evaluate, tmp_path / "run", timeout=200) for ranks in (ranks1, ranks4))
-    assert one[0][0][0].predictions == four[0][0][0].predictions
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_trains_and_is_scored(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path

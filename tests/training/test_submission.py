@@ -274,8 +274,7 @@ def test_ids_that_no_leaderboard_knows(
     assert not (tmp_path / FILES[kind]).exists()
 
 
-def test_answers_that_a_form_cannot_hold(tmp_path: Path) -> None:
-    """They stand there as something wrong, and it is said."""
+def test_answers_that_a_form_cannot_hold_stand_there_as_something_wrong(tmp_path: Path) -> None:
     source = write_data(tmp_path / "data", "nlvr2")
     told = Evaluation("nlvr2", {}, {"dev-1-0-0": "", "dev-1-0-1": "True"}, {})
     _, said = write_submissions([source], [told], tmp_path)
@@ -298,8 +297,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
 RED, TWO = '{"question_id": 1, "answer": "red"}', '{"question_id": 2, "answer": "2"}'
 UNKNOWN, NAN = TWO.replace("2,", "5,"), TWO.replace('"2"', "NaN")
 NO_TEXT, TEXT_ID = RED.replace('"red"', "null"), RED.replace("1", '"1"')
-GQA_RED, OURS = '{"questionId": 1, "prediction": "red"}', '{"id": "1", "prediction": "red"}'
-NUMBER = '{"id": 2, "prediction": "2"}'
+OURS, NUMBER = '{"id": "1", "prediction": "red"}', '{"id": 2, "prediction": "2"}'
 NO_COMMA = r"vqa.jsonl, line 3 is not JSON \(Expecting ',' delimiter: column \d+\)"
 
 
@@ -315,18 +313,12 @@ NO_COMMA = r"vqa.jsonl, line 3 is not JSON \(Expecting ',' delimiter: column \d+
         ("vqa.json", '"red"', "vqa.json: not a known form of predictions"),
         ("vqa.json", '[{"question": 1}]', "entry 1: not a known form of predictions"),
         ("vqa.json", f"[{TEXT_ID}]", "entry 1: question_id is '1'; a whole number is needed"),
-        ("gqa.json", f"[{GQA_RED}]", "entry 1: questionId is 1; a text is needed"),
         ("vqa.json", f"[{NO_TEXT}]", "entry 1: answer is None; a text is needed"),
         ("nlvr2.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
-        ("nlvr2.csv", "dev-1-0-0, True\n", "'dev-1-0-0, True'; give lines"),
         ("video_qa.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
         ("vqa.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
         ("video_qa.json", '{"7": 1, "7": 0, "8": 0}', "video_qa.json: 1 ids appear twice: 7; give"),
-        (
-            "nlvr2.txt",
-            "dev-1-0-0,True",
-            r"nlvr2.txt is not JSON .*; the suffix says the form: .csv",
-        ),
+        ("nlvr2.txt", "dev-1-0-0,True", "nlvr2.txt is not JSON .*; the suffix says the form: .csv"),
         ("vqa.jsonl", f"{OURS}\n\n{OURS[:-1]}\n", NO_COMMA),
         ("vqa.jsonl", f"\n{OURS}\n{NUMBER}", "vqa.jsonl, line 3: id is 2; a text is needed"),
         (
@@ -337,17 +329,9 @@ NO_COMMA = r"vqa.jsonl, line 3 is not JSON \(Expecting ',' delimiter: column \d+
         ("vqa.jsonl", OURS.replace('"red"', "1e999"), r"vqa.jsonl, line 1: 1e999 is not a number"),
         ("video_qa.zip", "no zip", "video_qa.zip: File is not a zip file"),
         # What no reader takes.
-        (
-            "nlvr2.csv",
-            f'"{"a" * 200_000}",True\n',
-            r"^--predictions: .*/nlvr2\.csv is not CSV \(field larger than field limit",
-        ),
+        ("nlvr2.csv", f'"{"a" * 200_000}",True\n', r"^--predictions: .*/nlvr2\.csv is not CSV \("),
         ("vqa.json", f'{{"1": {"9" * 5000}}}', r"^--predictions: .*/vqa\.json: Exceeds the limit"),
-        (
-            "vqa.json",
-            "[" * 200,
-            r"^--predictions: .*/vqa\.json: it is nested more than 100 levels deep",
-        ),
+        ("vqa.json", "[" * 200, r"^--predictions: .*/vqa\.json: it is nested more than 100 levels"),
     ],
 )
 def test_files_that_cannot_be_scored(name: str, text: str, complaint: str, tmp_path: Path) -> None:
@@ -368,26 +352,24 @@ def test_line_ends_of_other_kinds_are_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--predictions no.json --data DATA", r"no.json: No such file or directory; name a file"),
-        ("--predictions no.json", r"^--data: name the data sets that the predictions are"),
+        ("--data DATA", r"no.json: No such file or directory; name a file"),
+        ("", r"^--data: name the data sets that the predictions are"),
+        ("--data DATA --task Nope", r"^--task: Nope is not a task \(GQA reads gqa, "),
         (
-            "--predictions no.json --data DATA --task Nope",
-            r"^--task: Nope is not a task \(GQA reads gqa, ",
+            "--data DATA --task vlds.tasks.Task",
+            r"^--task: vlds\.tasks\.Task is what all tasks have",
         ),
         (
-            "--predictions no.json --data DATA --task vlds.tasks.Task",
-            r"^--task: vlds\.tasks\.Task is what all tasks have in com",
-        ),
-        (
-            "--predictions no.json --data DATA --out DATA/dataset.json",
-            r"^--out: cannot write .*dataset\.json: File exists; name another",
+            "--data DATA --out DATA/dataset.json",
+            r"^--out: cannot write .*dataset\.json: File exists",
         ),
     ],
 )
 def test_words_that_cannot_be(words: str, complaint: str, tmp_path: Path) -> None:
     write_data(tmp_path / "data", "vqa")
+    given = words.replace("DATA", str(tmp_path / "data")).split()
     with pytest.raises(ValueError, match=complaint):
-        COMMANDS["evaluate"](words.replace("DATA", str(tmp_path / "data")).split())
+        COMMANDS["evaluate"](["--predictions", "no.json", *given])
 
 
 def test_empty_predictions_and_no_labels(

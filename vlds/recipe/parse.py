@@ -42,7 +42,7 @@ from vlds.recipe.choices import (
     sections,
     takes_null,
 )
-from vlds.recipe.paths import INSTEAD, WHOLE, merged, read_merged, unset
+from vlds.recipe.paths import INSTEAD, WHOLE, merged, read_merged, renamed, shipped_or_given, unset
 from vlds.runtime.process import find
 from vlds.runtime.terminal import tell
 
@@ -132,7 +132,7 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
                 raise ValueError(
                     f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
                 ) from None
-    return tree
+    return renamed(tree, options, shipped_or_given)
 
 
 def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -224,6 +225,14 @@ def _renamed_fields(
         name: renamed(value, types.get(name), rename, f"{key}.{name}".strip("."))
         for name, value in tree.items()
     }
+
+
+def shipped_or_given(key: str, name: str, mark: PathMark) -> str:
+    """A name of a recipe, or the path of the file or folder of vlds that it means."""
+    if mark.kind in ("any", "file") and name.startswith("recipes/"):
+        with suppress(ValueError, OSError):  # what reads it says that it is missing
+            return str(find(name))
+    return name
 
 
 NO_FOLDER = re.compile(r"://|^pipe:|\{|\.tar$")

@@ -28,8 +28,8 @@ MOST_WORDS = 120
 def example(page: Path) -> tuple[list[tuple[str, str]], str]:
     """The blocks (language, text) of a page's example, and what it prints."""
     blocks = BLOCK.findall(page.read_text("utf-8"))
-    end = next(n for n, (language, _) in enumerate(blocks) if language == "text")
-    return blocks[:end], blocks[end][1]
+    end = next((n for n, (language, _) in enumerate(blocks) if language == "text"), None)
+    return ([], "") if end is None else (blocks[:end], blocks[end][1])
 
 
 def plain(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 Every command in a ```sh block is parsed as its program would parse it, in reading order. A file or
 folder that it reads must be in the repository, quoted on a page, made by an earlier command, or in
-GIVEN.
+GIVEN. The examples with which pages open are run instead (test_pages_run.py).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ import vlds.tasks
 from data_prep.classes.forms import SplitFile
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
+from tests.test_pages_run import PAGES as WITH_EXAMPLE
+from tests.test_pages_run import example
 from tests.toys.files import BLOCK, ROOT
 from tests.toys.recipes import with_model
 from tests.toys.store import forget_stores
@@ -110,7 +112,12 @@ def recipes(folder: Path) -> None:
 
 def commands(page: Path) -> list[list[str]]:
     """All commands of a page, split into words."""
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return words_of("".join(blocks(page, "sh")))
+
+
+def words_of(text: str) -> list[list[str]]:
+    """Its command lines, split into words."""
+    lines = text.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -127,13 +134,18 @@ class Reader:
     """Follows the commands and keeps track of existing files."""
 
     there: set[str] = field(default_factory=lambda: set(GIVEN))
+    examples: set[str] = field(default_factory=set)
+    """Words of the commands that are run."""
 
     def need(self, *places: object) -> None:
         """`places`: files or folders, also of an object store."""
         for place in map(str, places):
             known = place in self.there or Path(place).exists()
             below = any(name.startswith(f"{place}/") for name in self.there)
-            assert known or below, f"{place}: nothing before this command makes it"
+            made = place in self.examples or any(
+                place.startswith(f"{name}/") for name in self.examples
+            )
+            assert known or below or made, f"{place}: nothing before this command makes it"
 
     def follow(self, words: Sequence[str]) -> None:
         """Check one command."""
@@ -295,7 +307,12 @@ def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
     forget_stores()
     reader, counted = Reader(), 0
     for page in PAGES:
-        for words in commands(page):
+        shown = commands(page)
+        if page in WITH_EXAMPLE:
+            run = words_of("".join(text for name, text in example(page)[0] if name == "sh"))
+            shown = shown[len(run) :]
+            reader.examples |= {word for words in run for word in words}
+        for words in shown:
             with pytest.MonkeyPatch.context() as patch:
                 if set(words).isdisjoint(OWN_PARSERS):
                     patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_only)

@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.toys.models import backbone, hf_config, saved_backbone
 from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION, set_attention
 from vlds.models.methods.host import pattern_of
 from vlds.recipe.build import build as built
 
@@ -152,3 +153,32 @@ def test_the_token_table_of_a_random_t5_has_the_asked_spread(tmp_path: Path) -> 
 def test_a_spread_that_cannot_be(fields: dict[str, Any], cure: str) -> None:
     with pytest.raises(ValueError, match=f"embedding_std: {cure}"):
         built(T5, fields)
+
+
+# Choosing the attention function of a whole model.
+
+
+class OldT5(T5.model_class):
+    """T5 as in transformers below 5.20, where its stacks keep the function they were made with."""
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        self.config._attn_implementation_internal = attn_implementation
+
+
+@pytest.mark.parametrize("family", [T5, Bart])
+def test_every_layer_changes(family: type[Backbone], tmp_path: Path) -> None:
+    model = backbone(family, tmp_path).load(60, torch.float32).model
+    for name in (EXTENDED_ATTENTION, "sdpa", CPU_ATTENTION):
+        set_attention(model, name)
+        layers = [module for module in model.modules() if hasattr(module, "layer_idx")]
+        assert len(layers) >= 4
+        assert {layer.config._attn_implementation for layer in layers} == {name}
+
+
+def test_a_library_that_leaves_layers_as_they_were_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = backbone(T5, tmp_path)
+    monkeypatch.setattr(T5, "model_class", OldT5)
+    with pytest.raises(ValueError, match="all layers of OldT5 use another attention function; ins"):
+        source.load(60, torch.float32)

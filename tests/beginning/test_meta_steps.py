@@ -1,4 +1,4 @@
-"""Outer steps over tasks; tests/parity/test_meta_adapter.py has the original code's results."""
+"""Outer steps over tasks; tests/parity/test_related.py has the original code's results."""
 
 from __future__ import annotations
 

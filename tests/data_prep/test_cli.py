@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,21 @@ from data_prep import cli
 from data_prep.catalogue import SUMMARIES
 from data_prep.cli import main
 from data_prep.command import num_bytes
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import write
-from tests.toys.pictures import jpeg
+from tests.toys.pictures import jpeg, noise
 from tests.toys.shards import packed
+from tests.toys.streams import SPEC, ToyTokenizer
+from vlds.data.config import DataConfig
+from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.assemble import StreamSetup
+from vlds.data.streams.source import Source
+from vlds.data.streams.stream import TrainStream
+from vlds.models.collate import JointCollator
 from vlds.runtime.process import ASKING, on_signals, signal_name
+from vlds.schema import LONGEST_TEXT
+from vlds.tasks import VQA
 
 COMMANDS = tuple(cli.build_parser()._subparsers._group_actions[0].choices)  # type: ignore
 
@@ -139,3 +151,40 @@ def test_a_signal_is_one_line(
         assert cli.main(["work"]) == 128 + number
     goes_on = ": the data set being written is incomplete; --resume continues it" * resume
     assert capsys.readouterr().err == f"interrupted by {signal_name(number)}{goes_on}\n"
+
+
+# A text of megabytes never reaches a tokenizer.
+
+
+def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [{"id": "0", "question": "x " * LONGEST_TEXT, "label": {"red": 1.0}}]
+    asked += [asked[0] | {"id": str(n), "question": "what?"} for n in range(1, 4)]
+    records = [
+        SampleRecord(id=str(n), members=[("png", noise(n))], json={"annotations": [annotation]})
+        for n, annotation in enumerate(asked)
+    ]
+    write_dataset(tmp_path / "toy", name="toy", kind="vqa", split="train", records=records)
+    seen: list[int] = []
+
+    class Tokenizer(ToyTokenizer):
+        def __call__(self, texts: list[str], *args: bool, **more: int) -> dict[str, list]:
+            seen.extend(map(len, texts))
+            return super().__call__(texts, *args, **more)  # type: ignore[arg-type]
+
+    stream = TrainStream(
+        [Source("vqa", VQA(), [open_dataset(tmp_path / "toy")])],
+        DataConfig(global_batch_size=4, errors=ErrorPolicy(max_bad_fraction=1.0)),
+        StreamSetup(
+            collator=JointCollator(Tokenizer(), features=False),
+            image=SPEC,
+            seed=0,
+            ledger=tmp_path / "bad.jsonl",
+        ),
+    )
+    for batch in islice(stream, 1):
+        assert "0" not in batch.ids
+    assert max(seen) < 100
+    entry = json.loads((tmp_path / "bad.jsonl").read_text("utf-8"))
+    assert "its prompt has 200,005 characters; at most 100,000 are read" in entry["reason"]
+    assert main(["verify", str(tmp_path / "toy")]) == 1
+    assert "question of more than 100,000 characters" in capsys.readouterr().out

@@ -6,6 +6,16 @@ import random
 
 import pytest
 
+from vlds.tasks.metrics.caption_scores import caption_scores
+from vlds.tasks.metrics.plain_scores import (
+    consistency,
+    fold,
+    matches,
+    mean,
+    mean_by_group,
+    word_f1_values,
+    worth,
+)
 from vlds.tasks.metrics.text_scores import SCORES, anls, box_iou, choice, json_fields, rouge_l
 
 WORDS = ("a", "red", "dog", "sits", "here", "Rot", "ROT")
@@ -144,3 +154,63 @@ def test_letters(answer: str, right: str, score: float) -> None:
 )
 def test_boxes(answer: str, right: str, score: float) -> None:
     assert box_iou(answer, right) == pytest.approx(score)
+
+
+# Accuracy by equality.
+
+
+def test_only_equal_texts_count() -> None:
+    assert mean(matches(["red", "Red", "red ", "blue"], ["red"] * 4)) == 0.25
+
+
+def test_fold_forgets_case_and_white_space() -> None:
+    assert fold(" Left\tLung \n") == "left lung"
+
+
+def test_groups_are_sorted_and_none_is_no_group() -> None:
+    means = mean_by_group([1.0, 0.0, 1.0, 1.0], ["b", "b", "a", None])
+    assert list(means.items()) == [("a", 1.0), ("b", 0.5)]
+    assert list(mean_by_group([1.0, 0.0, 0.5], [10, 2, None])) == ["2", "10"]
+
+
+def test_what_cannot_be_scored_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to score"):
+        mean(matches([], []))
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        matches(["red"], ["red", "blue"])
+
+
+def test_a_group_is_right_when_all_of_it_is() -> None:
+    assert consistency([1.0, 1.0, 0.0, 1.0], ["a", "a", "b", "b"]) == 0.5
+    with pytest.raises(ValueError, match="nothing to score"):
+        consistency([], [])
+
+
+def test_worth_of_an_answer() -> None:
+    assert [worth(text, {"Left Lung": 0.9}) for text in ("left  lung", "lung")] == [0.9, 0.0]
+
+
+# Word F1 of captions.
+
+
+@pytest.mark.parametrize(
+    ("caption", "reference", "expected"),
+    [
+        ("A red circle.", "a red circle", 1.0),
+        ("circle red a", "a red circle", 1.0),  # order does not count
+        ("a red circle", "a blue square", 2 * 1 / 6),
+        ("red red red", "red", 2 * 1 / 4),  # repeats do
+        ("the man's hat", "the mans hat", 2 * 2 / 6),
+        ("", "a red circle", 0.0),
+        ("", "", 1.0),
+        ("...", "", 1.0),
+    ],
+)
+def test_f1(caption: str, reference: str, expected: float) -> None:
+    assert word_f1_values([caption], [[reference]]) == pytest.approx([expected])
+
+
+def test_best_reference_counts() -> None:
+    captions = ["a red circle", "nothing"]
+    references = [["two squares", "a red circle"], ["a"]]
+    assert caption_scores(["word_f1"], captions, references) == {"word_f1": 0.5}

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
-from tests.toys.causal import SIZES, batch, build, kind_in, rows
+from tests.toys.causal import SIZES, TASKS, batch, build, kind_in, rows, save_model
+from vlds.models.build import ModelSetup, build_model
 from vlds.models.kinds.causal import Causal, CausalModel
-from vlds.models.methods import Adapter, Hyperformer, LoRA
-from vlds.schema import Batch, Decoding
+from vlds.models.methods import Adapter, Hyperformer, HyperPELT, LoRA, Method, PrefixTuning
+from vlds.models.methods.host import NoteInput
+from vlds.models.vision import StoredFeatures
+from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 KINDS = pytest.mark.parametrize("kind", SIZES)
 FREE = Decoding(max_new_tokens=6)
@@ -154,3 +165,153 @@ def test_the_head_reads_no_slice(causal: Causal) -> None:
         ids_of(model, batch(causal, evaluation=True), FREE)
     assert read
     assert all(read)
+
+
+# A causal model with the weights of a LLaVA computes what LLaVA computes.
+
+IMAGE_TOKEN, NUM_TOKENS = 303, 4
+
+
+def llava() -> LlavaForConditionalGeneration:
+    """A tiny LLaVA with random weights, which sees 2 x 2 patches."""
+    torch.manual_seed(4)
+    vision = {
+        "model_type": "clip_vision_model", "hidden_size": 12, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    text = {
+        "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "vocab_size": 304,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    }  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN)
+    model = LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_the_loss_is_llavas(tmp_path: Path) -> None:
+    theirs = llava()
+    projector = theirs.model.multi_modal_projector.state_dict()
+    save_file({name: t.contiguous() for name, t in projector.items()}, tmp_path / "p.safetensors")
+    save_model(tmp_path / "text")
+    kind = Causal(
+        path=str(tmp_path / "text"),
+        vision=StoredFeatures(dim=12, grid=2),
+        projector_weights=str(tmp_path / "p.safetensors"),
+    )
+    model = build_model(ModelSetup(kind=kind), TASKS, torch.float32, kind.load_processor()).eval()
+    model.backbone.model.load_state_dict(theirs.model.language_model.state_dict())
+    model.backbone.lm_head.load_state_dict(theirs.lm_head.state_dict())
+
+    pixels, words = torch.randn(2, 3, 16, 16), torch.randint(5, 300, (2, 9))
+    places = torch.full((2, NUM_TOKENS), IMAGE_TOKEN)
+    labels = words.clone()
+    labels[:, :5] = IGNORED_LABEL
+    loss = theirs(
+        input_ids=torch.cat([places, words], 1),
+        pixel_values=pixels,
+        labels=torch.cat([torch.full_like(places, IGNORED_LABEL), labels], 1),
+    ).loss
+    # LLaVA takes the last layer but one, without the class token.
+    seen = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    examples = Batch(
+        ids=["a", "b"],
+        task_index=torch.tensor([0, 1]),
+        input_ids=words,
+        attention_mask=torch.ones_like(words, dtype=torch.bool),
+        labels=labels,
+        weights=torch.ones(2),
+        valid=torch.ones(2, dtype=torch.bool),
+        image_index=torch.tensor([[0], [1]]),
+        features=seen,
+        labels_on_prompt=True,
+    )
+    assert float(model.token_nll(examples).sum() / 8) == pytest.approx(float(loss), abs=1e-6)
+
+
+# What methods meet in causal models alone.
+
+FUSED = ("attn_qkv", "attn_out", "ffn_in", "ffn_out")
+
+
+def test_a_fused_projection(saved: Path) -> None:
+    chosen = kind_in(saved / "phi3")
+    fused = LoRA(rank=2, roles=list(FUSED), sharing="multiple", train_biases=False)  # type: ignore[arg-type]
+    model = build(chosen, {"lora": fused})
+    assert any("qkv_proj.extensions.lora" in name for name in model.trained_by)
+    with pytest.raises(ValueError, match=r"methods\.lora: .*'attn_q'.*choose attn_qkv"):
+        build(chosen, {"lora": LoRA(rank=2)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "reason"),
+    [
+        ("gemma2", PrefixTuning(), r"computes these by itself \(eager\); .*use LoRA or Adapter"),
+        ("gemma2", HyperPELT(), r"computes these by itself .*HyperPELT's prefix_length: 0"),
+        ("phi3", HyperPELT(), "prefix_length: got 20, and no layer .*'attn_k'.*prefix_length: 0"),
+        ("phi3", PrefixTuning(), "'attn_k'.*values come from one layer"),
+    ],
+)
+def test_prefixes_that_attention_would_not_read_are_refused(
+    kind: str, method: Method, reason: str, saved: Path
+) -> None:
+    chosen = kind_in(saved / kind)
+    usual = build(chosen, {}).backbone.config._attn_implementation
+    if kind == "gemma2" and usual != "eager":
+        pytest.skip(f"this version of transformers computes Gemma 2's attention by {usual}")
+    with pytest.raises(ValueError, match=f"methods.mine: .*{reason}"):
+        build(chosen, {"mine": method})
+
+
+@pytest.mark.sampled(2)
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "opt"])
+def test_prefixes_are_keys_and_values_that_stand_before_all_others(kind: str, saved: Path) -> None:
+    """Hugging Face's model computes the same from a cache that holds them, with positions that
+    count from the first token of its input."""
+    chosen = kind_in(saved / kind)
+    method = PrefixTuning(length=3, hidden_dim=None)
+    model = build(chosen, {"prefixes": method}, torch.float64).eval()
+    plain = build(chosen, {}, torch.float64).eval()
+    examples = batch(chosen).select(torch.tensor([0]))
+    sequences = model.sequences(examples, model.visual_tokens(examples))
+    length, head_dim = sequences.embeds.shape[1], 8
+    assert sequences.mask.all()
+    pieces = model.backbone.extensions["prefixes"].pieces.value
+    heads = [piece.unflatten(-1, (-1, head_dim)).transpose(1, 2) for piece in pieces]
+    cache = DynamicCache(list(zip(heads[::2], heads[1::2], strict=True)))
+    # Versions of transformers differ in the cache's name.
+    parameters = inspect.signature(type(plain.backbone).forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"
+    expected = plain.backbone(
+        inputs_embeds=sequences.embeds,
+        attention_mask=torch.ones(1, method.length + length, dtype=torch.long),
+        position_ids=torch.arange(length)[None],
+        **{name: cache},
+    ).logits
+    found = model.backbone(inputs_embeds=sequences.embeds, use_cache=False).logits
+    assert torch.allclose(found, expected, atol=1e-10)
+    assert not torch.allclose(found, plain.backbone(inputs_embeds=sequences.embeds).logits)
+
+
+def test_what_adapters_beside_layers_read_is_let_go(llama: Causal) -> None:
+    """Of a gated layer's two inputs, which are one, one is kept until the adapter has run."""
+    model = build(llama, {"pelt": HyperPELT(reduction=4)})
+    model(batch(llama), torch.ones(4)).loss.backward()
+    notes = [module for module in model.modules() if isinstance(module, NoteInput)]
+    assert len(notes) == 2
+    assert all(note.noted.value is None for note in notes)
+
+
+def test_visual_tokens_may_be_narrower_than_layers(tmp_path: Path) -> None:
+    save_model(tmp_path / "opt", "opt", word_embed_proj_dim=8)
+    chosen = kind_in(tmp_path / "opt")
+    model = build(chosen, {"pelt": HyperPELT(reduction=4, prefix_length=2)})
+    model(batch(chosen), torch.ones(4)).loss.backward()
+    look = model.backbone.extensions["pelt"].look
+    assert look.in_features == 8
+    assert look.weight.grad.any()

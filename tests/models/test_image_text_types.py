@@ -1,14 +1,39 @@
-"""Each tested type sees its pictures. That it computes what Hugging Face does is said by
-tests/prove/test_source.py."""
+"""Types of image-text models: their parts, processors and pictures."""
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import transformers
+import transformers as hf
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN_TYPES,
+)
 
-from tests.toys.image_text import PARAMETERS, TYPES
+from tests.toys.files import ROOT
+from tests.toys.image_text import PARAMETERS, TYPES, save_tiny
+from tests.toys.image_text.configs import config
+from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
-from vlds.models.kinds.image_text import TESTED
+from tests.toys.image_text.words import tokenizer
+from tests.toys.pictures import noise
+from vlds.data.shards.pictures import decode_image
+from vlds.models import ImageTextToText
+from vlds.models.kinds import image_text
+from vlds.models.kinds.image_text import TESTED, check_inputs, check_reads, find_parts
+from vlds.models.kinds.image_text_rows import ImageTextCollator
+from vlds.recipe.build import build as built
+from vlds.schema import NaturalSize
+
+# Each tested type sees its pictures.
 
 
 def test_tested_types_are_those_of_the_tests() -> None:
@@ -29,3 +54,342 @@ def test_pictures_are_seen(model: Tiny) -> None:
     other = model.collator(rows, inverse, evaluation=False)
     change = (built.token_nll(other).sum(1) - before).abs()
     assert [float(c) > 1e-6 for c in change] == [len(row.images) > 0 for row in rows]
+
+
+# The parts of each image-text-to-text type are found, and hold all weights but the head's.
+
+SHALLOW = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+def shapes(model_type: str, **fields: Any) -> Any:
+    """A model of a type on the meta device: the tiny one, or one with fields."""
+    if model_type in TYPES:
+        built = config(model_type, tokenizer(model_type))
+    elif model_type in KNOWN_TYPES:
+        built = AutoConfig.for_model(model_type, **fields)
+    else:
+        pytest.skip(f"this version of transformers does not know {model_type}")
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(built)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_parts_are_where_the_type_has_them(model_type: str) -> None:
+    """Each weight is in one of them, or the head."""
+    model, places = shapes(model_type), PLACES[model_type]
+    parts = find_parts(model)
+    assert (parts.language, parts.vision) == (places.language, places.vision)
+    names = [name for name, _ in model.named_parameters()]
+    inside = tuple(f"{place}." for place in places.connector)
+    expected = [name for name in names if name in places.connector or name.startswith(inside)]
+    assert list(parts.connector) == expected
+    connector = set(expected)
+    language = {name for name in names if name.startswith(f"{parts.language}.")}
+    vision = {name for name in names if name.startswith(f"{parts.vision}.")} - connector
+    assert all([language, vision, connector])
+    rest = set(names) - language - vision - connector
+    assert rest == {"lm_head.weight"} & set(names)
+    assert len(names) == len(language) + len(vision) + len(connector) + len(rest)
+
+
+def test_a_decoder_with_a_head_counts_without_it() -> None:
+    text = {"model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 32, "vocab_size": 40}
+    blip2 = shapes(
+        "blip-2",
+        text_config={**text, **SHALLOW},
+        vision_config=SHALLOW,
+        qformer_config={**SHALLOW, "encoder_hidden_size": 32},
+    )
+    parts = find_parts(blip2)
+    assert (parts.language, parts.vision) == ("language_model.model", "vision_model")
+    starts = {name.split(".")[0] for name in parts.connector}
+    assert starts == {"query_tokens", "qformer", "language_projection"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "module"),
+    [
+        ("granite_docling", ".vision_model.connector."),
+        ("hy_v4_vl", ".vision_tower.patch_merger."),
+        ("qwen2_5_omni_thinker", ".visual.merger."),
+    ],
+)
+def test_the_connector_is_found_beside_other_modules(model_type: str, module: str) -> None:
+    """Inside the vision encoder; an encoder of sound is no connector."""
+    model = shapes(model_type)
+    expected = [name for name, _ in model.named_parameters() if module in f".{name}"]
+    assert expected
+    assert list(find_parts(model).connector) == expected
+
+
+SMALL_TOWER = {"hidden_size": 32, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "connector", "outside"),
+    [
+        (
+            "deepseek_vl_hybrid",
+            {"text_config": SHALLOW, "high_res_vision_config": SMALL_TOWER},
+            {
+                "model.high_res_vision_alpha", "model.high_res_vision_neck",
+                "model.high_res_vision_proj", "model.aligner",
+            },
+            {"model.high_res_vision_model"},
+        ),
+        (
+            "video_llava",
+            {"text_config": SHALLOW},
+            {"model.multi_modal_projector"},
+            {"model.video_tower"},
+        ),
+        (
+            "janus",
+            {"text_config": SHALLOW},
+            {"model.aligner"},
+            {
+                "model.vqmodel", "model.generation_embeddings", "model.generation_aligner",
+                "model.generation_head",
+            },
+        ),
+        ("gemma3n", {}, {"model.embed_vision"}, {"model.embed_audio", "model.audio_tower"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_further_towers_are_not_in_the_connector(
+    model_type: str, fields: dict[str, Any], connector: set[str], outside: set[str]
+) -> None:
+    """Nor what embeds sound, or draws pictures."""
+    model = shapes(model_type, **fields)
+    found = find_parts(model)
+    places = {".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}
+    assert {".".join(name.split(".")[:2]) for name in found.connector} == connector
+    assert outside <= places - {found.language, found.vision}
+
+
+def test_types_without_separate_parts_are_refused() -> None:
+    with torch.device("meta"):
+        llama = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SHALLOW))
+    small = {"embed_dim": 32, "num_hidden_layers": 1}
+    for model, message in (
+        (
+            shapes("fuyu", text_config={"model_type": "persimmon", **SHALLOW, "vocab_size": 40}),
+            r"fuyu: .* no separate vision encoder; choose a type",
+        ),
+        (llama, r"llama: .* no separate vision encoder"),
+        (
+            shapes("idefics", **SHALLOW, vocab_size=40, vision_config=small),
+            r"idefics: .* inside their language model; choose a type",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_parts(model)
+
+
+# Processors that do not belong to a model, and inputs that vlds cannot place, are named before
+# long work.
+
+
+@pytest.mark.parametrize(
+    ("model_type", "nested", "pil"),
+    [
+        ("qwen2_vl", True, False), ("got_ocr2", False, False), ("idefics2", True, True),
+        ("llava_onevision", False, False), ("blip-2", True, False),
+    ],
+)  # fmt: skip
+def test_how_a_processor_takes_pictures_is_found_by_trying(
+    model_type: str, nested: bool, pil: bool
+) -> None:
+    assert tiny(model_type).collator.layout == (nested, pil)
+
+
+def test_a_processor_of_another_type() -> None:
+    model, other = tiny("qwen2_vl"), tiny("llava")
+    kind = replace(model.kind, processor=other.kind.path)
+    message = (
+        "model.processor: LlavaProcessor does not write token 325, where the qwen2_vl model looks "
+        "for a picture; name the processor that belongs to it"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kind.collator(kind.load_processor())
+
+
+def test_a_tokenizer_with_more_tokens_than_rows() -> None:
+    model = tiny("llava")
+    processor = copy.deepcopy(model.processor)
+    processor.tokenizer.add_tokens(["<more>"])
+    with pytest.raises(ValueError, match=r"^model\.path: its tokenizer has ids up to 324, .* 324 "):
+        Tiny("llava", model.kind, processor).build()
+
+
+def mllama() -> tuple[ImageTextCollator, Any]:
+    """Llama 3.2 Vision's collator, and the model's config."""
+    words = tokenizer("smolvlm")
+    words.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    pictures = hf.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=2)
+    processor = hf.MllamaProcessor(image_processor=pictures, tokenizer=words)
+    config = hf.MllamaConfig(image_token_index=words.convert_tokens_to_ids("<|image|>"))
+    return ImageTextCollator(processor, "mllama", False), config
+
+
+def test_inputs_for_each_token_are_refused() -> None:
+    message = (
+        r"^m: the processor of mllama gives 'cross_attention_mask' for each token of a prompt, "
+        r"which vlds cannot continue over an answer; choose another type of model \(tested: qwen2_"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_inputs(*mllama(), "m", "p")
+
+
+def test_an_untested_type_that_fits_is_taken() -> None:
+    model = tiny("qwen2_vl")
+    check_inputs(replace(model.collator, model_type="new"), model.kind.read_config(), "m", "p")
+
+
+def test_a_processor_that_cannot_read_a_picture() -> None:
+    collator, config = mllama()
+    collator.processor.image_processor = None
+    with pytest.raises(ValueError, match=r"^p: MllamaProcessor cannot read a small picture for a "):
+        check_inputs(collator, config, "m", "p")
+
+
+def test_types_that_take_one_picture() -> None:
+    kind = tiny("florence2").kind
+    assert kind.most_images == (1, "model.num_images")
+    assert tiny("llava").kind.most_images == (2, "model.num_images")
+    replace(kind, num_images=1).check_sources()
+    message = (
+        r"^model\.num_images: got 2, but the processor of florence2 places pictures itself, one in "
+        "a row; give 1, or choose another type of model$"
+    )
+    with pytest.raises(ValueError, match=message):
+        replace(kind, num_images=2).check_sources()
+    with pytest.raises(ValueError, match="num_images: got 0"):
+        built(type(kind), vars(kind) | {"num_images": 0})
+
+
+def test_pictures_of_another_size_than_the_model_reads() -> None:
+    source = tiny("llava")
+    model = source.build().train()
+    check_reads(source.collator, "p", model.evaluating)
+    assert model.training
+    processor = copy.deepcopy(source.processor)
+    processor.image_processor.crop_size = {"height": 42, "width": 42}
+    processor.image_processor.size = {"shortest_edge": 42}
+    other = replace(source.collator, processor=processor)
+    message = r"^p: the model cannot read two small pictures as Llava.*42"
+    with pytest.raises(ValueError, match=message):
+        check_reads(other, "p", model.evaluating)
+
+
+@pytest.mark.parametrize(("model_type", "said"), [("qwen2_5_vl", 1), ("florence2", 0)])
+def test_prompts_without_a_template_are_shown(model_type: str, said: int, tmp_path: Path) -> None:
+    save_tiny(model_type, tmp_path)
+    for file in tmp_path.glob("chat_template*"):
+        file.unlink()
+    kind = ImageTextToText(path=str(tmp_path))
+    model = kind.build(torch.float32, kind.load_processor())
+    lines = kind.check_built(model, model.evaluating)
+    assert len(lines) == said
+    assert all("path: there is no chat template; prompts are '<|image_pad|>" in x for x in lines)
+
+
+UNREADABLE = r"^p: \w+ cannot read a small picture .*; name the proc"
+CHANGED: list[tuple[str, str, dict[str, Any], str]] = [
+    *(
+        (*place, {name: value}, rf"^p: \w+'s {name} is .*, a whole number from 1 to")
+        for *place, name in (
+            ("llava", "", "patch_size"),
+            ("paligemma", "image_processor", "image_seq_length"),
+        )
+        for value in (0, "14", 10**9)
+    ),
+    ("llava", "", {"num_additional_image_tokens": 10**9}, UNREADABLE),
+    (
+        "internvl",
+        "image_processor",
+        {"max_patches": 10**9, "min_patches": 10**5},
+        UNREADABLE,
+    ),
+    (
+        "llava",
+        "image_processor",
+        {"image_mean": [0.5, torch.nan, 0.5]},
+        r"^p: .* NaN or infinite .* \('pixel_values'\); correct",
+    ),
+]
+"""Type, part of its processor, fields that change, and the message."""
+
+
+@pytest.mark.parametrize(("model_type", "owner", "fields", "message"), CHANGED)
+def test_a_changed_processor_costs_neither_time_nor_memory(
+    model_type: str, owner: str, fields: dict[str, Any], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(image_text, "TRY_SECONDS", 2)
+    source = tiny(model_type)
+    processor = copy.deepcopy(source.processor)
+    for name, value in fields.items():
+        setattr(getattr(processor, owner) if owner else processor, name, value)
+    collator = replace(source.collator, processor=processor)
+    with pytest.raises(ValueError, match=message):
+        check_inputs(collator, source.kind.read_config(), "m", "p")
+
+
+# docs/types.md says what the installed transformers' types are.
+
+
+@pytest.mark.slow
+def test_the_page_of_types_is_up_to_date() -> None:
+    page = (ROOT / "docs/types.md").read_text("utf-8")
+    version = ".".join(transformers.__version__.split(".")[:2])
+    if f"transformers {version} maps" not in page:
+        pytest.skip(f"the page is about another version of transformers than {version}")
+    made = subprocess.run(
+        [sys.executable, "benchmarks/model_types.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout == page
+
+
+# Pictures reach the processor of an image-text model within the pixels that a recipe allows.
+
+
+@pytest.mark.parametrize(
+    ("sides", "spec", "expected"),
+    [
+        ((300, 1), NaturalSize(10**6), (1, 300)),
+        ((300, 1), NaturalSize(10**6, 30_000), (10, 3000)),
+        ((300, 1), NaturalSize(200, 100), (1, 244)),
+        ((7, 9), NaturalSize(10**6, 100), (12, 9)),
+        ((7, 9), NaturalSize(10**6, 63), (9, 7)),
+        ((40, 10), NaturalSize(100, 100), (5, 20)),
+    ],
+)
+def test_sides_keep_their_ratio(
+    sides: tuple[int, int], spec: NaturalSize, expected: tuple[int, int]
+) -> None:
+    """Sides: width and height; expected: height and width."""
+    assert decode_image(noise(0, sides), spec).shape == (3, *expected)
+
+
+def test_small_pictures_have_more_visual_tokens() -> None:
+    """Of a type whose processor enlarges none."""
+    model = tiny("mistral3")
+    tokens = []
+    for min_pixels in (None, 56 * 56):
+        kind = replace(model.kind, min_pixels=min_pixels)
+        small = torch.from_numpy(decode_image(noise(0, (10, 10)), kind.image))
+        collator = kind.collator(model.processor)
+        prompt, _, media = collator.process(collator.chat.prompt("it", 1), [small])
+        assert media["image_sizes"].tolist() == ([[56, 56]] if min_pixels else [[28, 28]])
+        tokens.append(len(prompt))
+    assert tokens[1] - tokens[0] == 4  # three more, and the end of a line
+
+
+def test_limits_that_leave_no_size() -> None:
+    ImageTextToText(path="x", min_pixels=100, max_pixels=100)
+    with pytest.raises(ValueError, match=r"^min_pixels: got 101, more than max_pixels, 100; give"):
+        ImageTextToText(path="x", min_pixels=101, max_pixels=100)

@@ -6,16 +6,21 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.toys.models import backbone, batch, build
+from vlds.data.streams.assemble import ImageStack
 from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.collate import JointCollator
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import Adapter, Full
 from vlds.models.vision import ConvNet
-from vlds.schema import NO_IMAGE, Batch, Decoding
+from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig, pool
+from vlds.recipe.build import build as built
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding, Example, Row
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 NET = ConvNet(image_size=12, grid=3, widths=[4, 8])
@@ -137,3 +142,177 @@ def test_batches_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no targets"):
         model(replace(batch(), labels=None), torch.ones(4))
     assert NO_IMAGE in batch().image_index
+
+
+# Features of distinct images -> visual tokens of examples.
+
+WIDTH, DIM = 8, 5
+
+
+def bridge(grid: int = 3, **fields: object) -> VisualEmbedding:
+    torch.manual_seed(0)
+    config = VisualEmbeddingConfig(**fields)  # type: ignore[arg-type]
+    return VisualEmbedding(config, DIM, WIDTH, grid, nn.LayerNorm)
+
+
+@pytest.fixture
+def table() -> nn.Embedding:
+    torch.manual_seed(1)
+    return nn.Embedding(30, WIDTH)
+
+
+def test_pooling_7_to_6_is_a_window_of_2() -> None:
+    features = torch.randn(2, 49, DIM)
+    planes = features.transpose(1, 2).reshape(2, DIM, 7, 7)
+    expected = nn.functional.max_pool2d(planes, 2, stride=1).flatten(2).transpose(1, 2)
+    assert torch.equal(pool(features, 6), expected)
+    assert pool(features, 7) is features
+    with pytest.raises(ValueError, match="48 vectors an image are not a square grid"):
+        pool(features[:, :48], 6)
+
+
+@pytest.mark.parametrize("norm", ["parts", "sum"])
+def test_formula(norm: str, table: nn.Embedding) -> None:
+    """sum: the layout of VL-BART's pre-training (`individual_vis_layer_norm False`)."""
+    module = bridge(norm=norm)
+    norms = ["sum_norm"] if norm == "sum" else ["feature_norm", "box_norm"]
+    names = [name for name in module.state_dict() if "norm" in name]
+    assert names == [f"{name}.{tensor}" for name in norms for tensor in ("weight", "bias")]
+    with torch.no_grad():
+        for name in norms:
+            module.get_submodule(name).weight.uniform_()  # type: ignore[operator, union-attr]
+    features, boxes = torch.randn(2, 9, DIM), torch.rand(2, 9, 4)
+    tokens, mask = module(features, boxes, torch.tensor([[1, 0]]), table)
+    assert tokens.shape == (1, 18, WIDTH)
+    assert mask.all()
+    x1, x2, y1, y2 = boxes[0, 4]
+    place = torch.stack([x1, x2, y1, y2, (x2 - x1) * (y2 - y1)])
+    seen, placed = module.feature_projection(features[0, 4]), module.box_projection(place)
+    expected = module.image_order.weight[1] + table.weight[30 - 1 - 4]
+    if norm == "sum":
+        expected = module.sum_norm(seen + placed + expected)
+    else:
+        expected = module.feature_norm(seen) + module.box_norm(placed) + expected
+    assert torch.allclose(tokens[0, 9 + 4], expected, atol=1e-6)
+
+
+def test_absent_images_are_masked_and_shared_ones_equal(table: nn.Embedding) -> None:
+    index = torch.tensor([[0, NO_IMAGE], [0, 1], [1, 0]])
+    tokens, mask = bridge()(torch.randn(2, 9, DIM), None, index, table)
+    assert mask.view(3, 2, 9).all(2).tolist() == [[True, False], [True, True], [True, True]]
+    assert torch.equal(tokens[0, :9], tokens[1, :9])
+
+
+def test_boxes_of_cells() -> None:
+    boxes = bridge(grid=2, boxes="grid").cell_boxes(torch.device("cpu"))
+    assert boxes.tolist() == [
+        [[0, 0.5, 0, 0.5], [0.5, 1, 0, 0.5], [0, 0.5, 0.5, 1], [0.5, 1, 0.5, 1]]
+    ]
+    assert not bridge(grid=2).cell_boxes(torch.device("cpu")).any()
+
+
+def test_impossible_sizes() -> None:
+    with pytest.raises(ValueError, match="grid: 4 is more than the encoder's 3 x 3 cells"):
+        VisualEmbedding(VisualEmbeddingConfig(grid=4), DIM, WIDTH, 3, nn.LayerNorm)
+    with pytest.raises(ValueError, match="num_images: got 0"):
+        built(VisualEmbeddingConfig, {"num_images": 0})
+
+
+# Examples and pictures become one padded batch, each picture once.
+
+
+class Words:
+    """One token a word, its length; 0 pads."""
+
+    pad_token_id = 0
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[str], int]] = []
+
+    def __call__(
+        self, texts: list[str], add_special_tokens: bool, truncation: bool, max_length: int
+    ) -> dict[str, list[list[int]]]:
+        self.seen.append((texts, max_length))
+        return {"input_ids": [[len(w) for w in text.split()][:max_length] for text in texts]}
+
+
+ONE = range(1)
+
+
+def row(id: str, prompt: str, target: str | None, images: range = ONE, **changes: object) -> Row:
+    limits = {"max_prompt_tokens": 3, "max_target_tokens": 2, "task_index": 0}
+    example = Example(id, "t", prompt, target, weight=0.5, reference=id.upper())
+    return Row(example=example, images=images, **(limits | changes))  # type: ignore[arg-type]
+
+
+def collated(rows: list[Row], tokenizer: Words | None = None, *, evaluation: bool = False) -> Batch:
+    """Rows about one picture."""
+    images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    return JointCollator(tokenizer or Words(), features=False)(rows, images, evaluation=evaluation)
+
+
+def test_padding_labels_and_limits() -> None:
+    rows = [
+        row("a", "a bb ccc dddd", "aaaaa"),
+        row("b", "a", "a bb ccc", task_index=2, max_prompt_tokens=9, max_target_tokens=3),
+    ]
+    batch = collated(rows)
+    assert batch.ids == ["a", "b"]
+    assert batch.input_ids.tolist() == [[1, 2, 3], [1, 0, 0]]
+    assert batch.attention_mask.tolist() == [[True, True, True], [True, False, False]]
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[5, IGNORED_LABEL, IGNORED_LABEL], [1, 2, 3]]
+    assert batch.task_index.tolist() == [0, 2]
+    assert batch.task_index.dtype == batch.labels.dtype == batch.input_ids.dtype == torch.int64
+    assert batch.weights.tolist() == [0.5, 0.5]
+    assert batch.references == []
+
+
+def test_rows_point_to_the_pictures_of_the_stack() -> None:
+    pictures = ImageStack(1)
+    one = pictures.add([np.zeros((3, 2, 2), np.uint8)])
+    pair = pictures.add([np.full((3, 2, 2), n, np.uint8) for n in (1, 2)])
+    rows = [
+        row("a", "a", "x", one),
+        row("b", "b", "x", pair),
+        row("c", "c", "x", one),
+        row("d", "d", "x", range(0)),
+    ]
+    batch = JointCollator(Words(), features=False)(rows, pictures.images(), evaluation=False)
+    assert batch.images is not None
+    assert batch.images.shape == (3, 3, 2, 2)
+    assert batch.images.dtype == torch.uint8
+    none = NO_IMAGE
+    assert batch.image_index.tolist() == [[0, none], [1, 2], [0, none], [none, none]]
+    assert batch.images[:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_equal_texts_are_tokenized_once_for_each_limit() -> None:
+    tokenizer = Words()
+    rows = [row(str(n), "same text", "yes", max_prompt_tokens=2 + n % 2) for n in range(6)]
+    collated(rows, tokenizer)
+    prompts = [seen for seen in tokenizer.seen if seen[0] != ["yes"]]
+    assert sorted(prompts, key=lambda seen: seen[1]) == [(["same text"], 2), (["same text"], 3)]
+
+
+def test_evaluation_has_references_and_may_lack_targets() -> None:
+    rows = [row("a", "a", None), row("b", "b", "x y", valid=False)]
+    batch = collated(rows, evaluation=True)
+    assert batch.references == ["A", "B"]
+    assert batch.valid.tolist() == [True, False]
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[IGNORED_LABEL] * 2, [1, 1]]
+    assert collated(rows[:1], evaluation=True).labels is None
+
+
+def test_features_go_into_features() -> None:
+    features = ImageStack(2)
+    numbers = [features.add([np.full((2, 4), n, np.float16)]) for n in range(2)]
+    rows = [row(str(n), "a", "b", images) for n, images in enumerate(numbers)]
+    batch = JointCollator(Words(), features=True)(rows, features.images(), evaluation=False)
+    assert batch.images is None
+    assert batch.features is not None
+    assert batch.features.dtype == torch.float16
+    assert batch.features[:, 0, 0].tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"different shapes in one batch: \(2, 4\), \(3, 4\)"):
+        features.add([np.full((3, 4), 2, np.float16)])

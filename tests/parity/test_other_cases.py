@@ -20,7 +20,7 @@ from tests.toys.recorded.variants import (
 
 TESTS = [
     f"tests/parity/test_{name}.py"
-    for name in ("forward", "training", "transport", "simnl", "pretraining_items", "meter")
+    for name in ("forward", "training", "related", "simnl", "pretraining_items", "meter")
 ]
 
 
@@ -40,7 +40,7 @@ def test_other_options_and_other_last_bits(tmp_path: Path) -> None:
         "test_forward.py::test_gradients[t5_lst_dropped]",
         "test_training.py::test_the_engine_follows_as_closely_as_float32_allows"
         "[bart_multiple_adapters.train6-2]",
-        "test_transport.py::test_plans_and_merged_adapters[own_mera_merge_3-weights_in]",
+        "test_related.py::test_plans_and_merged_adapters[own_mera_merge_3-weights_in]",
         "test_simnl.py::test_steps[simnl_c5_k4_2epochs]",
         "test_pretraining_items.py::test_expansions[pretrain_strings]",
         "test_meter.py::test_schedule[case0]",

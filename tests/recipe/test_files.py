@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.toys.files import ROOT
 from vlds.models.kinds.joint import JointSeq2Seq
 from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.recipe.paths import merged, read_merged
@@ -127,3 +128,33 @@ def test_mistakes(tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(text, "utf-8")
         with pytest.raises(ValueError, match=message):
             parse_recipe(["--config", str(tmp_path / "a.yaml")])
+
+
+# Recipes say in their second line what they need from the Hugging Face hub.
+
+PARTS = {"lora.yaml"}
+"""Recipes without a model, which others build on."""
+
+
+def test_recipes_say_what_they_need() -> None:
+    files = sorted((ROOT / "recipes").rglob("*.yaml"))
+    assert len(files) > 100
+    wrong = {}
+    for file in files:
+        line = file.read_text("utf-8").splitlines()[1]
+        assert line.startswith("# Needs "), f"{file}: its second line does not say what it needs"
+        if file.name in PARTS:
+            continue
+        places = parse_recipe([str(file)]).model.read_files
+        # A run's folder may be missing here; a name without an ending is one on the hub.
+        names = [place for place in places if not place.startswith(("runs/", "models/"))]
+        names = [name for name in names if not Path(name).exists() and not is_file(name)]
+        unsaid = [name for name in names if name not in line]
+        if unsaid or (names and "no hub" in line):
+            wrong[file.name] = unsaid
+    assert wrong == {}
+
+
+def is_file(name: str) -> bool:
+    """True for what ends like a file of weights or of a tokenizer."""
+    return Path(name).suffix in {".model", ".safetensors", ".json", ".pt"}

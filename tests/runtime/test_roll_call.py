@@ -22,6 +22,7 @@ from vlds.recipe.config import Recipe
 from vlds.runtime import roll_call
 from vlds.runtime.cluster import software
 from vlds.runtime.rank_environment import RankPlace, free_port
+from vlds.runtime.ranks import rank_from_environment
 from vlds.training.loop import train
 
 
@@ -166,3 +167,22 @@ def test_a_run_names_a_slow_rank(ranks2: RankPool, world: Path, tmp_path: Path) 
     (line,) = [line for line in said.splitlines() if ": slow, and all others wait" in line]
     assert line.startswith("rank 1: slow")
     assert float(re.findall(r"([\d.]+) s into forward passes", line)[0]) > 1.5
+
+
+# Values of all ranks on the first one, along a tree.
+
+
+def gathered() -> Any:
+    """Values of different sizes, one of them none."""
+    ranks = rank_from_environment()
+    value = {"rank": ranks.global_rank, "x": "y" * 1000 * ranks.global_rank}
+    return ranks.gather(value), ranks.gather(None), os.environ["RANK"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_values_come_in_the_order_of_ranks(ranks2: RankPool, ranks4: RankPool, size: int) -> None:
+    first, *others = (ranks2 if size == 2 else ranks4).run(gathered)
+    assert [value["rank"] for value in first[0]] == list(range(size))
+    assert [len(value["x"]) for value in first[0]] == [1000 * n for n in range(size)]
+    assert first[1] == [None] * size
+    assert all(other[:2] == (None, None) for other in others)

@@ -1,20 +1,27 @@
 """The order is a pure function, goes through everything, mixes exactly, and can be sought; any
-global batch is cut for any number of ranks."""
+global batch is cut for any number of ranks.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.toys.strategies import SHARD_COUNTS, expected_pairs
+from tests.toys.streams import all_ids, global_batches, train_stream
 from vlds.data.order.epoch_order import Draws, EpochOrder, permutation, random_words
-from vlds.data.order.mixed_order import BatchCut, MixedOrder, mixing_shares
+from vlds.data.order.mixed_order import BatchCut, MixedOrder, Phase, mixing_shares, mixture_of
+from vlds.data.streams.source import Source
 
 
 def pairs(order: EpochOrder, begin: int, end: int) -> list[tuple[int, int]]:
@@ -179,3 +186,180 @@ def test_the_shares_of_ranks_differ_by_at_most_a_row(
 def test_what_has_no_order_is_refused(wrong: Callable[[], object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         wrong()
+
+
+# Lanes: parts of the global batch with shards of their own, so that nodes share the fetching.
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    counts=SHARD_COUNTS,
+    seed=st.integers(0, 2**32),
+    window=st.integers(1, 8),
+    group=st.integers(1, 4),
+    lanes=st.integers(1, 6),
+)
+def test_the_lanes_share_an_epoch(
+    counts: list[np.ndarray], seed: int, window: int, group: int, lanes: int
+) -> None:
+    size = sum(int(shard.sum()) for shard in counts)
+    lanes = min(lanes, size)
+    order = EpochOrder("s", counts, seed=seed, window=window, group=group, lanes=lanes)
+    assert order.size == size
+    for epoch in range(2):
+        got: list[tuple[int, int]] = []
+        for lane in range(lanes):
+            start, end = order.stretch(lane)
+            length = end - start
+            assert abs(length - size / lanes) <= 1
+            samples, annotations = order.at(np.arange(epoch * length, (epoch + 1) * length), lane)
+            got += zip(samples.tolist(), annotations.tolist(), strict=True)
+        assert sorted(got) == expected_pairs(counts)
+
+
+def test_a_lane_reads_the_shards_of_its_stretch_alone() -> None:
+    counts = [np.full(50, 2, np.uint32) for _ in range(64)]
+    order = EpochOrder("s", counts, seed=3, window=4, lanes=16)
+    shards_of = [
+        set((order.at(np.arange(400), lane)[0] // 50).tolist()) for lane in range(order.lanes)
+    ]
+    assert all(len(shards) == 4 for shards in shards_of)
+    assert set().union(*shards_of) == set(range(64))
+    again = [set((order.at(np.arange(400, 800), n)[0] // 50).tolist()) for n in range(16)]
+    assert again != shards_of  # other shards in the next epoch
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lanes=st.sampled_from([1, 2, 4, 8]),
+    group=st.integers(1, 4),
+    window=st.integers(1, 8),
+    positions=st.lists(st.integers(0, 5000), min_size=1, max_size=30),
+)
+def test_any_positions_in_any_order_give_the_same(
+    lanes: int, group: int, window: int, positions: list[int]
+) -> None:
+    def new_order() -> MixedOrder:
+        options = {"seed": 1, "window": window, "group": group, "lanes": lanes}
+        orders = [EpochOrder(name, [np.full(7, 3, np.uint32)] * 5, **options) for name in "ab"]
+        shares = mixing_shares([1, 3], [1, 1], None)
+        return MixedOrder(orders, shares, seed=1, lanes=lanes, batch_size=8)
+
+    through = new_order().at(np.arange(5001))
+    sought = new_order().at(np.array(positions))
+    for one, other in zip(sought, through, strict=True):
+        assert one.tolist() == other[positions].tolist()
+
+
+def test_tasks_have_their_shares_in_every_lane(sources: list[Source]) -> None:
+    tasks = [
+        batch.task_index.view(4, 2)
+        for batch in islice(train_stream(sources, lanes=4, micro_batch_size=8), 64)
+    ]
+    for lane in range(4):
+        counted = Counter(task for batch in tasks for task in batch[lane].tolist())
+        assert counted[0] == 3 * counted[1]
+
+
+# The mixture changes in mid-run, and no source loses its place.
+
+
+def reweighted(sources: list[Source], weights: list[float]) -> list[Source]:
+    return [replace(source, weight=weight) for source, weight in zip(sources, weights, strict=True)]
+
+
+def ids_by_task(stream: object, batches: int) -> dict[int, list[str]]:
+    seen: dict[int, list[str]] = {0: [], 1: []}
+    for batch in islice(stream, batches):  # type: ignore[call-overload]
+        for id, task in zip(batch.ids, batch.task_index.tolist(), strict=True):
+            seen[task].append(id)
+    return seen
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_each_source_goes_on_where_it_was(sources: list[Source], lanes: int) -> None:
+    first = train_stream(sources, lanes=lanes)
+    seen = ids_by_task(first, 8)
+    state = json.loads(json.dumps(first.state()))
+    second = train_stream(reweighted(sources, [1.0, 3.0]), lanes=lanes)
+    second.load_state(state, new_phase=True)
+    assert second.epochs() == first.epochs()
+    later = ids_by_task(second, 32)
+    assert 3 * len(later[0]) == len(later[1])
+    if lanes == 1:
+        for task, source in enumerate(sources):
+            ids = all_ids(source.datasets[0])
+            together = (seen[task] + later[task])[: len(ids)]
+            assert len(set(together)) == len(together), source.name
+
+
+def test_a_phase_is_resumed_like_any_state(sources: list[Source]) -> None:
+    changed = reweighted(sources, [1.0, 3.0])
+    _, state = global_batches(sources, 3)
+    stream = train_stream(changed)
+    stream.load_state(state, new_phase=True)
+    begun = stream.state()
+    expected, _ = global_batches(changed, 6, state=begun)
+    got, middle = global_batches(changed, 2, world_size=4, micro=2, state=begun)
+    rest, end = global_batches(changed, 4, world_size=2, micro=2, state=middle)
+    assert got + rest == expected
+    assert end["phase"] == begun["phase"]
+    assert end["phase"]["at"] == 24
+
+
+def test_a_third_phase(sources: list[Source]) -> None:
+    counted: Counter[int] = Counter()
+    state = None
+    for weights in ([3.0, 1.0], [1.0, 1.0], [1.0, 7.0]):
+        stream = train_stream(reweighted(sources, weights))
+        if state is not None:
+            stream.load_state(state, new_phase=True)
+        for task, ids in ids_by_task(stream, 8).items():
+            counted[task] += len(ids)
+        state = stream.state()
+        sizes = {source.name: source.datasets[0].num_annotations for source in sources}
+        given_so_far = {name: epoch * sizes[name] for name, epoch in stream.epochs().items()}
+        assert given_so_far == pytest.approx({"red": counted[0], "blue": counted[1]})
+    assert counted == {0: 48 + 32 + 8, 1: 16 + 32 + 56}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lanes=st.sampled_from([1, 2, 4]),
+    batch_sizes=st.sampled_from([None, [8, 8, 8], [8, 4, 8]]),
+    position=st.integers(0, 3000),
+    at=st.integers(0, 50),
+)
+def test_examples_given_are_those_that_were_drawn(
+    lanes: int, batch_sizes: list[int] | None, position: int, at: int
+) -> None:
+    counts = [np.full(9, 2, np.uint32)] * 4
+    orders = [EpochOrder(name, counts, seed=2, window=64, lanes=lanes) for name in "abc"]
+    order = MixedOrder(
+        orders,
+        mixing_shares([1, 2, 5], [1, 1, 1], None),
+        seed=2,
+        lanes=lanes,
+        batch_size=8,
+        batch_sizes=batch_sizes,
+    )
+    order.phase = Phase(8 * at, {"a": [5] * lanes})
+    positions = np.arange(8 * at, 8 * at + position)
+    sources, _, _ = order.at(positions[positions % 8 < order.sizes_at(positions // 8 * 8)])
+    drawn = np.bincount(sources, minlength=3)
+    num_given = [sum(order.given(8 * at + position)[name]) for name in "abc"]
+    assert num_given == np.add(drawn, [5 * lanes, 0, 0]).tolist()
+    # A state holds no more of the mixture than its fingerprint.
+    again = mixture_of(json.loads(json.dumps(order.fingerprint())))
+    again.phase = order.phase
+    assert again.given(8 * at + position) == order.given(8 * at + position)
+
+
+def test_nothing_changes_unasked_and_some_things_never(sources: list[Source]) -> None:
+    state = train_stream(sources).state()
+    said = r"(?s)order\.shares\.red: .*with --new-phase each task continues"
+    with pytest.raises(ValueError, match=said):
+        train_stream(reweighted(sources, [1.0, 3.0])).load_state(state)
+    said = r"order\.seed: .*\n.*These cannot change within a run"
+    with pytest.raises(ValueError, match=said):
+        train_stream(sources, seed=99).load_state(state, new_phase=True)

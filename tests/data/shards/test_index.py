@@ -1,23 +1,36 @@
-"""dataset.json and the index files of shards: written, read, rebuilt, refused when wrong."""
+"""What an index holds of a data set, and samples read by number."""
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
+import re
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from tests.toys.class_folders import change_info
+from data_prep.cli import main
+from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.class_folders import CLASSES, change_info, write_classes
+from tests.toys.pictures import jpeg
 from vlds.data.errors import ShardError
-from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.info import NO_CLASS, DatasetInfo
+from vlds.data.shards.sample import parse_sample
 from vlds.data.shards.shard_index import build_index, load_index
-from vlds.data.shards.store import open_dataset
+from vlds.data.shards.store import few_shots, open_dataset
 from vlds.data.shards.writing import index_folder
+from vlds.data.streams.assemble import ImageStack
+from vlds.schema import SkipSample
+
+# dataset.json and the index files of shards: written, read, rebuilt, refused when wrong.
 
 
 @pytest.fixture
@@ -144,3 +157,225 @@ def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
     about.unlink()
     with pytest.raises(ValueError, match="did not end"):
         open_dataset(folder)
+
+
+# Samples by number; damage is named, not passed over.
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def written(folder: Path, members: list[tuple[str, bytes]], **fields: object) -> Path:
+    record = SampleRecord(id="x", members=members, json={"annotations": [{"id": "x-0"}], **fields})
+    write_dataset(folder, name="one", kind="nlvr2", split="dev", records=[record])
+    return folder
+
+
+def test_samples_come_back_in_order(folders: dict[str, Path]) -> None:
+    dataset = open_dataset(folders["big"])
+    samples = [dataset.read(n) for n in range(dataset.num_samples)]
+    assert [s.id for s in samples] == [f"big-{n}" for n in range(60)]
+    assert sum(len(s.annotations) for s in samples) == dataset.num_annotations == 180
+    last = samples[41]
+    assert (last.key, last.dataset, last.kind) == ("000000041", "big", "vqa")
+    assert last.extra == {"size": [[16, 16]]}
+    assert dataset.shard_of(41) == "big-train-00004.tar"
+
+
+def test_pairs_keep_the_order_of_the_json(tmp_path: Path) -> None:
+    members = [("right.png", b"right"), ("left.jpg", b"left")]
+    sample = open_dataset(written(tmp_path, members, images=["left.jpg", "right.png"])).read(0)
+    assert sample.images == (b"left", b"right")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no array", "not a .npy file"),
+        (npy(np.ones((2, 3), np.float16))[:-4], "buffer|reshape"),
+        (npy(np.ones((2, 3), np.int32)), "array of floats"),
+        (npy(np.ones((2, 3, 4), np.float16)), "expected"),
+        (npy(np.ones((2, 3), "f2")).replace(b"{", b"["), "header of the .npy file is damaged"),
+    ],
+)
+def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: str) -> None:
+    dataset = open_dataset(written(tmp_path, [("features.npy", data)]))
+    with pytest.raises(SkipSample, match=message):
+        dataset.read(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"q": "why?", "a": NaN}', "unexpected character"),
+        ('{"q": "why?", "a": ["x", null]}', "answers is null"),
+    ],
+)
+def test_numbers_that_are_none_are_a_bad_sample(text: str, message: str) -> None:
+    fields = {"question": "json:q", "answer": "json:a"}
+    with pytest.raises(ValueError, match=message):
+        parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", fields)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"features.npy": np.arange(6, dtype=np.float16).reshape(2, 3)},
+        {"features.npy": np.ones((48, 4), np.float16)},  # no padding
+        {"left.features.npy": np.ones((2, 3), np.float32),
+         "right.features.npy": np.zeros((2, 3), np.float16)},
+    ],
+)  # fmt: skip
+def test_features_are_stacked_as_float16(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    members = [(name, npy(array)) for name, array in arrays.items()]
+    sample = open_dataset(written(tmp_path, members)).read(0)
+    assert sample.images == ()
+    stack = ImageStack(1)
+    assert stack.add(sample.features) == range(len(arrays))
+    tensor = stack.images()
+    assert tensor is not None
+    assert tensor.dtype == torch.float16
+    np.testing.assert_array_equal(tensor.numpy(), np.stack(list(arrays.values())))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [(0, "wrong checksum"), (3584, "wrong checksum"), (None, "the file ends at byte 2000")],
+    ids=["first header", "second header", "cut"],
+)
+def test_damage_around_features_is_found(tmp_path: Path, place: int | None, message: str) -> None:
+    dataset = open_dataset(written(tmp_path, [("features.npy", npy(np.ones((40, 32), "f2")))]))
+    (shard,) = tmp_path.glob("*.tar")
+    with open(shard, "r+b") as file:
+        if place is None:
+            file.truncate(2000)
+        else:
+            file.seek(place)
+            file.write(b"garbage")
+    with pytest.raises(ShardError, match=f"sample 0: .*{message}"):
+        dataset.read(0)
+
+
+def test_pickled_it_opens_its_own_files(folders: dict[str, Path]) -> None:
+    dataset = open_dataset(folders["small"])
+    expected = dataset.read(3)
+    assert pickle.loads(pickle.dumps(dataset)).read(3) == expected
+
+
+# The class of each sample is in the index: no picture is read to find it.
+
+
+def test_the_index_knows_each_class(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    assert open_dataset(folder).class_numbers().tolist() == [1, 2, 0, 1, 2]
+    cls = np.frombuffer((folder / "toy-train-00001.tar.cls").read_bytes(), "<u4")
+    assert cls.tolist() == [1, 2]
+    unlabelled = open_dataset(write_classes(tmp_path / "other", [None, "cat"]))
+    assert unlabelled.class_numbers().tolist() == [NO_CLASS, 2]
+    unlabelled = open_dataset(write_classes(tmp_path / "third", [None, None]))
+    with pytest.raises(ValueError, match=r"shots: 1, but no sample of data set .* has a label"):
+        few_shots(unlabelled, 1, 0)
+    folder = write_classes(tmp_path / "fourth", classes=None)
+    assert not list(folder.glob("*.cls"))
+    with pytest.raises(ValueError, match="no classes; name one of kind image_class"):
+        open_dataset(folder).class_numbers()
+
+
+def test_at_a_url(tmp_path: Path, cache: ShardCache) -> None:
+    folder = write_classes(tmp_path / "toy")
+    remote = open_dataset(f"file://{folder}", cache)
+    assert remote.class_numbers().tolist() == [1, 2, 0, 1, 2]
+    assert not list(cache.folder.rglob("*.tar"))  # no shard was fetched
+
+
+def test_a_lost_file_is_made_again_and_a_changed_one_refused(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    file = folder / "toy-train-00000.tar.cls"
+    content = file.read_bytes()
+    file.unlink()
+    assert open_dataset(folder).class_numbers().tolist() == [1, 2, 0, 1, 2]
+    file.write_bytes(content[::-1])
+    with pytest.raises(ShardError, match=r"tar\.cls is not the one that dataset\.json describes"):
+        open_dataset(folder)
+
+
+def test_indexing_again_keeps_the_order_of_the_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_classes(tmp_path / "toy")
+    given = ["index", str(folder), "--name", "toy", "--kind", "image_class", "--split", "train"]
+    before = DatasetInfo.load(folder)
+    assert main(given) == 0
+    assert DatasetInfo.load(folder) == before
+    (folder / "dataset.json").unlink()
+    assert main(given) == 0
+    assert DatasetInfo.load(folder).classes == ("ant", "cat", "zebra")
+    assert open_dataset(folder).class_numbers().tolist() == [0, 1, 2, 0, 1]
+
+
+def test_other_kinds_may_list_their_labels(tmp_path: Path) -> None:
+    """Of a list of answers, say: their samples have many annotations, and no class in the index."""
+    annotations = [{"id": "a", "question": "?", "answers": ["no"]}]
+    record = SampleRecord(id="x", members=[("jpg", jpeg())], json={"annotations": annotations})
+    write_dataset(
+        tmp_path / "toy", name="toy", kind="vqa", split="train", records=[record],
+        classes=("yes", "no"),
+    )  # fmt: skip
+    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
+    assert open_dataset(tmp_path / "toy").read(0).id == "x"
+    given = ["index", str(tmp_path / "toy"), "--name", "toy", "--kind", "vqa", "--split", "train"]
+    assert main(given) == 0
+    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["dog"], "'dog' is not one of the 3 classes"),
+        ([5], "its label is 5, text expected"),
+        (["ant", "cat"], "it has 2 annotations; a picture of a class has one"),
+    ],
+)
+def test_labels_that_are_no_class_are_not_written(
+    labels: Sequence[Any], message: str, tmp_path: Path
+) -> None:
+    annotations = [{"id": str(number), "label": label} for number, label in enumerate(labels)]
+    record = SampleRecord(id="x", members=[("jpg", jpeg())], json={"annotations": annotations})
+    options = {"name": "toy", "kind": "image_class", "split": "train", "classes": CLASSES}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_dataset(tmp_path / "toy", records=[record], **options)
+    assert not (tmp_path / "toy/dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": ["a", "a", "b"]}, "classes holds a name twice"),
+        ({"classes": None}, "shards have cls_sha256 if the kind is image_class and classes is"),
+        ({"kind": "entailment"}, "shards have cls_sha256 if the kind is image_class"),
+        ({"classes": "ant"}, "classes is 'ant'"),
+        ({"classes": [1]}, "classes"),
+        (
+            {"classes": ["zebra", "ant"]},
+            "class 2 in the index of a shard, but dataset.json lists 2",
+        ),
+    ],
+)
+def test_dataset_json_is_checked(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    change_info(folder, **fields)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_dataset(folder).class_numbers()
+
+
+def test_stats_and_preview(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_classes(tmp_path / "toy")
+    capsys.readouterr()
+    assert main(["stats", str(folder)]) == 0
+    assert "classes               3   1 to 2 samples each" in capsys.readouterr().out
+    assert main(["preview", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines].count("zebra") == 1

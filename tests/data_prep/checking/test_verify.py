@@ -1,16 +1,22 @@
 """`verify` and what can be wrong with shards, their index, and ids: found, named, and told by the
-exit code."""
+exit code.
+"""
 
 from __future__ import annotations
 
+import json
 import tarfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_prep.cli import main
+from data_prep.packing.source import Dropped
+from tests.toys.class_folders import change_info, write_classes
 from tests.toys.files import write
 from tests.toys.pictures import jpeg
 from tests.toys.shards import (
@@ -27,7 +33,7 @@ from tests.toys.shards import (
     write_shards,
 )
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.shard_index import beside, load_index
+from vlds.data.shards.shard_index import beside, build_index, load_index
 from vlds.data.shards.store import open_dataset
 from vlds.data.shards.writing import describe_shard
 
@@ -178,3 +184,117 @@ def test_each_set_has_its_own_quarantine(tmp_path: Path, check: Check) -> None:
         assert (line["shard"], line["i"]) == (FIRST, 1)
         assert list(open_dataset(tmp_path / place).quarantine) == [1]
     assert not open_dataset(tmp_path / "c").quarantine
+
+
+# `verify --annotations`: nothing of the official files is lost, and nothing else is there.
+
+IDS = ["0", "1", "10", "11"]
+"""Annotations of the samples 0 and 1."""
+
+
+def karpathy(ids: Sequence[str]) -> dict[str, Any]:
+    sentences = [{"sentid": int(number), "raw": "x"} for number in ids]
+    rows = [{"cocoid": 5, "imgid": 9, "split": "restval", "sentences": sentences}]
+    other = [{"cocoid": 6, "imgid": 8, "split": "val", "sentences": [{"sentid": 77}]}]
+    return {"images": rows + other, "dataset": "coco"}
+
+
+FORMS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "vqa": lambda ids: {"info": {}, "questions": [{"question_id": int(n)} for n in ids]},
+    "lxmert": lambda ids: [{"question_id": int(n), "img_id": "image0", "sent": "x"} for n in ids],
+    "gqa": lambda ids: {n: {"imageId": "image0", "question": "x"} for n in ids},
+    "nlvr2": lambda ids: "\n".join(json.dumps({"identifier": n, "label": "True"}) for n in ids),
+    "karpathy": karpathy,
+    "coco": lambda ids: {
+        "licenses": [{"id": 1}],
+        "images": [{"id": 999}],
+        "annotations": [{"id": int(n), "image_id": 999} for n in ids],
+    },
+    "vg": lambda ids: [
+        {"id": 999, "qas": [{"qa_id": int(n), "image_id": 999} for n in ids]},
+        {"image_id": 998, "qas": []},
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_annotations_of_the_files(tmp_path: Path, check: Check, form: str) -> None:
+    folder = write_shards(tmp_path / "shards", [record(0), record(1)])
+    file = write(tmp_path / "all.json", FORMS[form](IDS))
+    assert check(folder, file) == (0, {})
+    file = write(tmp_path / "more.json", FORMS[form]([*IDS, "12"]))
+    assert check(folder, file) == (1, {"annotation in no shard": 1})
+    assert not (folder / "quarantine.jsonl").exists()
+    file = write(tmp_path / "fewer.json", FORMS[form](IDS[:-1]))
+    assert check(folder, file) == (1, {"annotation in no file": 1})
+    assert quarantined(folder)[0]["id"] == "image1"
+
+
+def test_what_was_dropped_is_not_missing(tmp_path: Path, check: Check) -> None:
+    """By its own id, or with its whole sample: a picture, or a pair of NLVR2."""
+    dropped = [Dropped("12", "no answer"), Dropped("900", "damaged"), Dropped("dev-1-0", "damaged")]
+    folder = write_shards(tmp_path / "shards", [record(0), *dropped])
+    rows = [{"question_id": n, "image_id": 5} for n in (0, 1, 12)]
+    file = write(tmp_path / "a.json", {"questions": [*rows, {"question_id": 30, "image_id": 900}]})
+    pairs = write(tmp_path / "b.json", [{"identifier": "dev-1-0-1"}])
+    assert check(folder, file, pairs) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[{"text": 1}]', "a row has none of question_id"),
+        ('{"question_id": 1}\n{', "line 2: not JSON"),
+        ('[{"question_id": 1},\n {"question_id": null}]', "annotation 1: 'question_id' is null"),
+        ('[{"question_id": 1},\n {"question_id": NaN}]', "rows.json, line 2: NaN is not a number"),
+        ('{"question_id": 1}\n{"question_id": 1e999}', "rows.json, line 2: 1e999 is not a number"),
+        ("[]", "no annotation of split train"),
+        (None, "does not exist"),
+    ],
+)
+def test_files_without_ids_are_refused(
+    healthy: Path, refused: Any, text: str | None, told: str
+) -> None:
+    file = healthy.parent / "rows.json"
+    if text is not None:
+        write(file, text)
+    refused(main(["verify", str(healthy), "--annotations", str(file), "--workers", "1"]), told)
+
+
+# `verify` compares the classes of the samples, of the index and of dataset.json.
+
+
+def test_all_is_well(tmp_path: Path, check: Check) -> None:
+    assert check(write_classes(tmp_path / "toy")) == (0, {})
+    assert check(write_classes(tmp_path / "test", [None, None])) == (0, {})
+
+
+def test_a_label_that_is_not_listed(tmp_path: Path, check: Check) -> None:
+    folder = write_classes(tmp_path / "toy")
+    change_info(folder, classes=["zebra", "ant"])
+    assert check(folder) == (1, {"class unusable": 2})
+
+
+def test_another_order(tmp_path: Path, check: Check) -> None:
+    folder = write_classes(tmp_path / "toy")
+    change_info(folder, classes=["ant", "zebra", "cat"])
+    assert check(folder) == (1, {"index of another shard": 3})
+
+
+def test_an_index_with_another_class(tmp_path: Path, check: Check) -> None:
+    """As if a program had written both the wrong file and its sha256."""
+    folder = write_classes(tmp_path / "toy")
+    info = DatasetInfo.load(folder)
+    tar = folder / info.shards[0].name
+    index = build_index(tar, classes=info.classes)
+    assert index.classes is not None
+    index.classes[0] = 0
+    shards = [vars(describe_shard(tar, index)), vars(info.shards[1])]
+    change_info(folder, shards=shards)
+    assert check(folder) == (1, {"index of another shard": 1})
+
+
+def test_labels_that_only_some_have(tmp_path: Path, check: Check) -> None:
+    folder = write_classes(tmp_path / "toy", ["ant", None])
+    assert check(folder) == (1, {"annotations without a label": 1})
+    assert np.frombuffer(next(folder.glob("*.cls")).read_bytes(), "<u4").tolist()[0] == 1

@@ -11,7 +11,7 @@ import pytest
 
 from data_prep.checking.checks import check_sample
 from data_prep.cli import main
-from data_prep.packing.writer import SampleRecord
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.pictures import jpeg, png
 from tests.toys.shards import (
     FIRST,
@@ -28,6 +28,10 @@ from tests.toys.shards import (
     write_shards,
 )
 from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.sample import feature_bytes
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.stream import ask_all
+from vlds.schema import LONGEST_TEXT, Sample
 
 
 def png_with_a_wrong_checksum() -> bytes:
@@ -173,3 +177,179 @@ def test_a_foreign_member_inside_a_sample(healthy: Path) -> None:
     data = (healthy / FIRST).read_bytes()[begin:end]
     (finding,) = check_sample(data, begin, end, DatasetInfo.load(healthy)).findings
     assert "its members (000000000, 000000001) are not where the index says" in finding.detail
+
+
+# `verify` asks the tasks of a data set's kind, as a run does: what none can use, it names.
+
+Members = list[tuple[str, bytes]]
+QUESTION = {"question": "why?", "label": {"yes": 1.0}}
+CHOICE = {"question": "who?", "choices": ["a", "b"], "answer_index": 1, "span": [0, 1]}
+PICTURE: Members = [("jpg", jpeg())]
+PAIR: Members = [("left.jpg", jpeg()), ("right.jpg", jpeg())]
+CLIP: Members = [("features.npy", feature_bytes(np.ones((4, 3))))]
+CHOSEN = {"question": "why?", "choices": ["a", "b"], "answer_index": 1}
+GOOD: dict[str, tuple[dict[str, Any], Members]] = {
+    "vqa": (QUESTION, PICTURE),
+    "gqa": ({"question": "why?", "answer": "yes"}, PICTURE),
+    "nlvr2": ({"sentence": "both", "label": True}, PAIR),
+    "entailment": ({"hypothesis": "a dog", "label": "neutral"}, PICTURE),
+    "multiple_choice": (CHOSEN, PICTURE),
+    "image_class": ({"label": "a dog"}, PICTURE),
+    "caption": ({"caption": "a dog"}, PICTURE),
+    "video_qa": (CHOICE, CLIP),
+    "video_caption": ({"caption": "a dog"}, CLIP),
+}
+
+
+def pack(
+    out: Path, kind: str, *annotations: Any, members: Members | None = None, **fields: Any
+) -> Path:
+    """A sample of each annotation."""
+    records = [
+        SampleRecord(
+            id=f"s{number}",
+            members=members or GOOD[kind][1],
+            json={"annotations": [{"id": f"a{number}", **annotation}], **fields},
+        )
+        for number, annotation in enumerate(annotations)
+    ]
+    write_dataset(out, name="toy", kind=kind, split="train", records=records)
+    return out
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_every_kind_is_well(tmp_path: Path, check: Check, kind: str) -> None:
+    assert check(pack(tmp_path / "toy", kind, GOOD[kind][0])) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("vqa", {"label": ["yes"]}),
+        ("vqa", {"label": 3}),
+        ("vqa", {"question": "x" * (LONGEST_TEXT - 2)}),
+        ("vqa", {"answers": 5}),
+        ("vqa", {"answers": [1, 2]}),
+        ("vqa", {"answer_type": ["x"]}),
+        ("gqa", {"answer": 5}),
+        ("gqa", {"answer": ["a"]}),
+        ("gqa", {"types": 5}),
+        ("gqa", {"types": {"structural": []}}),
+        ("gqa", {"groups": {"global": {}}}),
+        ("gqa", {"entailed": 5}),
+        ("nlvr2", {"label": "True"}),
+        ("nlvr2", {"label": []}),
+        ("entailment", {"label": 5}),
+        ("image_class", {"label": 5}),
+        ("video_qa", {"choices": 5}),
+        ("video_qa", {"choices": [5]}),
+    ],
+)
+def test_annotations_that_no_task_can_use(
+    tmp_path: Path, check: Check, kind: str, changed: dict[str, Any]
+) -> None:
+    folder = pack(tmp_path / "toy", kind, GOOD[kind][0], GOOD[kind][0] | changed)
+    assert check(folder) == (1, {"sample unusable": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("video_qa", {"subtitles": [{"text": 5}]}),
+        ("video_qa", {"subtitles": [{"text": "a" * LONGEST_TEXT}]}),
+        ("video_caption", {"subtitles": "x"}),
+        ("video_caption", {"span": 5}),
+    ],
+)
+def test_what_belongs_to_the_whole_sample(
+    tmp_path: Path, check: Check, kind: str, fields: dict[str, Any]
+) -> None:
+    folder = pack(tmp_path / "toy", kind, GOOD[kind][0], **fields)
+    assert check(folder) == (1, {"sample unusable": 1})
+
+
+def test_a_number_of_pictures_that_no_model_takes(tmp_path: Path, check: Check) -> None:
+    one = pack(tmp_path / "one", "nlvr2", GOOD["nlvr2"][0], members=PICTURE)
+    assert check(one) == (1, {"sample unusable": 1})
+
+
+def test_answers_too_long_to_learn(tmp_path: Path, check: Check) -> None:
+    folder = pack(tmp_path / "toy", "vqa", QUESTION | {"label": {"y" * (LONGEST_TEXT + 1): 1.0}})
+    assert check(folder) == (1, {"annotation unusable": 1})
+
+
+def test_labels_that_only_some_have(tmp_path: Path, check: Check) -> None:
+    """An annotation has one if any task of its kind can train on it."""
+    assert check(pack(tmp_path / "chosen", "multiple_choice", CHOSEN, CHOSEN)) == (0, {})
+    asked = {"question": "why?", "choices": ["a", "b"]}
+    some = pack(tmp_path / "some", "multiple_choice", CHOSEN, asked)
+    assert check(some) == (1, {"annotations without a label": 1})
+    without = {"question": "why?"}
+    assert check(pack(tmp_path / "test", "vqa", without, without)) == (0, {})
+    mixed = pack(tmp_path / "mixed", "vqa", QUESTION, without)
+    assert check(mixed) == (1, {"annotations without a label": 1})
+
+
+def test_features_of_two_shapes_in_one_sample(tmp_path: Path, check: Check) -> None:
+    members = [(f"{n}.features.npy", feature_bytes(np.ones((n, 3)))) for n in (2, 4)]
+    folder = pack(tmp_path / "toy", "vqa", QUESTION, members=members)
+    assert check(folder) == (1, {"features of different shapes": 1})
+
+
+def npy(shape: str, padding: int, values: np.ndarray) -> bytes:
+    header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * padding + b"\n"
+    size = len(header).to_bytes(2, "little")
+    return b"\x93NUMPY\x01\0" + size + header + values.astype("<f2").tobytes()
+
+
+def read(folder: Path) -> Sample:
+    return open_dataset(folder).read(0)
+
+
+def test_features_with_a_long_header(tmp_path: Path, check: Check) -> None:
+    members = [("features.npy", npy("(4, 3)", 2000, np.ones((4, 3))))]
+    folder = pack(tmp_path / "toy", "vqa", QUESTION, members=members)
+    assert check(folder) == (0, {})
+    assert read(folder).features[0].tolist() == np.ones((4, 3)).tolist()
+
+
+def test_features_without_values(tmp_path: Path, check: Check) -> None:
+    members = [("features.npy", npy("(0, 3)", 60, np.ones(0)))]
+    folder = pack(tmp_path / "toy", "vqa", QUESTION, members=members)
+    assert check(folder) == (1, {"features no matrix": 1})
+    assert read(folder).features[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("size", [5, [1, 2]])
+def test_sizes_that_cannot_be_counted(tmp_path: Path, refused: Any, size: Any) -> None:
+    folder = pack(tmp_path / "toy", "vqa", QUESTION, size=size)
+    refused(main(["stats", str(folder)]), "sample 000000000 cannot be counted")
+
+
+def test_a_choice_that_is_not_there_is_shown_as_trouble(tmp_path: Path, output: Any) -> None:
+    folder = pack(tmp_path / "toy", "video_qa", CHOICE | {"answer_index": 9})
+    assert main(["preview", str(folder)]) == 0
+    assert "not what it should be: list index out of range" in output()
+
+
+@pytest.mark.parametrize("pieces", [-1, 5])
+def test_a_vocabulary_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pieces: int
+) -> None:
+    folder = pack(tmp_path / "toy", "vqa", QUESTION)
+    command = ["tokenizer", str(folder), "--out", str(tmp_path / "x.model")]
+    assert main([*command, "--vocab-size", str(pieces)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"error: --vocab-size {pieces}: sentencepiece cannot make a model")
+    assert not (tmp_path / "x.model").exists()
+
+
+def test_asking_leaves_a_kind_of_others_alone(tmp_path: Path) -> None:
+    write_dataset(
+        tmp_path / "toy", name="toy", kind="theirs", split="train",
+        records=[SampleRecord(id="s", members=PICTURE, json={"annotations": [{"id": "a"}]})],
+    )  # fmt: skip
+    asked = ask_all(open_dataset(tmp_path / "toy").read(0))
+    assert (asked.faults, asked.labelled) == ([], set())

@@ -1,4 +1,4 @@
-"""Text from others cannot act on the terminal, and looks as it is."""
+"""What people type and read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.cli import main
 from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.recipe.config import save_recipe
 from vlds.runtime.limited import environment
-from vlds.runtime.terminal import tell, visible
+from vlds.runtime.terminal import clock, duration_text, tell, visible
+
+# Text from others cannot act on the terminal, and looks as it is.
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,52 @@ def test_nothing_is_printed_past_it() -> None:
             if (name == "print" and file.name != "terminal.py") or markup:
                 past.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert past == []
+
+
+# A wrong command line is one line that names the word and a near one.
+
+JSONL = "jsonl --task vqa --annotations x --images y --out z"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("jsonnl", "'jsonnl': no such command; did you mean 'jsonl'? choose from aokvqa"),
+        ("veryfy shards", "did you mean 'verify'?"),
+        (f"{JSONL} --question_field q", "--question_field: no such option; did you mean "
+         "'--question-field'? `vlds data jsonl --help` says more"),
+        ("jsonl --taks vqa", "--taks: no such option; did you mean '--task'?"),
+        ("jsonl --task VQA", "'VQA': no such --task; did you mean 'vqa'? choose from vqa, caption"),
+        ("vqav2 --src x --out y --split trian", "did you mean 'train'?"),
+        ("stats a b", "'b': unexpected word; `vlds data stats --h"),
+        ("jsonl --task vqa", "are required: --annotations, --images, --out;"),
+        (f"{JSONL} --workers two", "error: --workers: got 'two'; give a whole number;"),
+    ],
+)  # fmt: skip
+def test_the_nearest_word_is_named(
+    words: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+# Times as people read them.
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.04 s"), (9.4, "9.4 s"), (9.6, "10 s"), (75, "1 min 15 s"), (3600, "1 h 00 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "00:00:00"), (3_599.6, "01:00:00"), (108_300, "30:05:00"), (1e6, "277:46:40")],
+)
+def test_a_clock_does_not_begin_again_after_a_day(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

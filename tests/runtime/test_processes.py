@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import psutil
 import pytest
 
 from tests.toys.processes import gone, until
+from vlds.runtime.limited import OverLimit, limited
 from vlds.runtime.process import (
     ASKING,
     Interrupted,
@@ -80,3 +83,72 @@ def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c() -> None:
         import_it()
     assert stopped.value.exit_code == 130
     assert stopped.value.signal_name == "Ctrl-C"
+
+
+# What a stranger's file asks for runs in a copy of this process, within limits.
+
+
+def fails() -> str:
+    raise KeyError("a")
+
+
+def ends() -> str:
+    os._exit(3)
+
+
+def test_a_text_comes_back_as_it_is() -> None:
+    text = "é\n\ud800" * 100_000
+    assert limited(lambda: text) == text
+    assert limited(str) == ""
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (fails, ValueError, "^'a'$"),
+        (lambda: "a" * (5 << 20), ValueError, "writes more than 4 MiB"),
+        (lambda: "a" * 10**11, OverLimit, "more than 512 MiB"),
+        (lambda: str(re.match("(a+)+$", "a" * 60 + "b")), OverLimit, "more than 2 seconds"),
+        (ends, OverLimit, ""),
+    ],
+    ids=["fails", "writes too much", "memory", "time", "ends"],
+)
+def test_limits(make: Callable[[], str], error: type[ValueError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        limited(make)
+
+
+# Memory of freed tensors stays with the process.
+
+PROGRAM = """
+import resource, sys
+import torch
+from vlds.runtime.process import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(5_000_000)  # 20 MB, 4,883 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+faults()
+print(faults())
+"""
+PAGES = 4_883
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.parametrize(
+    ("variables", "is_kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, False)]
+)
+def test_pages_of_freed_tensors_are_used_again(variables: dict[str, str], is_kept: bool) -> None:
+    """Ten tensors of 20 MB, one after the other, after the first ones; what a user sets stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=os.environ | variables,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    faults = int(done.stdout)
+    assert faults < PAGES if is_kept else faults > PAGES

@@ -227,14 +227,6 @@ def _renamed_fields(
     }
 
 
-def shipped_or_given(key: str, name: str, mark: PathMark) -> str:
-    """A name of a recipe, or the path of the file or folder of vlds that it means."""
-    if mark.kind in ("any", "file") and name.startswith("recipes/"):
-        with suppress(ValueError, OSError):  # what reads it says that it is missing
-            return str(find(name))
-    return name
-
-
 NO_FOLDER = re.compile(r"://|^pipe:|\{|\.tar$")
 """Marks data that are not a folder: see `is_pattern` of shards."""
 
@@ -403,13 +395,23 @@ def located(tree: dict[str, Any], file: Path, options: type) -> dict[str, Any]:
             if path.exists() or ("{" in path.name and path.parent.is_dir()):
                 return from_here(path, name)
         # A missing data set is named where it was; other names may be the hub's, or of vlds.
-        return from_here(places.start / name, name) if mark.kind == "data" else name
+        if mark.kind == "data":
+            return from_here(places.start / name, name)
+        return shipped_or_given(key, name, mark)
 
     rest = {key: value for key, value in tree.items() if key != STARTED_IN}
     resolved: dict[str, Any] = renamed(rest, options, find_again)
     if STARTED_IN in tree and isinstance(output := rest.get(OUTPUT), str):
         resolved[OUTPUT] = from_here(places.candidates(output)[0], output)
     return resolved
+
+
+def shipped_or_given(key: str, name: str, mark: PathMark) -> str:
+    """A name of a recipe, or the path of the file or folder of vlds that it means."""
+    if mark.kind in ("any", "file") and name.startswith("recipes/"):
+        with suppress(ValueError, OSError):  # what reads it says that it is missing
+            return str(find(name))
+    return name
 
 
 def left_behind(tree: dict[str, Any], saved: Path, options: type) -> str | None:

@@ -406,8 +406,8 @@ def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> Non
         write_run(replace(recipe, output=output))
     write_run(replace(recipe, output="runs/lora", methods={"lora": LoRA(rank=2)}))
     for words in commands(page):
-        # `ls` and the like are of the example.
-        if words[0] == "vlds" and "clip" not in words:  # tests/convert/test_clip.py has such files
+        # tests/convert/test_clip.py has files of CLIP; the example has commands of the shell too.
+        if words[0] == "vlds" and "clip" not in words:
             assert run_command(words[1:]) == 0, words
     scope: dict[str, Any] = {}
     for text in blocks(page, "python"):

@@ -29,7 +29,7 @@ from vlds.evaluation.sources import encode_picture
 from vlds.recipe.config import save_recipe
 
 PAGE = ROOT / "docs" / "python.md"
-PACK, TRAIN, SCORE, ANSWER, DATA, LOOP, ATTACH = (
+_, PACK, TRAIN, SCORE, ANSWER, DATA, LOOP, ATTACH = (
     block
     for page in (PAGE, PAGE.with_name("attach.md"))
     for block in re.findall(

@@ -332,7 +332,7 @@ def test_every_recipe_parses(desk: Path) -> None:
     for name in names:
         whole = (desk / name).read_text("utf-8").splitlines()[1].startswith("output:")
         if name == "table.yaml":
-            assert len(runs_of(read_sweep([name]))) == 9
+            assert len(runs_of(read_sweep([name]))) == 4
             continue
         below = [] if whole else ["--config", "vqa.yaml"]
         recipe = parse_recipe([*below, "--config", name])
@@ -406,7 +406,8 @@ def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> Non
         write_run(replace(recipe, output=output))
     write_run(replace(recipe, output="runs/lora", methods={"lora": LoRA(rank=2)}))
     for words in commands(page):
-        if "clip" not in words:  # tests/convert/test_clip.py has such files
+        # tests/convert/test_clip.py has files of CLIP; the example has commands of the shell too.
+        if words[0] == "vlds" and "clip" not in words:
             assert run_command(words[1:]) == 0, words
     scope: dict[str, Any] = {}
     for text in blocks(page, "python"):

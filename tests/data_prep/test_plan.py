@@ -94,14 +94,6 @@ def test_wrong_words(tmp_path: Path, refused: Any) -> None:
     refused(code, "x is not a folder; name that of the downloads")
 
 
-@pytest.mark.slow
-def test_a_command_that_fails_ends_the_plan(tmp_path: Path) -> None:
-    write_okvqa(tmp_path / "OKVQA")
-    (tmp_path / "COCO/val2014").mkdir(parents=True)  # without its pictures
-    given = ["plan", "okvqa", "--data", str(tmp_path), "--out", str(tmp_path / "shards"), "--run"]
-    assert main(given) == 2
-
-
 def test_nothing_to_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = tmp_path / "data", tmp_path / "shards"
     data.mkdir()

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pytest
 import vlds.data.shards.download
 from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
-from tests.toys.dask_processes import DaskProcesses
 from tests.toys.pictures import noise
 from tests.toys.store import BUCKET, Line, s3_server, use_store
 from tests.toys.streams import records
@@ -120,18 +118,6 @@ def test_a_store_gets_the_bytes_of_a_folder(line: Line, images: Path, tmp_path: 
     assert len([name for name in stored(line.port) if name.endswith(".tar")]) == 4
 
 
-def test_pictures_that_rows_hold_go_to_a_store(line: Line, tmp_path: Path) -> None:
-    """They lie in a folder of this machine first, which is gone afterwards."""
-    picture = b64encode(noise(0)).decode()
-    row = {"image": f"data:image/png;base64,{picture}", "question": "why?", "answer": "so"}
-    (tmp_path / "marks.jsonl").write_text(json.dumps(row))
-    place = ["chat", "--annotations", str(tmp_path / "marks.jsonl"), "--workers", "1"]
-    assert main([*place, "--out", str(tmp_path / "out")]) == 0
-    assert main([*place, "--out", f"s3://{BUCKET}/marks"]) == 0
-    assert in_store(line, "marks") == without_place(contents(tmp_path / "out"))
-    assert kept_here(tmp_path) == []
-
-
 COMMANDS = ("stats", "verify", "preview")
 
 
@@ -191,42 +177,6 @@ def test_another_machine_resumes_what_was_killed(
     assert "pets/dataset.json" not in begun
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
     assert main([*command, "--resume"]) == 0
-    assert in_store(line) == without_place(contents(tmp_path / "out"))
-
-
-@pytest.fixture(scope="module")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
-    """A scheduler and two workers."""
-    pytest.importorskip("distributed", reason="Dask is missing: pip install 'vlds[dask]'")
-    cluster = DaskProcesses(tmp_path_factory.mktemp("dask"))
-    yield cluster
-    cluster.stop()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
-def test_a_cluster_whose_workers_die_writes_to_a_failing_store(
-    line: Line, dask: DaskProcesses, images: Path, tmp_path: Path, seed: int
-) -> None:
-    """One worker or two die while they open pictures, and requests to the store break; even seeds
-    kill a worker, odd ones the command, which another machine resumes."""
-    assert main(words(images, str(tmp_path / "out"))) == 0
-    command = words(images, f"s3://{BUCKET}/pets", "--executor", dask.executor)
-    draw = random.Random(seed)
-    line.errors, line.cuts = 0.05, 0.05
-    first = started(command, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "first")})
-    wait_for_puts(line, draw.randrange(PUTS - 6), first)
-    if seed % 2:
-        first.kill()
-    elif workers := dask.workers():
-        draw.choice(workers).kill()
-    first.wait()
-    if seed % 2:
-        assert first.returncode == -signal.SIGKILL
-        assert main([*command, "--resume"]) == 0
-    else:
-        assert first.returncode == 0
-    line.errors = line.cuts = 0.0
     assert in_store(line) == without_place(contents(tmp_path / "out"))
 
 

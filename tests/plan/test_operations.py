@@ -31,7 +31,7 @@ from vlds.models.methods import (
     PromptTuning,
 )
 from vlds.plan import rehearsal as replay
-from vlds.plan.rehearsal import AROUND, Operation, Shape, rehearse, seconds_here, update_seconds
+from vlds.plan.rehearsal import AROUND, Operation, Shape, rehearse, seconds_here
 
 
 def operations(method: Method, depth: int) -> int:
@@ -138,12 +138,6 @@ def test_what_is_left_takes_as_long_as_what_was_timed(monkeypatch: pytest.Monkey
     _, others = seconds_here(Counter({small: 1, large: 1}))
     assert set(calls) == {100}
     assert others == pytest.approx(0.015 + 2 * AROUND, rel=0.3)
-
-
-def test_an_update_takes_as_long_as_its_weights_are_many() -> None:
-    assert update_seconds(0, torch.float32) == 0
-    one, many = (update_seconds(n, torch.bfloat16) for n in (1 << 20, 1 << 30))
-    assert 0 < one < many
 
 
 def test_what_zeros_are_wrong_for_counts_as_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,15 +15,11 @@ from torch import Tensor
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.toys.cross_modal import pretraining_recipe
-from tests.toys.dual import class_recipe
 from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.claims import EXPERTS_ALONE
 from tests.toys.image_text.rows import TASKS, tiny
-from tests.toys.joint_encoder import joint_encoder_recipe
 from tests.toys.kinds import ALL_KINDS, built, kind_recipe
 from tests.toys.world import SIZES
-from vlds.evaluation.sources import with_lists
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.kernels.attention import step_kernels
 from vlds.models.kernels.dropout import StepDropout
@@ -120,22 +116,6 @@ def test_the_bytes_of_written_answers(
     check_answers(recipe, decoding, tmp_path / "trace.json")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe_of",
-    [
-        pretraining_recipe,
-        joint_encoder_recipe,
-        lambda world, output: class_recipe(world, output, {"full": Full()}),
-    ],
-    ids=["cross_modal", "joint_encoder", "dual_encoder"],
-)
-def test_the_bytes_of_chosen_answers(
-    recipe_of: Callable[[Path, Path], Recipe], world: Path, tmp_path: Path
-) -> None:
-    check_answers(with_lists(recipe_of(world, tmp_path)), None, tmp_path / "trace.json")
-
-
 def check_answers(recipe: Recipe, decoding: Decoding | None, file: Path) -> None:
     """A rehearsal of answers says what a real evaluation holds beside weights."""
     with torch.device("meta"):
@@ -193,16 +173,6 @@ def test_what_a_second_pass_takes(world: Path, tmp_path: Path) -> None:
     assert 0.4 < two.further.flops / two.whole.flops < 0.6
     assert 0.4 < two.further.calls / two.whole.calls < 0.6
     assert 0 < two.further.peak < two.whole.peak
-
-
-@pytest.mark.slow
-def test_what_saves_memory_saves_it_here(world: Path, tmp_path: Path) -> None:
-    recipe = kind_recipe("joint", world, tmp_path)
-    cut = cut_batches(recipe, 1)
-    before = forecast(recipe, cut).whole
-    checkpointing = replace(recipe.training, activation_checkpointing=True)
-    for change in ({"training": checkpointing}, {"data": replace(recipe.data, parts=2)}):
-        assert forecast(replace(recipe, **change), cut).whole.peak < 0.9 * before.peak
 
 
 @pytest.mark.sampled(2)

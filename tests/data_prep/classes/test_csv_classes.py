@@ -37,20 +37,6 @@ def test_a_spreadsheet(photos: Path, tmp_path: Path, check: Check) -> None:
     assert check(tmp_path / "out") == (0, {})
 
 
-def test_json_lines(photos: Path, tmp_path: Path) -> None:
-    rows = [{"image": f"deep/{n}.jpg", "label": n % 2} for n in range(4)]
-    assert pack(photos, tmp_path / "out", json_lines(rows), name="rows.jsonl") == 0
-    assert classes(tmp_path / "out") == ("0", "1")
-
-
-def test_a_column_of_splits(photos: Path, tmp_path: Path) -> None:
-    text = "image,label,part\n" + "".join(
-        f"deep/{n}.jpg,{'ab'[n % 2]},{('train', 'test')[n > 3]}\n" for n in range(6)
-    )
-    assert pack(photos, tmp_path / "out", text, "--split-field", "part") == 0
-    assert [len(labels(tmp_path / "out" / split)) for split in ("train", "test")] == [4, 2]
-
-
 def test_a_file_for_each_split(photos: Path, tmp_path: Path, refused: Any) -> None:
     for split, numbers in (("train", (0, 1)), ("val", (2, 3))):
         rows = "".join(f"deep/{n}.jpg\t{'ab'[n % 2]}\n" for n in numbers)
@@ -77,13 +63,6 @@ def test_rows_that_cannot_be_used_are_dropped(photos: Path, tmp_path: Path) -> N
         "rows.csv, line 5": "no picture",
         "rows.csv, line 6": "no class",
     }
-
-
-def test_dropped_rows_without_a_split_are_listed_too(photos: Path, tmp_path: Path) -> None:
-    text = "image,label,part\ndeep/0.jpg,a,train\ndeep/1.jpg,b,train\ndeep/2.jpg,a,\n,b,test\n"
-    assert pack(photos, tmp_path / "out", text, "--split-field", "part") == 0
-    dropped = DatasetInfo.load(tmp_path / "out/train").dropped
-    assert [drop["reason"] for drop in dropped] == ["no split", "no picture"]
 
 
 def test_a_list_is_not_a_class(photos: Path, tmp_path: Path, refused: Any) -> None:

@@ -112,20 +112,6 @@ def test_other_files_are_counted(root: Path, tmp_path: Path, output: Any) -> Non
     assert len(labels(tmp_path / "out")) == 30
 
 
-def test_unreadable_pictures_are_dropped_and_listed(
-    root: Path, tmp_path: Path, output: Any
-) -> None:
-    cut = (root / "River/0.jpg").read_bytes()[:200]
-    write(root / "River/0.jpg", cut)
-    write(root / "River/1.jpg", b"")
-    write(root / "Forest/phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0")
-    assert pack_folders(root, tmp_path / "out") == 0
-    dropped = {d["id"]: d["reason"] for d in DatasetInfo.load(tmp_path / "out").dropped}
-    assert dropped.keys() == {"River/0.jpg", "River/1.jpg", "Forest/phone.heic"}
-    assert dropped["River/1.jpg"] == "picture: empty file"
-    assert "31 in = 28 written + 3 dropped" in output()
-
-
 def test_other_names(root: Path, tmp_path: Path, output: Any) -> None:
     """Their order stays that of the folders."""
     names = {"River": "a river", "AnnualCrop": "some  crop", "Forest": "trees", "Sea": "sea"}
@@ -186,14 +172,6 @@ def test_folders_that_do_not_fit(case: str, tmp_path: Path, refused: Any) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_are_not_utf8(root: Path, tmp_path: Path, refused: Any) -> None:
-    os.mkdir(os.fsencode(root) + b"/caf\xe9")
-    for number in range(2):
-        os.link(root / "River/0.jpg", os.fsencode(root) + b"/caf\xe9/%d.jpg" % number)
-    said = refused(pack_folders(root, tmp_path / "out"), r"caf\xe9/0.jpg': its name is not UTF-8")
-    assert "(and 1 more such file); rename it, or its folder" in said
-
-
 def test_layouts_may_be_told(tmp_path: Path, refused: Any, output: Any) -> None:
     folders(tmp_path / "in", {"train": 2, "bus": 2})
     assert pack_folders(tmp_path / "in", tmp_path / "out", "--layout", "classes") == 0
@@ -238,42 +216,11 @@ def test_bad_links(
     refused(pack_folders(root, tmp_path / "out"), "pipe.jpg is not a file; restore or remove it")
 
 
-def test_folders_may_be_very_deep(root: Path, tmp_path: Path) -> None:
-    """Deeper than Python recurses."""
-    places = [str(root / "River") + "/d" * depth for depth in range(1, 1100)]
-    for place in places:
-        os.mkdir(place)
-    picture = write(Path(places[-1], "x.jpg"), photo(900))
-    try:
-        assert pack_folders(root, tmp_path / "out") == 0
-        assert len(labels(tmp_path / "out")) == 31
-    finally:
-        picture.unlink()
-        for place in reversed(places):  # pytest cannot remove them
-            os.rmdir(place)
-
-
 def test_a_file_in_two_classes_is_refused(tmp_path: Path, refused: Any) -> None:
     folders(tmp_path / "in", {"a": 1, "b": 1}, 0)
     (tmp_path / "in/b/link.jpg").symlink_to("../a/0.jpg")
     code = pack_folders(tmp_path / "in", tmp_path / "out")
     refused(code, "a/0.jpg and b/link.jpg are the same file, and so one picture of two classes")
-
-
-def test_a_picture_in_two_splits_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for split in ("train", "test"):
-        folders(tmp_path / "in" / split, {"a": 1, "b": 1}, 0 if split == "train" else 5000)
-    write(tmp_path / "in/test/b/copy.jpg", photo(0))
-    assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
-    said = capsys.readouterr()
-    assert (
-        "1 picture or group is in more than one split: test/b/copy.jpg (test) and train/a/0.jpg"
-        in said.err
-    )
-    assert "Keep each picture in one split" in said.err
-    assert "test/b/copy.jpg = train/a/0.jpg" in said.out
 
 
 @pytest.mark.parametrize(
@@ -295,15 +242,6 @@ def test_options_that_do_not_fit(
 ) -> None:  # fmt: skip
     refused(pack_folders(root, tmp_path / "out", *options), message)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_thousands_of_classes(tmp_path: Path) -> None:
-    for number in range(2000):
-        write(tmp_path / "in" / f"n{number:05d}" / "x.jpg", photo(number))
-    assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
-    assert len(classes(tmp_path / "out")) == 2000
-    assert labels(tmp_path / "out")["n01234/x.jpg"] == "n01234"
 
 
 def test_resume_and_workers_give_the_same_shards(

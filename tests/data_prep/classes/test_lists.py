@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.toys.class_folders import classes, folders, labels, pack_folders, photo
+from tests.toys.class_folders import classes, labels, pack_folders, photo
 from tests.toys.files import write
 from tests.toys.shards import Check
 
@@ -67,14 +67,6 @@ def test_lines_do_not_leave_the_folder(dtd: Path, tmp_path: Path, refused: Any) 
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_pictures_can_be_skipped(dtd: Path, tmp_path: Path) -> None:
-    (dtd / "images/banded/banded_0001.jpg").unlink()
-    assert pack_folders(dtd / "images", tmp_path / "out", *lists(dtd, "train")) == 2
-    more = [*lists(dtd, "train"), "--skip-missing"]
-    assert pack_folders(dtd / "images", tmp_path / "out", *more) == 0
-    assert len(labels(tmp_path / "out/train")) == 3
-
-
 def test_a_list_needs_its_split(dtd: Path, tmp_path: Path, refused: Any) -> None:
     for words, message in (
         (["--lists", f"{dtd}/labels/train1.txt"], "of which split? Give SPLIT="),
@@ -89,21 +81,6 @@ def test_lists_of_nothing(tmp_path: Path, refused: Any) -> None:
     code = pack_folders(tmp_path, tmp_path / "out", "--lists", str(file))
     refused(code, f"--lists {file}: no picture is listed; name other files")
     assert not (tmp_path / "out").exists()
-
-
-def test_coop(tmp_path: Path) -> None:
-    """The classes have the order of their numbers, and names of their own."""
-    root = folders(tmp_path / "in", {"Forest": 3, "AnnualCrop": 3})
-    file = write(tmp_path / "split_zhou_EuroSAT.json", {
-        "train": [["Forest/0.jpg", 0, "Forest"], ["AnnualCrop/0.jpg", 1, "Annual Crop Land"]],
-        "val": [["Forest/1.jpg", 0, "Forest"], ["AnnualCrop/1.jpg", 1, "Annual Crop Land"]],
-        "test": [["Forest/2.jpg", 0, "Forest"], ["AnnualCrop/2.jpg", 1, "Annual Crop Land"]],
-    })  # fmt: skip
-    assert pack_folders(root, tmp_path / "out", "--lists", str(file)) == 0
-    assert classes(tmp_path / "out/val") == ("Forest", "Annual Crop Land")
-    assert labels(tmp_path / "out/test") == {
-        "Forest/2.jpg": "Forest", "AnnualCrop/2.jpg": "Annual Crop Land",
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -289,13 +289,6 @@ def test_a_pickle_runs_no_program(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert mark.exists()
 
 
-def test_a_digit_that_is_no_number(tmp_path: Path, refused: Any) -> None:
-    for name, content in vqa({"image_id": "\u00b2"}).items():
-        write(tmp_path / name, content)
-    given = ["--src", str(tmp_path), "--split", "val", "--out", str(tmp_path / "out")]
-    refused(main(["vqav2", *given]), "error: 2 of 2 pictures are missing. Check --images")
-
-
 LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what?"}
 
 

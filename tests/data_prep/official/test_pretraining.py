@@ -98,12 +98,6 @@ def test_answers_of_one_name_add_up() -> None:
     assert converted_label({"yes": 0.9, "Yes": 0.6}, answers) == {"yes": 1.0}
 
 
-def test_a_question_without_answers_is_no_caption() -> None:
-    fields = {"img_id": "1", "sentf": {"vqa": ["is it a dog ?"]}, "labelf": {}}
-    (sentence,) = sentences_of(JsonRow(fields, "row"), {"yes"})
-    assert sentence.fault == "no answer of the list"
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -202,14 +202,6 @@ def test_words_can_be_left_out(tmp_path: Path) -> None:
         parse_textvqa(src, "val", ocr=src / "words.json", without_ocr=True)
 
 
-def test_the_test_split_has_no_answers_and_its_own_pictures(tmp_path: Path) -> None:
-    row = {"question_id": 1, "image_id": "ab", "question": "what?"}
-    write(tmp_path / "TextVQA_0.5.1_test.json", {"data": [row]})
-    (sample,) = parse_textvqa(tmp_path, "test", without_ocr=True).samples
-    assert sample.images == (tmp_path / "test_images/ab.jpg",)
-    assert sample.annotations == [{"id": "1", "question": "what?"}]
-
-
 # easy-VQA as its package ships it; left out where the package is not installed.
 
 

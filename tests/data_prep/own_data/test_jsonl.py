@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from data_prep.packing.picture import ALMOST_BLACK
 from data_prep.packing.splits import HashSplit
 from tests.toys import own_rows
 from tests.toys.files import write
-from tests.toys.own_rows import pack_rows, photos, questions
-from tests.toys.pictures import animation, jpeg
+from tests.toys.own_rows import pack_rows, photos
+from tests.toys.pictures import jpeg
 from tests.toys.shards import find_annotation, packed
 from vlds.data.shards.store import open_dataset
 from vlds.schema import LONGEST_TEXT
@@ -76,30 +74,6 @@ def test_three_forms_give_the_same_samples(form: str, folder: Path) -> None:
     }
     assert find_annotation(samples, second)["answers"] == ["3"]
     assert find_annotation(samples, third)["label"] == {"a cat, asleep": 1.0}
-
-
-def test_ten_answers_are_weighed_and_ids_are_kept(folder: Path) -> None:
-    rows = [
-        {"image": "a.jpg", "question": "q", "answer": ["Cat"] * 8 + ["dog"] * 2, "qid": "007"},
-        {"image": "b.jpg", "question": "q", "answer": ["cat", "kitten"], "qid": "008"},
-    ]
-    assert prepare(folder, rows, "--id-field", "qid") == 0
-    samples = packed(folder / "out")
-    assert find_annotation(samples, "007")["label"] == {"Cat": 1.0, "dog": 0.6}
-    assert find_annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
-
-
-def test_empty_entries_of_lists_are_counted(folder: Path, output: Any) -> None:
-    rows = [
-        {"image": "a.jpg", "caption": ["a", "", "b", None]},
-        {"image": "b.jpg", "caption": []},
-        {"image": "b.jpg", "caption": [None, " "]},
-    ]
-    assert prepare(folder, rows, task="caption") == 0
-    assert [a["caption"] for a in packed(folder / "out")["a.jpg"].annotations] == ["a", "b"]
-    printed = output()
-    assert "7 in = 2 written + 5 dropped" in printed
-    assert "no caption: 5 (ids 1, 1, 2, 3, 3)" in printed
 
 
 def test_an_empty_answer_counts_as_one_of_ten_only(folder: Path, output: Any) -> None:
@@ -226,28 +200,6 @@ def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
     assert one != two
 
 
-def test_what_pictures_lose_is_told(folder: Path, output: Any) -> None:
-    write(folder / "photos" / "k.gif", animation("GIF"))
-    write(folder / "photos" / "l.tif", animation("TIFF"))
-    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    masked = np.where(ramp > 0.5, np.nan, ramp)
-    deep = {"m.png": ramp * 4095, "n.png": ramp * 65535, "o.tif": masked, "p.png": ramp * 0}
-    for name, values in deep.items():
-        grey = values if name == "o.tif" else values.astype(np.uint16)
-        Image.fromarray(grey).save(folder / "photos" / name)
-    rows = questions("a.jpg", "k.gif", "l.tif", *deep)
-    assert prepare(folder, rows, name="rows.csv") == 0
-    shown = [line for line in output().splitlines() if " samples show " in line]
-    told = {line.partition(": ")[0]: set(line.partition(": ")[2].split(", ")) for line in shown}
-    assert told == {
-        "2 samples show the first frame or page alone of a picture that has more": {
-            "k.gif",
-            "l.tif",
-        },
-        f"2 samples show {ALMOST_BLACK}": {"m.png", "o.tif"},
-    }
-
-
 ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
 
 
@@ -367,17 +319,3 @@ def test_rows_of_a_group_stay_in_one_split(folder: Path, refused: Any) -> None:
     assert sorted(patient for found in groups for patient in found) == ["p0", "p1", "p2"]
     code = prepare(folder, [*rows[:2], rows[2] | {"patient": None}], *words)
     refused(code, "row 3: 'patient' is empty; give each row its group")
-
-
-def test_truth_values_and_names_on_two_lines(folder: Path) -> None:
-    """`true` is an answer as JSON writes it; what is no name of a file is dropped, and counted."""
-    rows = [
-        {"image": "a.jpg", "question": "Is it red?", "answer": True},
-        {"image": "b.jpg", "question": "Is it red?", "answer": [False, 1]},
-        {"image": "c\n.jpg", "question": "Is it red?", "answer": "yes"},
-    ]
-    assert prepare(folder, rows) == 0
-    answers = [a["answers"] for s in packed(folder / "out").values() for a in s.annotations]
-    assert sorted(answers) == [["false", "1"], ["true"]]
-    (dropped,) = open_dataset(str(folder / "out")).info.dropped
-    assert dropped["reason"] == "line break or control character in the picture's name"

@@ -97,23 +97,6 @@ def test_splits_of_the_rows_are_kept(desk: Path, output: Any) -> None:
         assert kept == ({"g8", "g9"} if more else set())
 
 
-@pytest.mark.parametrize("cells", ["NAME,COLOUR,GROUP", "NAME,COLOUR thing of NUMBER,GROUP"])
-def test_groups_stay_together(cells: str, desk: Path, output: Any) -> None:
-    """Of classes too, for which seeds are tried until train has them all."""
-    what = "label" if cells.count(" ") == 0 else "caption"
-    table = write(desk / "rows.csv", rows(f"image,{what},patient", cells))
-    assert own(table, "--group-field", "patient", "--seed", "3") == 0
-    groups: dict[str, set[str]] = {}
-    for split in ("train", "val", "test"):
-        dataset = open_dataset(Path("out") / split)
-        for number in range(dataset.num_samples):
-            ((field, patient),) = groups_of(dataset.read(number))
-            assert field == "patient"
-            groups.setdefault(patient, set()).add(split)
-    assert len(groups) == 10
-    assert all(len(splits) == 1 for splits in groups.values())
-
-
 def test_a_draw_that_does_not_do_tells_no_classes(desk: Path, output: Any) -> None:
     """The only group with a class must be in train; what other draws lack is of no interest."""
     lines = rows("image,label,patient", "NAME,COLOUR,GROUP").splitlines()
@@ -183,21 +166,6 @@ def test_what_is_not_clear_is_asked(
 
 def test_a_file_of_no_rows(desk: Path, refused: Any) -> None:
     refused(own(write(desk / "rows.json", "{}")), f"{desk}/rows.json: no rows with fields")
-
-
-def test_pictures_that_are_all_one_cannot_be_divided(
-    desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No draw is tried: the message says what belongs together."""
-    lines = ["image,q,a"]
-    for number in range(12):
-        first = (desk / "photos" / NAMES[0]).read_bytes()
-        (desk / "photos" / f"same{number}.jpg").write_bytes(first)
-        lines.append(f"same{number}.jpg,what is it?,{number % 2}")
-    assert own(write(desk / "rows.csv", "\n".join(lines))) == 2
-    told = capsys.readouterr()
-    assert told.out.count("vlds data jsonl") == 1
-    assert "there are 12 samples, in 1 set that stay together (rows of one" in told.err
 
 
 def test_numbers_are_no_pictures_where_a_column_names_files(

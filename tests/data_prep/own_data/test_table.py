@@ -80,20 +80,9 @@ def test_the_line_at_fault_is_named(content: str, fault: str, tmp_path: Path) ->
     assert f"t.csv, {fault}" in str(caught.value).replace("t.csv:\n", "t.csv, ")
 
 
-def test_rows_of_a_json_list(tmp_path: Path) -> None:
-    """By their lines; of several on a line, by their numbers."""
-    text = '[\n {"a": "]},\\n["},\n\n {"a":\n 2}, \n{"a": []}]'
-    assert [p for p, _ in rows(tmp_path, text, "t.json")] == ["line 2", "line 4", "line 6"]
-    assert [p for p, _ in rows(tmp_path, '[{"a": 1}, {"a": 2}]', "t.json")] == ["row 1", "row 2"]
-
-
 def test_commas_between_json_lines_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a comma follows the first row; JSON lines have no"):
         rows(tmp_path, '{"a": 1},\n{"a": 2}\n', "t.json")
-
-
-def test_rows_of_json_lines(tmp_path: Path) -> None:
-    assert [p for p, _ in rows(tmp_path, '\n{"a": 1}\n\n{"a": 2}', "t")] == ["line 2", "line 4"]
 
 
 # Files in other formats than rows: read if possible, else named with the command for them.
@@ -219,19 +208,8 @@ def test_labels_of_another_task_name_it(
     refused(prepare(folder, rows, "--hypothesis-field", "said", task=task), told)
 
 
-def test_the_column_of_statements_has_an_option(folder: Path) -> None:
-    rows = STATEMENTS.replace("statement", "claim")
-    assert prepare(folder, rows, "--statement-field", "claim", task="statement") == 0
-    assert open_dataset(str(folder / "out")).num_annotations == 3
-
-
 def test_false_and_zero_of_json_are_labels(folder: Path) -> None:
     rows = [{"image": "a", "statement": f"s{x}", "label": x} for x in (False, 0, True, 1)]
     assert prepare(folder, rows, task="statement", name="rows.json") == 0
     (sample,) = packed(folder / "out").values()
     assert [a["answers"] for a in sample.annotations] == [["false"], ["false"], ["true"], ["true"]]
-
-
-def test_no_usable_row_says_why(folder: Path, refused: Any) -> None:
-    code = prepare(folder, "image,question,answer\na,,x\na,q,\nb,q,\n")
-    refused(code, "no usable sample for split 'train'; dropped: no answer: 2, no question: 1")

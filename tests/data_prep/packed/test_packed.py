@@ -107,19 +107,6 @@ def test_what_does_not_fit(img2dataset: Path, words: list[str], message: str, re
     refused(main(["index", str(img2dataset), "--name", "n", "--split", "train", *words]), message)
 
 
-def test_keys_with_dots_are_explained(tmp_path: Path, refused: Any) -> None:
-    """webdataset takes what follows the first dot for the extension: the samples fall together."""
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("img.v1.jpg", "img.v1.txt", "img.v2.jpg", "img.v2.txt"):
-            add(tar, name, jpeg())
-    words = ["--name", "n", "--kind", "caption", "--split", "train", "--fields", "caption=txt"]
-    code = main(["index", str(tmp_path), *words])
-    refused(
-        code, "it has v1.jpg, v1.txt, v2.jpg, v2.txt (a name's extension begins at its first dot"
-    )
-    assert not (tmp_path / "dataset.json").exists()
-
-
 def test_an_index_written_anew_keeps_the_record(tmp_path: Path) -> None:
     """Where the sidecars are gone or false, only dataset.json knows what became of the source."""
     out = tmp_path / "out"
@@ -210,19 +197,6 @@ def test_batches_of_one_task(folders: list[Path], simulated: Any) -> None:
     assert ["steps 0 to 64, 2 or 8 examples each, on 2 x 1 ranks"] in rows
     assert ["many-train", "128", "50.00%", "256", "32.0"] in rows
     assert ["few-train", "32", "50.00%", "64", "32.0"] in rows
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize(("lanes", "least", "most"), [(1, 25, 40), (4, 9, 12)])
-def test_lanes_keep_nodes_apart(
-    lanes: int, least: int, most: int, folders: list[Path], simulated: Any
-) -> None:
-    """One epoch of each data set: a node with two of eight ranks needs a quarter of the shards."""
-    given = ["--temperature", 1, "--global-batch-size", 16, "--nodes", 4, "--ranks-per-node", 2]
-    rows = simulated(*folders, *given, "--lanes", lanes, "--steps", 10)
-    found = [row[1] for row in rows if row[0] in "0123" and len(row) == 4]
-    assert len(found) == 4
-    assert all(least <= int(number.split()[0]) <= most for number in found), found
 
 
 def test_the_examples_are_those_of_a_stream(folders: list[Path], simulated: Any) -> None:
@@ -325,12 +299,6 @@ def test_questions_keep_the_scores_of_known_answers(tmp_path: Path) -> None:
     assert (example.target, example.weight) == ("", 0.0)
     info = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert "known.json" in [entry["file"] for entry in info["source"]]
-
-
-def test_the_vocabularies_of_lxmert(shared: Path) -> None:
-    folder = shared / "data/vqa_gqa_answer_vocab"
-    assert len(read_vocabulary(folder / "vqa_trainval_ans2label.json")) == 3129
-    assert len(read_vocabulary(folder / "gqa_trainval_label2ans.json")) == 1842
 
 
 def test_what_is_no_vocabulary(tmp_path: Path) -> None:

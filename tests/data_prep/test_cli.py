@@ -81,11 +81,6 @@ def test_sizes(text: str, size: int) -> None:
     assert num_bytes(text) == size
 
 
-def test_a_size_that_is_none(shards: Path, refused: Any) -> None:
-    given = ["gqa", "--src", str(shards), "--split", "val", "--out", "x", "--shard-size", "big"]
-    refused(main(given), "'big' is not a size; give one such as 512MB or 1GiB")
-
-
 @pytest.mark.parametrize("command", ["verify", "stats", "preview", "index"])
 def test_a_web_server_cannot_be_listed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "http://u:secret@a.b/shards"]) == 2

@@ -121,19 +121,6 @@ def test_a_store_gets_the_bytes_of_a_folder(line: Line, images: Path, tmp_path: 
 COMMANDS = ("stats", "verify", "preview")
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "http://127.0.0.1:1"])
-def test_a_wrong_endpoint_is_named(
-    endpoint: str, line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    use_store(monkeypatch, 1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    assert main(["stats", f"s3://{BUCKET}/pets"]) == (1 if "//" in endpoint else 2)
-    *again, said = capsys.readouterr().err.splitlines()
-    assert said.endswith(f"; AWS_ENDPOINT_URL is {endpoint}")
-    # What is no address at all is not asked again.
-    assert ("give one with http:// or https://" in said) == (not again) == (":/" not in endpoint)
-
-
 def test_other_files_and_data_sets_are_safe(line: Line, images: Path, refused: Any) -> None:
     files = use_store(pytest.MonkeyPatch(), line.port)
     files.pipe_file(f"{BUCKET}/thesis/chapter.txt", b"much work")

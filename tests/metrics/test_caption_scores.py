@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlds.tasks.metrics import caption_scores as module
-from vlds.tasks.metrics import coco_package, spice
+from vlds.tasks.metrics import coco_package
 from vlds.tasks.metrics.caption_scores import (
     NAMES,
     OFFICIAL,
@@ -137,24 +137,6 @@ def test_without_java_official_scores_are_refused_with_the_cure(
             caption_scores([name], CAPTIONS, REFERENCES)
     assert quick_scores() == all_scores() == ["cider_plain_tokens", "word_f1"]
     assert set(caption_scores(quick_scores(), CAPTIONS, REFERENCES)) == set(quick_scores())
-
-
-@needs_java
-def test_spice_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "lib").mkdir()
-    monkeypatch.setattr(coco_package, "folder", lambda part: tmp_path)
-    with pytest.raises(ValueError, match=r"SPICE: stanford-corenlp-3.6.0.jar and .* missing in"):
-        caption_scores(["SPICE"], CAPTIONS, REFERENCES)
-    for name in spice.MODELS:
-        (tmp_path / "lib" / name).touch()
-    version = spice.java_version()
-    assert version >= 8
-    if version > spice.LAST_JAVA:
-        assert spice.missing() == (
-            f"SPICE 1.0 does not run on Java {version} (put Java 8 or 11 first in PATH)"
-        )
-    else:
-        assert spice.missing() is None
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in OFFICIAL])

@@ -93,23 +93,6 @@ def test_json_that_lacks_something(
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"annotations": [{"id": "1", "question": 5}]}, "annotation question is 5, text expected"),
-        ({"images": ["png"]}, "it has no 'png'"),
-    ],
-)
-def test_what_cannot_be_counted_is_named(
-    tmp_path: Path, fields: dict[str, Any], told: str, refused: Any
-) -> None:
-    folder = by_hand(tmp_path / "a", [[("a.jpg", jpeg()), ("a.json", content(1, **fields))]])
-    words = [["stats"], ["answers", "--out", str(tmp_path / "answers.json")]]
-    for command, *options in words:
-        message = refused(main([command, str(folder), *options]), told)
-        assert f"`vlds data verify {folder}` says more" in message
-
-
-@pytest.mark.parametrize(
     ("member", "reason"),
     [
         (("a.json", b"\xff{"), "json cannot be read"),
@@ -217,23 +200,17 @@ def test_every_kind_is_well(tmp_path: Path, check: Check, kind: str) -> None:
     ("kind", "changed"),
     [
         ("vqa", {"label": ["yes"]}),
-        ("vqa", {"label": 3}),
         ("vqa", {"question": "x" * (LONGEST_TEXT - 2)}),
         ("vqa", {"answers": 5}),
-        ("vqa", {"answers": [1, 2]}),
         ("vqa", {"answer_type": ["x"]}),
         ("gqa", {"answer": 5}),
-        ("gqa", {"answer": ["a"]}),
         ("gqa", {"types": 5}),
-        ("gqa", {"types": {"structural": []}}),
         ("gqa", {"groups": {"global": {}}}),
         ("gqa", {"entailed": 5}),
         ("nlvr2", {"label": "True"}),
-        ("nlvr2", {"label": []}),
         ("entailment", {"label": 5}),
         ("image_class", {"label": 5}),
         ("video_qa", {"choices": 5}),
-        ("video_qa", {"choices": [5]}),
     ],
 )
 def test_annotations_that_no_task_can_use(
@@ -275,22 +252,3 @@ def test_features_of_two_shapes_in_one_sample(tmp_path: Path, check: Check) -> N
 def test_sizes_that_cannot_be_counted(tmp_path: Path, refused: Any, size: Any) -> None:
     folder = pack(tmp_path / "toy", "vqa", QUESTION, size=size)
     refused(main(["stats", str(folder)]), "sample 000000000 cannot be counted")
-
-
-def test_a_choice_that_is_not_there_is_shown_as_trouble(tmp_path: Path, output: Any) -> None:
-    folder = pack(tmp_path / "toy", "video_qa", CHOICE | {"answer_index": 9})
-    assert main(["preview", str(folder)]) == 0
-    assert "not what it should be: list index out of range" in output()
-
-
-@pytest.mark.parametrize("pieces", [-1, 5])
-def test_a_vocabulary_that_cannot_be(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], pieces: int
-) -> None:
-    folder = pack(tmp_path / "toy", "vqa", QUESTION)
-    command = ["tokenizer", str(folder), "--out", str(tmp_path / "x.model")]
-    assert main([*command, "--vocab-size", str(pieces)]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"error: --vocab-size {pieces}: sentencepiece cannot make a model")
-    assert not (tmp_path / "x.model").exists()

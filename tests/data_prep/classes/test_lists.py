@@ -67,30 +67,12 @@ def test_lines_do_not_leave_the_folder(dtd: Path, tmp_path: Path, refused: Any) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_list_needs_its_split(dtd: Path, tmp_path: Path, refused: Any) -> None:
-    for words, message in (
-        (["--lists", f"{dtd}/labels/train1.txt"], "of which split? Give SPLIT="),
-        ([*lists(dtd, "train"), "--layout", "classes"], "--layout is about folders of classes; "),
-        ([*lists(dtd, "train"), "--split", "val"], "--split val: the pictures have splits already"),
-    ):
-        refused(pack_folders(dtd / "images", tmp_path / "out", *words), message)
-
-
-def test_lists_of_nothing(tmp_path: Path, refused: Any) -> None:
-    file = write(tmp_path / "none.json", {"train": []})
-    code = pack_folders(tmp_path, tmp_path / "out", "--lists", str(file))
-    refused(code, f"--lists {file}: no picture is listed; name other files")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"train": [["a.jpg", 0, "x"], ["b.jpg", 0, "y"]]},
          'train, row 2: class 0 is "y", and "x"'),
         ({"train": [["a.jpg", "0", "x"]]}, 'row 1: ["a.jpg", "0", "x"]; expected [picture, number'),
-        ({"train": {"a.jpg": 1}}, "'train' is {\"a.jpg\": 1}; expected a list"),
-        ({"train": [["a.jpg", -1, "x"]]}, "expected [picture, number of the class, class]"),
     ],
 )  # fmt: skip
 def test_coops_file_is_checked(content: object, message: str, tmp_path: Path, refused: Any) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep.cli import main
 from data_prep.official.aokvqa import parse_aokvqa
 from data_prep.official.easy_vqa import is_negated, load_easy_vqa
-from data_prep.official.textvqa import parse_textvqa
 from data_prep.official.vqav2 import parse_vqav2
 from tests.toys.files import write
 from tests.toys.official import VQA_ANSWERS, VQA_PICTURES, write_vqav2
@@ -193,15 +190,6 @@ def test_samples_have_the_words_of_their_picture(tmp_path: Path, pack_split: Any
     assert annotation["source"]["image_classes"] == ["Mobile phone"]
 
 
-def test_words_can_be_left_out(tmp_path: Path) -> None:
-    src = write_textvqa(tmp_path)
-    (src / "TextVQA_Rosetta_OCR_v0.2_val.json").unlink()
-    dataset = parse_textvqa(src, "val", without_ocr=True)
-    assert [sample.extra for sample in dataset.samples] == [{}, {}, {}]
-    with pytest.raises(ValueError, match=r"--ocr .* that --without-ocr leaves out; give one"):
-        parse_textvqa(src, "val", ocr=src / "words.json", without_ocr=True)
-
-
 # easy-VQA as its package ships it; left out where the package is not installed.
 
 
@@ -232,11 +220,6 @@ def test_subsets_share_out_all_questions() -> None:
 )
 def test_words_of_negation(question: str, negated: bool) -> None:
     assert is_negated(question) == negated
-
-
-def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any) -> None:
-    monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    refused(main(["easy-vqa", "--out", str(tmp_path)]), "pip install easy-vqa")
 
 
 # ScienceQA: one sample a question, with its groups; questions without a picture if asked.

@@ -287,17 +287,6 @@ def test_pictures_without_a_place_stand_before_the_first_question(
     assert annotation["turns"] == stored([("user", [None, None, "q"])])
 
 
-def test_fields_of_parts_that_are_not_kept_are_told(folder: Path, output: Any) -> None:
-    address = {"url": "a.jpg", "detail": "high"}
-    part = {"type": "image_url", "image_url": address, "max_pixels": 9, "path": None}
-    question = {"role": "user", "content": [part, {"type": "text", "text": "q"}]}
-    rows = [{"messages": [question, ANSWER]}, TALKED]
-    assert prepare(folder, rows) == 0
-    assert (
-        "fields of parts that are not kept, of so many conversations: detail (1), max_pixels (1)\n"
-    ) in output()
-
-
 def find_all(folder: Path) -> list[dict[str, Any]]:
     return [dict(a) for sample in packed(folder).values() for a in sample.annotations]
 
@@ -407,16 +396,6 @@ def test_answers_of_one_conversation_stay_together(folder: Path) -> None:
     assert splits[0] == splits[1]
 
 
-def test_answers_that_are_no_numbers_are_dropped(folder: Path, output: Any) -> None:
-    rows = [{"question": f"how much is {n}?", "answer": n} for n in (1.5, math.nan, math.inf)]
-    parquet(folder / "x.parquet", rows)
-    assert chat_command(folder / "x.parquet", folder / "out") == 0
-    said = output()
-    assert "an answer that is nan: 1" in said
-    assert "an answer that is inf: 1" in said
-    assert open_dataset(folder / "out").num_samples == 1
-
-
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 def test_data_sets_of_hugging_face(form: str, folder: Path) -> None:
     pictures = [jpeg(width=40 + n) for n in range(5)]
@@ -451,29 +430,6 @@ def test_what_shards_hold_is_shown(folder: Path, output: Any) -> None:
     for line in ("system: Answer in JSON.", "user: [picture]", "user: And [picture][picture]?",
                  "The Same.", "words a text"):  # fmt: skip
         assert line in told
-
-
-@pytest.mark.parametrize(
-    ("rows", "more", "message"),
-    [
-        ("", (), "no rows"),
-        ("[]", (), "no rows"),
-        (b"PAR1 nothing", (), "rows.jsonl cannot be read: "),
-        # Two samples of one name, and not one of both.
-        ([marked([("user", [None, None]), BOT], ["a.jpg", "b.jpg"]), SHOWN | {"images": ["row 1"]}],
-         (), "sample id row 1 occurs more than once"),
-        ([TALKED], ("--images", "nowhere"), "--images nowhere does not exist"),
-        ([TALKED], ("--id-field", "key"), "line 1: no 'key'; name another field"),
-        ([TALKED | {"key": 1}] * 2, ("--id-field", "key"), "'key' is '1' in both"),
-    ],
-)  # fmt: skip
-def test_mistakes_name_place_and_cure(
-    rows: Any, more: tuple[str, ...], message: str, folder: Path, refused: Any
-) -> None:
-    if isinstance(rows, bytes):
-        pytest.importorskip("pyarrow")
-    error = refused(prepare(folder, rows, *more), message)
-    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("name", "link"), [("../escaped.jpg", ""), ("a.jpg", "none.jpg")])

@@ -192,14 +192,6 @@ def test_missing_clips_are_named_before_any_work(folder: Path, refused: Any) -> 
     )
 
 
-def test_options_without_effect(folder: Path, refused: Any) -> None:
-    for options, message in (
-        (["--most-frames", "3"], "--most-frames limits what --fps gives"),
-        (["--features", "FOLDER"], "--features FOLDER are stored instead of pictures"),
-    ):
-        refused(prepare(folder, [ROWS["plain"]], *options), message)
-
-
 @pytest.mark.parametrize("form", ["base64", "tar"])
 def test_clips_in_rows_and_tar_files(form: str, folder: Path) -> None:
     path = folder / "clips" / "one.mp4"
@@ -213,19 +205,6 @@ def test_clips_in_rows_and_tar_files(form: str, folder: Path) -> None:
         assert prepare(folder, [row], "--videos", str(folder / "clips.tar")) == 0
     (sample,) = packed(folder / "out").values()
     assert [color_of(bytes(image)) for image in sample.images] == [1, 3]
-
-
-def test_what_is_said_of_packed_clips(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [ROWS["plain"], ROWS["plain"] | {"video": "two.mp4", "question": "what is it"}]
-    assert prepare(folder, rows) == 0
-    capsys.readouterr()
-    for command in ("preview", "stats", "verify"):
-        assert main([command, str(folder / "out")]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "[clip of 8.0 s, frames at 2, 6 s]" in told
-    assert "clips 2 2.0 frames, 6.0 s each" in told
-    assert "words a text 3.0" in told  # "user: q" and "user: what is it"
-    assert "2 samples, 2 annotations" in told
 
 
 def test_other_numbers_of_frames_are_bad_samples(folder: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 pytest.importorskip("distributed", reason="Dask is missing: pip install 'vlds[dask]'")
@@ -196,20 +193,6 @@ def test_every_form_gives_the_same_bytes(
     assert any(name.endswith(".tar") for name in files(tmp_path / "there"))
 
 
-def test_a_folder_that_a_worker_does_not_see(
-    own_dask: Callable[..., DaskProcesses], packed_here: Path, refused: Any
-) -> None:
-    """A worker in a file system of its own, where the shards are not."""
-    hide = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {packed_here} && exec sleep 0"]
-    if subprocess.run(hide, capture_output=True).returncode:
-        pytest.skip("this system lets no test mount a file system")
-    dask, begun = own_dask(hidden=packed_here), time.monotonic()
-    code = main(["verify", str(packed_here / "out"), "--executor", dask.executor])
-    assert time.monotonic() - begun < 60
-    told = f"does not see {packed_here}/out/dataset.json as this command does"
-    assert "a shared file system" in refused(code, told)
-
-
 @pytest.mark.parametrize("how", ["nobody", "no workers"])
 def test_nobody_answers(
     how: str, own_dask: Callable[..., DaskProcesses], packed_here: Path, refused: Any
@@ -225,23 +208,3 @@ def test_nobody_answers(
         "no workers": f"had no worker for 30 s; start some with `dask worker {dask.address}",
     }
     refused(code, expected[how])
-
-
-def test_a_reader_that_is_busy_when_the_last_worker_ends(
-    dask: DaskProcesses, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The time in which one comes begins when the last one is missed, not when all were seen."""
-    monkeypatch.setattr("vlds.runtime.cluster.RETURN_S", 20.0)
-    with open_cluster(dask.executor) as cluster:
-        assert cluster is not None
-        results = cluster.map(time.sleep, [[0.1]] * 30)
-        next(results)
-        time.sleep(21)
-        nannies = psutil.Process(dask.processes[1].pid)
-        nannies.suspend()  # they would start workers again before the next look
-        for worker in dask.workers():
-            worker.kill()
-        threading.Timer(4, nannies.resume).start()
-        time.sleep(1)  # until the scheduler knows
-        assert list(results) == [None] * 29
-    assert "none came" not in capsys.readouterr().err

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from data_prep.cli import main
-from tests.toys.files import write
 from tests.toys.own_rows import photos, prepare, questions
 from tests.toys.shards import packed
 
@@ -31,15 +29,6 @@ def folder(tmp_path: Path) -> Path:
     photos(tmp_path / "photos", f"{NFC}.jpg", *near, "a.jpg", "Cat.jpg", "cat.jpg", "other/two.jpg")
     (tmp_path / "photos/Beach/two.txt").write_text("no picture")
     return tmp_path
-
-
-def test_a_picture_of_a_conversation(folder: Path, refused: Any) -> None:
-    user = {"role": "user", "content": [{"type": "image", "image": "x.jpg"}]}
-    turns = [user, {"role": "assistant", "content": "red"}] * 2
-    file = write(folder / "talks.json", [{"messages": turns}])
-    out = ["--images", str(folder / "photos"), "--out", str(folder / "talks")]
-    code = main(["chat", "--annotations", str(file), *out])
-    refused(code, "x.jpg is missing; line 1 of talks.json names it. ")
 
 
 @pytest.mark.parametrize(

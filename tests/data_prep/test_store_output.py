@@ -17,10 +17,8 @@ import pytest
 
 import vlds.data.shards.download
 from data_prep.cli import main
-from data_prep.packing.writer import write_dataset
 from tests.toys.pictures import noise
 from tests.toys.store import BUCKET, Line, s3_server, use_store
-from tests.toys.streams import records
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,28 +216,3 @@ def test_commands_that_inspect_say_of_a_store_what_they_say_of_a_folder(
     files.mv(f"{BUCKET}/pets/{shard}", f"{BUCKET}/pets/lost")
     assert "shardmissing" in both("verify", "PLACE", "--workers", "1", code=1)
     assert in_store(line) == without_place(contents(here))
-
-
-def test_a_folder_of_several_data_sets(
-    line: Line, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Questions of two splits: all commands that take several find them below the address."""
-    here, there = tmp_path / "out", f"s3://{BUCKET}/sets"
-    for split in ("train", "val"):
-        samples = records(split, 5)
-        write_dataset(here / split, name="toy", kind="vqa", split=split, records=samples)
-    use_store(pytest.MonkeyPatch(), line.port).put(str(here), there, recursive=True)
-    said = []
-    for place in (str(here), there):
-        answers = tmp_path / f"{len(said)}.json"
-        for command in ("stats", "verify", "preview"):
-            assert main([command, place]) == 0
-        assert main(["answers", place, "--min-count", "1", "--out", str(answers)]) == 0
-        assert main(["verify", f"{place}/train", f"{place}/val"]) == 0
-        text = capsys.readouterr().out.replace(str(answers), "FILE")
-        said.append((plain(text, place), answers.read_text()))
-    assert said[0] == said[1]
-    assert said[0][0].count("alliswell") == 2
-    for command in ("stats", "verify", "preview"):
-        assert main([command, f"{there}/lost"]) == 2
-        assert f"{there}/lost: no dataset.json" in capsys.readouterr().err.replace("data set ", "")

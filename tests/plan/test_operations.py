@@ -105,13 +105,6 @@ def test_zeros_have_the_same_layout(tensor: Tensor) -> None:
     assert not zeros.any()
 
 
-def test_same_shapes_are_one_operation() -> None:
-    one, other = (Operation.of(aten.add.Tensor, torch.ones(2, n), 1, alpha=2) for n in (3, 3))
-    assert Counter([one, other])[one] == 2
-    assert one != Operation.of(aten.add.Tensor, torch.ones(2, 3), 1, alpha=3)
-    assert one != Operation.of(aten.add.Tensor, torch.ones(3, 2).t(), 1, alpha=2)
-
-
 def test_seconds_of_products_and_others() -> None:
     def waits(tensor: Tensor, seconds: float) -> None:
         assert tensor.shape == (2, 2)

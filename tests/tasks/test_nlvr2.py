@@ -38,11 +38,6 @@ def test_case_and_blanks_at_the_end_do_not_count(told: str, is_right: bool) -> N
     assert task.correct(told, reference) == is_right
 
 
-def test_ids_of_ones_own_have_no_official_groups() -> None:
-    references = {"1": {"answer": "true", "sentence": "Both are red."}}
-    assert NLVR2().score({"1": "true"}, references) == {"accuracy": 1.0, "consistency_by_text": 1.0}
-
-
 # Visual entailment compares three words.
 
 

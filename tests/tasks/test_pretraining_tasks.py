@@ -58,16 +58,6 @@ def test_bart_writes_the_sentence() -> None:
     assert len([word for word in shown if word != "<mask>"]) == 10 - 3
 
 
-@pytest.mark.parametrize("task", [T5, BART])
-def test_words_are_hidden_by_the_position_alone(task: Task) -> None:
-    """The stream seeds the generator by seed and position; evaluation has none."""
-    sample = captioned(SENTENCE)
-    drawn = {task.example("lm", sample, 0, rng(seed)).prompt for seed in range(50)}
-    assert len(drawn) >= 8
-    assert task.example("lm", sample, 0, rng(5)) == task.example("lm", sample, 0, rng(5))
-    assert task.example("lm", sample, 0, None) == task.example("lm", sample, 0, None)
-
-
 def test_a_region_is_named_and_pointed_at() -> None:
     sample = with_regions("red yolk", "", "grey egg")
     for seed in range(20):

@@ -79,14 +79,6 @@ def test_train_gets_the_pictures_of_rare_classes_first(tmp_path: Path, output: A
     assert told.index("in val: 3 samples") < told.index("in train: 18 samples")
 
 
-def test_shares_of_the_training_split(tmp_path: Path) -> None:
-    folders(tmp_path / "in/train", {"a": 6, "b": 6})
-    folders(tmp_path / "in/test", {"a": 1, "b": 1}, 7000)
-    assert pack_folders(tmp_path / "in", tmp_path / "out", "--split-sizes", "val=0.5") == 0
-    counts = {split: len(labels(tmp_path / "out" / split)) for split in ("train", "val", "test")}
-    assert counts == {"train": 6, "val": 6, "test": 2}
-
-
 def test_copies_stay_together(tmp_path: Path, output: Any) -> None:
     root = folders(tmp_path / "in", {"a": 12, "b": 12})
     for name in ("a/0.jpg", "a/5.jpg", "a/11.jpg"):
@@ -123,22 +115,6 @@ def test_other_names(root: Path, tmp_path: Path, output: Any) -> None:
     assert {"file": "names.json"}.items() <= dict(
         DatasetInfo.load(tmp_path / "out").source[0]
     ).items()
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ({"River": "x"}, "no name for 'AnnualCrop', 'Forest'; add"),
-        ({"River": "x", "AnnualCrop": "x", "Forest": "y"},
-         "classes 'AnnualCrop' and 'River' get the same name 'x'; if they are one class"),
-    ],
-)  # fmt: skip
-def test_names_that_do_not_fit(
-    names: object, message: str, root: Path, tmp_path: Path, refused: Any
-) -> None:
-    file = write(tmp_path / "names.json", names)
-    refused(pack_folders(root, tmp_path / "out", "--class-names", str(file)), message)
-    assert not (tmp_path / "out").exists()
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {

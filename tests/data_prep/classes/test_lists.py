@@ -44,9 +44,6 @@ def test_dtd(dtd: Path, tmp_path: Path, check: Check) -> None:
     [
         ("banded/banded_0000.jpg", "train1.txt, line 1 and val1.txt, line 5: "
          "banded/banded_0000.jpg is in train and in val; keep it in one split"),
-        ("banded/banded_0002.jpg", "val1.txt, line 1 and val1.txt, line 5: banded/banded_0002.jpg "
-         "is listed twice; remove one of the lines"),
-        ("banded_0009.jpg", 'val1.txt, line 5: "banded_0009.jpg" has no folder that names its'),
         ("banded/Banded_0009.jpg", "is missing; line 5 of train1.txt, val1.txt names it"),
     ],
 )  # fmt: skip
@@ -65,16 +62,3 @@ def test_lines_do_not_leave_the_folder(dtd: Path, tmp_path: Path, refused: Any) 
         file.write("../secret/x.jpg\n")
     refused(pack_folders(dtd / "images", tmp_path / "out", *lists(dtd, "train")), "is outside")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"train": [["a.jpg", 0, "x"], ["b.jpg", 0, "y"]]},
-         'train, row 2: class 0 is "y", and "x"'),
-        ({"train": [["a.jpg", "0", "x"]]}, 'row 1: ["a.jpg", "0", "x"]; expected [picture, number'),
-    ],
-)  # fmt: skip
-def test_coops_file_is_checked(content: object, message: str, tmp_path: Path, refused: Any) -> None:
-    file = write(tmp_path / "split.json", content)
-    refused(pack_folders(tmp_path, tmp_path / "out", "--lists", str(file)), message)

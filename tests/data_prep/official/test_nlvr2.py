@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from data_prep.official.nlvr2 import parse_nlvr2
 from data_prep.packing.pack import Options, pack
 from tests.toys.files import write
-from tests.toys.official import NLVR2_ROWS, write_nlvr2
+from tests.toys.official import write_nlvr2
 from tests.toys.pictures import jpeg, png
 from tests.toys.shards import packed
 
@@ -33,16 +32,6 @@ def test_pairs_with_their_sentences(official: Path, tmp_path: Path) -> None:
         {"id": "dev-850-0-0", "sentence": "Both show dogs.", "label": True, "source": WRITER},
         {"id": "dev-850-0-1", "sentence": "One shows a cat.", "label": False, "source": WRITER},
     ]  # fmt: skip
-
-
-def test_train_lies_in_numbered_folders(tmp_path: Path) -> None:
-    row = NLVR2_ROWS[0] | {"identifier": "train-4-1-0", "directory": 57}
-    write(tmp_path / "train.json", json.dumps(row))
-    for side in (0, 1):
-        write(tmp_path / "images/train/57" / f"train-4-1-img{side}.png", png())
-    dataset = parse_nlvr2(tmp_path, "train")
-    dataset.check()
-    assert dataset.samples[0].images[1] == tmp_path / "images/train/57/train-4-1-img1.png"
 
 
 def test_statements_of_lxmert(tmp_path: Path) -> None:

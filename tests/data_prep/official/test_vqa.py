@@ -59,22 +59,6 @@ def test_annotations_as_a_run_reads_them(official: Path, pack_split: Any) -> Non
     assert samples["3"].extra["size"] == [[24, 40]]  # it stands upright
 
 
-def test_nothing_is_dropped_in_silence(
-    official: Path, tmp_path: Path, pack_split: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pack_split("vqav2 --split val", official)
-    printed = capsys.readouterr().out
-    assert "5 in = 4 written + 1 dropped" in printed
-    assert "6 in = 5 written + 1 dropped" in printed
-    info = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert info["dropped"] == [{"id": "7", "reason": "picture: truncated or damaged"}]
-    assert [entry["file"] for entry in info["source"]] == [
-        "v2_OpenEnded_mscoco_val2014_questions.json",
-        "v2_mscoco_val2014_annotations.json",
-    ]
-    assert info["shards"][0]["name"] == "vqav2-val-00000.tar"
-
-
 def test_files_of_two_splits_do_not_fit(official: Path) -> None:
     path = official / "v2_mscoco_val2014_annotations.json"
     content = json.loads(path.read_text())

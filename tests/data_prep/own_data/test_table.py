@@ -105,6 +105,8 @@ def test_captions_of_coco(indent: int | None, folder: Path, output: Any) -> None
 TWICE = COCO | {"images": [{"id": 5, "file_name": f"{name}.jpg"} for name in "ab"]}
 BOXES = COCO | {"annotations": [{"id": 1, "image_id": 5, "bbox": [0, 0, 1, 1]}]}
 QUESTIONS = {"task_type": "x", "questions": [{"question_id": 1}]}
+
+
 @pytest.mark.parametrize(
     ("content", "task", "told"),
     [
@@ -157,23 +159,6 @@ def test_statements_are_questions_with_two_answers(folder: Path, output: Any) ->
         ("vqa: It is wide.", "false"),
         ("vqa: A cat.", "false"),
     }
-
-
-@pytest.mark.parametrize(
-    ("task", "labels", "told"),
-    [
-        ("entailment", ["neutral", "True"], "line 3: 'label' is 'true', which --task entailment "
-         "does not know (it takes entailment, neutral, contradiction); --task statement takes it"),
-        ("entailment", ["supports", "2", "2"], "--task entailment knows no label in 'label': found "
-         "'2' (2), 'supports' (1), and it takes entailment, neutral, contradiction. Other labels "
-         "are answers to a question: --task vqa"),
-    ],
-)  # fmt: skip
-def test_labels_of_another_task_name_it(
-    task: str, labels: list[str], told: str, folder: Path, refused: Any
-) -> None:
-    rows = "image,said,label\n" + "".join(f"a.jpg,It is {x}.,{x}\n" for x in labels)
-    refused(prepare(folder, rows, "--hypothesis-field", "said", task=task), told)
 
 
 def test_false_and_zero_of_json_are_labels(folder: Path) -> None:

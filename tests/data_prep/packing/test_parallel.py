@@ -210,12 +210,6 @@ def test_stopped_anywhere(stop: int, whole: dict[str, bytes], tmp_path: Path) ->
     assert writer.finished[: len(written)] == written
 
 
-def test_without_being_asked_everything_is_written_anew(tmp_path: Path) -> None:
-    new_writer(tmp_path).write(stream())
-    assert new_writer(tmp_path).start == 0
-    assert new_writer(tmp_path, resume=True).start == 0  # it had ended
-
-
 def count_more_samples(journal: Path) -> None:
     identity, line, *lines = journal.read_text().splitlines()
     line = line.replace('"samples": 2', '"samples": 4')

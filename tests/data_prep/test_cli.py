@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -58,19 +57,6 @@ def test_stats(shards: Path, output: Any, refused: Any) -> None:
     assert "yes 67 %, no 33 %" in printed
     assert "40x24 100 %" in printed
     refused(main(["stats", str(shards.parent / "images")]), "give a folder of shards")
-
-
-def test_a_format_without_a_size_is_refused(shards: Path, refused: Any) -> None:
-    place = shards.parent
-    words = ["--annotations", str(place / "rows.json"), "--images", str(place / "images")]
-    words = ["jsonl", "--task", "vqa", *words, "--out", str(shards), "--image-format", "jpeg"]
-    refused(main(words), "--image-format jpeg needs --image-size")
-    info = json.loads((shards / "dataset.json").read_text())
-    assert info["image"] == {"size": None, "square": False, "format": None}
-    assert main([*words, "--image-size", "12"]) == 0
-    info = json.loads((shards / "dataset.json").read_text())
-    assert info["image"] == {"size": 12, "square": False, "format": "jpeg"}
-    assert info["tool"]["arguments"]["task"] == "vqa"
 
 
 @pytest.mark.parametrize(

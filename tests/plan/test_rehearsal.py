@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,8 +24,7 @@ from vlds.models.kernels.attention import step_kernels
 from vlds.models.kernels.dropout import StepDropout
 from vlds.models.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method, Mixture
 from vlds.models.methods.mixture import of_ffn
-from vlds.models.model import Model
-from vlds.plan.forecast import Forecast, forecast, forecast_or_reason
+from vlds.plan.forecast import Forecast, forecast
 from vlds.plan.rehearsal import (
     NOTHING,
     TOKENS,
@@ -212,15 +210,3 @@ def test_experts_take_the_operations_of_their_products_one_by_one(
         hollow = rehearsal.hollow(hidden).requires_grad_()
         experts(hollow, chosen, shares).sum().backward()
     assert rehearsal.flops == counted.get_total_flops() > 0
-
-
-def test_code_that_asks_for_numbers(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def loss_sums(self: Model, batch: Batch) -> list[Tensor]:
-        return [self.token_nll(batch).sum(1) * self.token_nll(batch).max().item()]
-
-    monkeypatch.setattr(Model, "loss_sums", loss_sums)
-    reason = forecast_or_reason(kind_recipe("joint", world, tmp_path), 1)
-    assert isinstance(reason, str)
-    assert reason.startswith("this model's code cannot run without numbers (")

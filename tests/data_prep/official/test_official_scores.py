@@ -2,8 +2,7 @@
 
 The expected values were printed by the publishers' scripts, which read the same made files:
 vqaEval.py (GT-Vision-Lab/VQA), m4c_evaluators.py (facebookresearch/mmf), eval_predictions.py
-(allenai/aokvqa), evaluate_acc.py (lupantech/ScienceQA), and computeIoU of eval_dets_utils.py
-(lichengunc/MAttNet).
+(allenai/aokvqa) and evaluate_acc.py (lupantech/ScienceQA).
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from data_prep.packing.splits import HashSplit
@@ -19,7 +18,6 @@ from tests.toys.pictures import jpeg
 from tests.toys.shards import find_annotation, packed
 from vlds.data.shards.store import open_dataset
 from vlds.schema import LONGEST_TEXT
-from vlds.tasks import Entailment
 
 ROWS: list[dict[str, Any]] = [
     {"file": "a.jpg", "ask": "Is it\n red? ", "say": " Yes ", "answer_type": "CLOSED ", "in": "Q"},
@@ -118,7 +116,6 @@ def test_captions(folder: Path) -> None:
 
 
 def test_sentences_to_judge(folder: Path) -> None:
-    """Rows, shards, and what a task learns from them."""
     rows = [
         {"file": "a.jpg", "claim": "It is\n red.", "verdict": " Entailment", "page": 3},
         {"file": "a.jpg", "claim": "It is wide.", "verdict": "neutral"},
@@ -128,26 +125,19 @@ def test_sentences_to_judge(folder: Path) -> None:
     ]
     fields = ["--image-field", "file", "--hypothesis-field", "claim", "--label-field", "verdict"]
     assert prepare(folder, rows, *fields, task="entailment") == 0
-    dataset = open_dataset(str(folder / "out"))
-    assert dataset.kind == "entailment"
+    assert open_dataset(str(folder / "out")).kind == "entailment"
     assert json.loads((folder / "out/dataset.json").read_text())["dropped"] == [
         {"id": "4", "reason": "label -"},
         {"id": "5", "reason": "no hypothesis"},
     ]
-    task = Entailment()
-    learnt = set()
-    for number in range(dataset.num_samples):
-        sample = dataset.read(number)
-        for annotation_number in range(len(sample.annotations)):
-            rng = np.random.default_rng(0)
-            example = task.example("mine", sample, annotation_number, rng)
-            learnt.add((sample.id, example.id, example.prompt, example.target))
-    assert learnt == {
-        ("a.jpg", "1", "entailment: It is red.", "entailment"),
-        ("a.jpg", "2", "entailment: It is wide.", "neutral"),
-        ("b.jpg", "3", "entailment: A cat.", "contradiction"),
+    samples = packed(folder / "out")
+    assert {key: list(sample.annotations) for key, sample in samples.items()} == {
+        "a.jpg": [
+            {"id": "1", "hypothesis": "It is red.", "label": "entailment", "source": {"page": 3}},
+            {"id": "2", "hypothesis": "It is wide.", "label": "neutral"},
+        ],
+        "b.jpg": [{"id": "3", "hypothesis": "A cat.", "label": "contradiction"}],
     }
-    assert find_annotation(packed(folder / "out"), "1")["source"] == {"page": 3}
     more = [*fields[:4], "--no-answers", "--split", "test", "--out", str(folder / "test")]
     assert prepare(folder, rows, *more, task="entailment") == 0
     assert "label" not in find_annotation(packed(folder / "test"), "4")

@@ -22,9 +22,8 @@ from data_prep.packing.writer import ShardLimits
 from tests.toys.class_folders import folders
 from tests.toys.dask_processes import DaskProcesses, DeadlyPicture
 from tests.toys.files import write
-from tests.toys.official import write_nlvr2, write_vqav2
-from tests.toys.official_sets import write_refcoco
-from tests.toys.own_rows import photos, questions
+from tests.toys.official import write_vqav2
+from tests.toys.own_rows import photos
 from vlds.runtime.cluster import LostWorker, open_cluster
 
 pytestmark = pytest.mark.slow
@@ -153,16 +152,8 @@ def chat(folder: Path) -> None:
     write(folder / "rows.json", rows)
 
 
-def rows(folder: Path) -> None:
-    photos(folder / "photos", "a.jpg", "b.jpg", "c.jpg")
-    write(folder / "rows.csv", questions("a.jpg", "b.jpg", "c.jpg"))
-
-
 COMMANDS: Mapping[str, tuple[Callable[[Path], object], list[str]]] = {
     "vqav2": (write_vqav2, ["--src", ".", "--split", "val"]),
-    "nlvr2": (write_nlvr2, ["--src", ".", "--split", "dev"]),
-    "refcoco": (write_refcoco, ["--src", ".", "--split", "testA"]),
-    "jsonl": (rows, ["--task", "vqa", "--annotations", "rows.csv", "--images", "photos"]),
     "chat": (chat, ["--annotations", "rows.json", "--images", "photos"]),
     "imagefolder": (
         lambda folder: folders(folder / "classes", {"ant": 4, "cat": 4}),

@@ -18,7 +18,7 @@ from PIL import Image
 
 import data_prep.packing.source
 from data_prep.cli import main
-from data_prep.packing.file_check import DetectorFile, locate_boxes, names_in
+from data_prep.packing.file_check import DetectorFile, locate_boxes
 from data_prep.packing.pack import shard_order
 from data_prep.packing.source import BadFeatures, fit
 from tests.toys.files import write
@@ -281,12 +281,6 @@ def test_bad_boxes(tmp_path: Path, changed: dict[str, Any], reason: str) -> None
     file = detected(tmp_path, **changed)
     with pytest.raises(BadFeatures, match=f"^{reason}$"):
         file.annotated({"n": len(file.read())})
-
-
-def test_a_vocabulary_has_a_name_in_each_line(tmp_path: Path) -> None:
-    write(tmp_path / "names.txt", "cat\n ,kitty\n")
-    with pytest.raises(ValueError, match=r"names\.txt: line 2 has no name"):
-        names_in(tmp_path / "names.txt")
 
 
 def test_every_command_stores_boxes(tmp_path: Path, refused: Any) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +15,9 @@ from data_prep import cli
 from data_prep.catalogue import SUMMARIES
 from data_prep.cli import main
 from data_prep.command import num_bytes
-from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import write
-from tests.toys.pictures import jpeg, noise
-from tests.toys.shards import packed
-from tests.toys.streams import SPEC, ToyTokenizer
-from vlds.data.config import DataConfig
-from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.store import open_dataset
-from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.source import Source
-from vlds.data.streams.stream import TrainStream
-from vlds.models.collate import JointCollator
+from tests.toys.pictures import jpeg
 from vlds.runtime.process import ASKING, on_signals, signal_name
-from vlds.schema import LONGEST_TEXT
-from vlds.tasks import VQA
 
 COMMANDS = tuple(cli.build_parser()._subparsers._group_actions[0].choices)  # type: ignore
 
@@ -53,15 +38,6 @@ def test_the_catalogue_has_the_commands_that_the_modules_add() -> None:
     assert tuple(SUMMARIES) == COMMANDS
 
 
-@pytest.mark.slow
-def test_help_fits_a_terminal(root: Path) -> None:
-    """In another process, so that the entry point is tested, too."""
-    command = [sys.executable, "-m", "data_prep", "--help"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
-    assert all(name in done.stdout for name in COMMANDS)
-    assert max(map(len, done.stdout.splitlines())) <= 80
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -74,10 +50,6 @@ def test_every_command_has_help(command: str, output: Any, monkeypatch: pytest.M
     assert max(map(len, lines)) <= 80
 
 
-def test_unknown_option_is_code_2(refused: Any) -> None:
-    refused(main(["gqa", "--source", "x"]), "--src")
-
-
 def test_stats(shards: Path, output: Any, refused: Any) -> None:
     output()
     assert main(["stats", str(shards.parent)]) == 0
@@ -87,40 +59,12 @@ def test_stats(shards: Path, output: Any, refused: Any) -> None:
     refused(main(["stats", str(shards.parent / "images")]), "give a folder of shards")
 
 
-def test_tars_of_others_can_be_indexed(shards: Path) -> None:
-    before = packed(shards)
-    for path in shards.iterdir():
-        if path.suffix != ".tar":
-            path.unlink()
-    given = ["--name", "rows", "--kind", "vqa", "--split", "train"]
-    assert main(["index", str(shards), *given]) == 0
-    assert packed(shards) == before
-
-
-def test_a_format_without_a_size_is_refused(shards: Path, refused: Any) -> None:
-    place = shards.parent
-    words = ["--annotations", str(place / "rows.json"), "--images", str(place / "images")]
-    words = ["jsonl", "--task", "vqa", *words, "--out", str(shards), "--image-format", "jpeg"]
-    refused(main(words), "--image-format jpeg needs --image-size")
-    info = json.loads((shards / "dataset.json").read_text())
-    assert info["image"] == {"size": None, "square": False, "format": None}
-    assert main([*words, "--image-size", "12"]) == 0
-    info = json.loads((shards / "dataset.json").read_text())
-    assert info["image"] == {"size": 12, "square": False, "format": "jpeg"}
-    assert info["tool"]["arguments"]["task"] == "vqa"
-
-
 @pytest.mark.parametrize(
     ("text", "size"),
     [("512MB", 512_000_000), ("1GiB", 2**30), ("1.5k", 1500), ("1000", 1000), ("2 mib", 2**21)],
 )
 def test_sizes(text: str, size: int) -> None:
     assert num_bytes(text) == size
-
-
-def test_a_size_that_is_none(shards: Path, refused: Any) -> None:
-    given = ["gqa", "--src", str(shards), "--split", "val", "--out", "x", "--shard-size", "big"]
-    refused(main(given), "'big' is not a size; give one such as 512MB or 1GiB")
 
 
 @pytest.mark.parametrize("command", ["verify", "stats", "preview", "index"])
@@ -151,40 +95,3 @@ def test_a_signal_is_one_line(
         assert cli.main(["work"]) == 128 + number
     goes_on = ": the data set being written is incomplete; --resume continues it" * resume
     assert capsys.readouterr().err == f"interrupted by {signal_name(number)}{goes_on}\n"
-
-
-# A text of megabytes never reaches a tokenizer.
-
-
-def test_reading_counts_a_bad_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = [{"id": "0", "question": "x " * LONGEST_TEXT, "label": {"red": 1.0}}]
-    asked += [asked[0] | {"id": str(n), "question": "what?"} for n in range(1, 4)]
-    records = [
-        SampleRecord(id=str(n), members=[("png", noise(n))], json={"annotations": [annotation]})
-        for n, annotation in enumerate(asked)
-    ]
-    write_dataset(tmp_path / "toy", name="toy", kind="vqa", split="train", records=records)
-    seen: list[int] = []
-
-    class Tokenizer(ToyTokenizer):
-        def __call__(self, texts: list[str], *args: bool, **more: int) -> dict[str, list]:
-            seen.extend(map(len, texts))
-            return super().__call__(texts, *args, **more)  # type: ignore[arg-type]
-
-    stream = TrainStream(
-        [Source("vqa", VQA(), [open_dataset(tmp_path / "toy")])],
-        DataConfig(global_batch_size=4, errors=ErrorPolicy(max_bad_fraction=1.0)),
-        StreamSetup(
-            collator=JointCollator(Tokenizer(), features=False),
-            image=SPEC,
-            seed=0,
-            ledger=tmp_path / "bad.jsonl",
-        ),
-    )
-    for batch in islice(stream, 1):
-        assert "0" not in batch.ids
-    assert max(seen) < 100
-    entry = json.loads((tmp_path / "bad.jsonl").read_text("utf-8"))
-    assert "its prompt has 200,005 characters; at most 100,000 are read" in entry["reason"]
-    assert main(["verify", str(tmp_path / "toy")]) == 1
-    assert "question of more than 100,000 characters" in capsys.readouterr().out

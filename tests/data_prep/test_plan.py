@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -85,28 +84,3 @@ def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*given, "--run"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("nothing is left to do: 0 splits packed now, 1 packed before, 1 without")
-
-
-def test_wrong_words(tmp_path: Path, refused: Any) -> None:
-    code = main(["plan", "okvqqa", "--data", str(tmp_path)])
-    refused(code, "okvqqa is not a publisher's data set; there are aokvqa, caltech101, ")
-    code = main(["plan", "--data", str(tmp_path / "x")])
-    refused(code, "x is not a folder; name that of the downloads")
-
-
-@pytest.mark.slow
-def test_a_command_that_fails_ends_the_plan(tmp_path: Path) -> None:
-    write_okvqa(tmp_path / "OKVQA")
-    (tmp_path / "COCO/val2014").mkdir(parents=True)  # without its pictures
-    given = ["plan", "okvqa", "--data", str(tmp_path), "--out", str(tmp_path / "shards"), "--run"]
-    assert main(given) == 2
-
-
-def test_nothing_to_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, out = tmp_path / "data", tmp_path / "shards"
-    data.mkdir()
-    assert main(["plan", "okvqa", "--data", str(data), "--out", str(out), "--run"]) == 0
-    assert capsys.readouterr().out == (
-        f"nothing is left to do: 0 splits packed now, 0 packed before, 2 without their files in "
-        f"{data}; `vlds data plan --data {data}` names the missing files\n"
-    )

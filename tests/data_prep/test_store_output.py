@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,8 @@ import pytest
 
 import vlds.data.shards.download
 from data_prep.cli import main
-from data_prep.packing.writer import write_dataset
-from tests.toys.dask_processes import DaskProcesses
 from tests.toys.pictures import noise
 from tests.toys.store import BUCKET, Line, s3_server, use_store
-from tests.toys.streams import records
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,32 +116,7 @@ def test_a_store_gets_the_bytes_of_a_folder(line: Line, images: Path, tmp_path: 
     assert len([name for name in stored(line.port) if name.endswith(".tar")]) == 4
 
 
-def test_pictures_that_rows_hold_go_to_a_store(line: Line, tmp_path: Path) -> None:
-    """They lie in a folder of this machine first, which is gone afterwards."""
-    picture = b64encode(noise(0)).decode()
-    row = {"image": f"data:image/png;base64,{picture}", "question": "why?", "answer": "so"}
-    (tmp_path / "marks.jsonl").write_text(json.dumps(row))
-    place = ["chat", "--annotations", str(tmp_path / "marks.jsonl"), "--workers", "1"]
-    assert main([*place, "--out", str(tmp_path / "out")]) == 0
-    assert main([*place, "--out", f"s3://{BUCKET}/marks"]) == 0
-    assert in_store(line, "marks") == without_place(contents(tmp_path / "out"))
-    assert kept_here(tmp_path) == []
-
-
 COMMANDS = ("stats", "verify", "preview")
-
-
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "http://127.0.0.1:1"])
-def test_a_wrong_endpoint_is_named(
-    endpoint: str, line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    use_store(monkeypatch, 1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    assert main(["stats", f"s3://{BUCKET}/pets"]) == (1 if "//" in endpoint else 2)
-    *again, said = capsys.readouterr().err.splitlines()
-    assert said.endswith(f"; AWS_ENDPOINT_URL is {endpoint}")
-    # What is no address at all is not asked again.
-    assert ("give one with http:// or https://" in said) == (not again) == (":/" not in endpoint)
 
 
 def test_other_files_and_data_sets_are_safe(line: Line, images: Path, refused: Any) -> None:
@@ -191,42 +162,6 @@ def test_another_machine_resumes_what_was_killed(
     assert "pets/dataset.json" not in begun
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
     assert main([*command, "--resume"]) == 0
-    assert in_store(line) == without_place(contents(tmp_path / "out"))
-
-
-@pytest.fixture(scope="module")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
-    """A scheduler and two workers."""
-    pytest.importorskip("distributed", reason="Dask is missing: pip install 'vlds[dask]'")
-    cluster = DaskProcesses(tmp_path_factory.mktemp("dask"))
-    yield cluster
-    cluster.stop()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
-def test_a_cluster_whose_workers_die_writes_to_a_failing_store(
-    line: Line, dask: DaskProcesses, images: Path, tmp_path: Path, seed: int
-) -> None:
-    """One worker or two die while they open pictures, and requests to the store break; even seeds
-    kill a worker, odd ones the command, which another machine resumes."""
-    assert main(words(images, str(tmp_path / "out"))) == 0
-    command = words(images, f"s3://{BUCKET}/pets", "--executor", dask.executor)
-    draw = random.Random(seed)
-    line.errors, line.cuts = 0.05, 0.05
-    first = started(command, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "first")})
-    wait_for_puts(line, draw.randrange(PUTS - 6), first)
-    if seed % 2:
-        first.kill()
-    elif workers := dask.workers():
-        draw.choice(workers).kill()
-    first.wait()
-    if seed % 2:
-        assert first.returncode == -signal.SIGKILL
-        assert main([*command, "--resume"]) == 0
-    else:
-        assert first.returncode == 0
-    line.errors = line.cuts = 0.0
     assert in_store(line) == without_place(contents(tmp_path / "out"))
 
 
@@ -281,28 +216,3 @@ def test_commands_that_inspect_say_of_a_store_what_they_say_of_a_folder(
     files.mv(f"{BUCKET}/pets/{shard}", f"{BUCKET}/pets/lost")
     assert "shardmissing" in both("verify", "PLACE", "--workers", "1", code=1)
     assert in_store(line) == without_place(contents(here))
-
-
-def test_a_folder_of_several_data_sets(
-    line: Line, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Questions of two splits: all commands that take several find them below the address."""
-    here, there = tmp_path / "out", f"s3://{BUCKET}/sets"
-    for split in ("train", "val"):
-        samples = records(split, 5)
-        write_dataset(here / split, name="toy", kind="vqa", split=split, records=samples)
-    use_store(pytest.MonkeyPatch(), line.port).put(str(here), there, recursive=True)
-    said = []
-    for place in (str(here), there):
-        answers = tmp_path / f"{len(said)}.json"
-        for command in ("stats", "verify", "preview"):
-            assert main([command, place]) == 0
-        assert main(["answers", place, "--min-count", "1", "--out", str(answers)]) == 0
-        assert main(["verify", f"{place}/train", f"{place}/val"]) == 0
-        text = capsys.readouterr().out.replace(str(answers), "FILE")
-        said.append((plain(text, place), answers.read_text()))
-    assert said[0] == said[1]
-    assert said[0][0].count("alliswell") == 2
-    for command in ("stats", "verify", "preview"):
-        assert main([command, f"{there}/lost"]) == 2
-        assert f"{there}/lost: no dataset.json" in capsys.readouterr().err.replace("data set ", "")

@@ -8,8 +8,6 @@ import pytest
 
 from vlds.tasks.metrics.gqa_scores import (
     Question,
-    consistency,
-    distribution,
     gqa_scores,
     reasoning_steps,
     values_by_score,
@@ -109,18 +107,6 @@ def test_steps_leave_out_those_that_only_read_the_answer_off() -> None:
     assert reasoning_steps(program) == 3
     assert reasoning_steps([*program[:1], {"operation": "exist", "argument": "?"}]) == 1
     assert reasoning_steps([{"operation": "choose name", "argument": "cat|dog"}]) == 0
-
-
-def test_consistency_needs_every_entailed_question() -> None:
-    answers = {"1": "yes", "2": "no"}
-    assert consistency(answers, answers, {"1": ["2"]}) == 1.0
-    assert consistency(answers, answers, {"1": ["2", "3"]}) is None
-    assert consistency(answers, answers, {"1": ["1"], "2": []}) is None
-    assert consistency({"1": "no", "2": "no"}, answers, {"1": ["2"]}) == 0.0
-
-
-def test_without_groups_there_is_no_distribution() -> None:
-    assert distribution({"1": "a"}, {"1": Question("a", group=None)}) is None
 
 
 def test_what_two_things_have_in_common_stands_in_no_file() -> None:

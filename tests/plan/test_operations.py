@@ -31,7 +31,7 @@ from vlds.models.methods import (
     PromptTuning,
 )
 from vlds.plan import rehearsal as replay
-from vlds.plan.rehearsal import AROUND, Operation, Shape, rehearse, seconds_here, update_seconds
+from vlds.plan.rehearsal import AROUND, Operation, Shape, rehearse, seconds_here
 
 
 def operations(method: Method, depth: int) -> int:
@@ -105,13 +105,6 @@ def test_zeros_have_the_same_layout(tensor: Tensor) -> None:
     assert not zeros.any()
 
 
-def test_same_shapes_are_one_operation() -> None:
-    one, other = (Operation.of(aten.add.Tensor, torch.ones(2, n), 1, alpha=2) for n in (3, 3))
-    assert Counter([one, other])[one] == 2
-    assert one != Operation.of(aten.add.Tensor, torch.ones(2, 3), 1, alpha=3)
-    assert one != Operation.of(aten.add.Tensor, torch.ones(3, 2).t(), 1, alpha=2)
-
-
 def test_seconds_of_products_and_others() -> None:
     def waits(tensor: Tensor, seconds: float) -> None:
         assert tensor.shape == (2, 2)
@@ -138,12 +131,6 @@ def test_what_is_left_takes_as_long_as_what_was_timed(monkeypatch: pytest.Monkey
     _, others = seconds_here(Counter({small: 1, large: 1}))
     assert set(calls) == {100}
     assert others == pytest.approx(0.015 + 2 * AROUND, rel=0.3)
-
-
-def test_an_update_takes_as_long_as_its_weights_are_many() -> None:
-    assert update_seconds(0, torch.float32) == 0
-    one, many = (update_seconds(n, torch.bfloat16) for n in (1 << 20, 1 << 30))
-    assert 0 < one < many
 
 
 def test_what_zeros_are_wrong_for_counts_as_nothing() -> None:

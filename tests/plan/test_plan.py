@@ -12,11 +12,9 @@ import pytest
 import torch
 
 from tests.toys.files import write
-from tests.toys.trained_runs import write_run
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
 from vlds.models.build import build_model, describe
-from vlds.models.methods import Adapter, Mixture, SimAdapter
 from vlds.plan import Machine, page, plan_recipe
 from vlds.plan.forecast import (
     Answering,
@@ -24,14 +22,12 @@ from vlds.plan.forecast import (
     answers_text,
     evaluation_text,
     fits,
-    megabytes,
 )
 from vlds.plan.needs import Held, Needs, Plan
 from vlds.plan.rehearsal import Work
-from vlds.recipe.config import Recipe, parse_recipe, save_recipe
+from vlds.recipe.config import Recipe, parse_recipe
 from vlds.runtime.process import find
 from vlds.schema import Decoding
-from vlds.training.faults import out_of_memory
 
 FILE = str(find("recipes/vl_adapter/t5_image_single_adapter.yaml"))
 ZERO2, OFFLOAD2, ZERO3, OFFLOAD3 = (
@@ -208,65 +204,15 @@ def test_the_file_to_choose(memory: int, chosen: str) -> None:
     assert " ".join(text.split()).endswith(chosen)
 
 
-def test_large_numbers_keep_their_columns() -> None:
-    assert [megabytes(number) for number in (None, 1_234_000, 2_316_366_800_000)] == [
-        "-", "1.2", "2,316,367",
-    ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_the_cost_of_a_second_pass_is_said(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In words and numbers, and to programs; one pass has no such sentence."""
-    recipe = replace(world_recipe(world, tmp_path), methods={"mix": Mixture()})
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    words = ["plan", str(tmp_path / "recipe.yaml"), "--tflops", "1", "--bandwidth", "10"]
-    assert run_command([*words, "--json"]) == 0
-    seconds = json.loads(capsys.readouterr().out)["1"]["seconds"]
-    assert seconds["passes"] == 2
-    assert 0.3 * seconds["step"] < seconds["further"] < 0.6 * seconds["step"]
-    assert seconds["further_memory"] > 0
-    assert run_command(words) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    share, megabytes = seconds["further"] / seconds["step"], seconds["further_memory"] / 1e6
-    assert said.endswith(
-        "It runs 2 passes over each batch, forward and backward: the second takes "
-        f"{seconds['further']:.3g} s of it ({share:.0%}) and {megabytes:,.1f} MB of its memory."
-    )
-    assert run_command([*words, "--methods.mix.consistency", "0"]) == 0
-    assert "passes" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_guide_to_runs_is_planned(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Which run is an example's own is known of a model without numbers too."""
-    recipe = replace(world_recipe(world, tmp_path / "run"), methods={"adapter": Adapter()})
-    run = str(write_run(recipe))
-    recipe = replace(recipe, methods={"fused": SimAdapter(runs={"vqa": run, "other": run})})
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    words = ["plan", str(tmp_path / "recipe.yaml"), "--tflops", "1", "--bandwidth", "10"]
-    assert run_command(words) == 0
-    said = capsys.readouterr().out
-    assert "`step`: what a step of micro-batches of" in said
-    assert "is not known" not in said
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--ranks", "2", "101"], "tasks.nlvr.batch_size: 100 examples for 101 ranks; give at"),
-        (["--ranks", "0"], "--ranks is '0'; give the number of ranks, 1 or more"),
         (["--methods", "{}"], "nothing trains: methods is empty"),
         (["--training.deepspeed", "mine.json"], "training.deepspeed: no such file: mine.json"),
         (["--memory", "1e300"], "--memory is '1e300'; give a number from 0.001 to 1,000,000"),
         (["--gpu", "h100"], "--gpu: 'h100' is unknown; did you mean 'h100-80g'? choose from: a10-"),
-        (["--link", "1e-320"], "--link is '1e-320'; give a number from 0.001 to 1,000,000"),
-        (["--memory", "nan"], "--memory is 'nan'; give a number from 0.001"),
-        (["--ranks", "1", "my.yaml"], "--ranks is 'my.yaml'; name the recipe before --ranks"),
         (["--data.parts", "1000"], "data.parts: 1000, but the smallest micro-batch"),
         pytest.param(
             ["--tflops", "100"],
@@ -281,33 +227,6 @@ def test_what_cannot_be_planned(
     nothing = ["--model.train_norms", "false", "--model.train_visual_embedding", "false"]
     assert run_command(["plan", "--config", FILE, *nothing, *words]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_want_of_memory_points_to_the_plan(recipe: Recipe, tmp_path: Path) -> None:
-    said = out_of_memory(replace(recipe, output=str(tmp_path)))
-    assert "`vlds plan RECIPE --ranks N` says what a rank holds" in said
-    (tmp_path / "recipe.yaml").touch()
-    said = out_of_memory(replace(recipe, output=str(tmp_path)))
-    assert f"`vlds plan --config {tmp_path}/recipe.yaml --ranks N` says what a rank" in said
-
-
-@pytest.mark.slow
-def test_the_order_of_ranks_changes_nothing(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Each number of ranks is planned by what its own micro-batches are."""
-    save_recipe(world_recipe(world, tmp_path), tmp_path / "recipe.yaml")
-    found = []
-    for ranks in (["1"], ["4", "1"]):
-        words = ["plan", str(tmp_path / "recipe.yaml"), "--json", "--memory", "8"]
-        assert run_command([*words, "--ranks", *ranks]) == 0
-        found.append(json.loads(capsys.readouterr().out)["1"])
-    alone, behind = found
-    assert alone["files"] == behind["files"]
-    assert alone["most_rows"] == behind["most_rows"]
-    seconds = alone["seconds"]
-    parts = sum(seconds[name] for name in ("products", "others", "update", "between"))
-    assert seconds["step"] == pytest.approx(parts)
 
 
 def test_a_card_by_its_name() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -11,26 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.toys.cross_modal import pretraining_recipe
-from tests.toys.dual import class_recipe
 from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.claims import EXPERTS_ALONE
 from tests.toys.image_text.rows import TASKS, tiny
-from tests.toys.joint_encoder import joint_encoder_recipe
 from tests.toys.kinds import ALL_KINDS, built, kind_recipe
 from tests.toys.world import SIZES
-from vlds.evaluation.sources import with_lists
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.kernels.attention import step_kernels
 from vlds.models.kernels.dropout import StepDropout
 from vlds.models.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method, Mixture
 from vlds.models.methods.mixture import of_ffn
-from vlds.models.model import Model
-from vlds.plan.forecast import Forecast, forecast, forecast_or_reason
+from vlds.plan.forecast import Forecast, forecast
 from vlds.plan.rehearsal import (
     NOTHING,
     TOKENS,
@@ -120,22 +114,6 @@ def test_the_bytes_of_written_answers(
     check_answers(recipe, decoding, tmp_path / "trace.json")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe_of",
-    [
-        pretraining_recipe,
-        joint_encoder_recipe,
-        lambda world, output: class_recipe(world, output, {"full": Full()}),
-    ],
-    ids=["cross_modal", "joint_encoder", "dual_encoder"],
-)
-def test_the_bytes_of_chosen_answers(
-    recipe_of: Callable[[Path, Path], Recipe], world: Path, tmp_path: Path
-) -> None:
-    check_answers(with_lists(recipe_of(world, tmp_path)), None, tmp_path / "trace.json")
-
-
 def check_answers(recipe: Recipe, decoding: Decoding | None, file: Path) -> None:
     """A rehearsal of answers says what a real evaluation holds beside weights."""
     with torch.device("meta"):
@@ -195,16 +173,6 @@ def test_what_a_second_pass_takes(world: Path, tmp_path: Path) -> None:
     assert 0 < two.further.peak < two.whole.peak
 
 
-@pytest.mark.slow
-def test_what_saves_memory_saves_it_here(world: Path, tmp_path: Path) -> None:
-    recipe = kind_recipe("joint", world, tmp_path)
-    cut = cut_batches(recipe, 1)
-    before = forecast(recipe, cut).whole
-    checkpointing = replace(recipe.training, activation_checkpointing=True)
-    for change in ({"training": checkpointing}, {"data": replace(recipe.data, parts=2)}):
-        assert forecast(replace(recipe, **change), cut).whole.peak < 0.9 * before.peak
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", PARAMETERS)
 def test_every_type_of_image_text_model(model_type: str) -> None:
@@ -242,15 +210,3 @@ def test_experts_take_the_operations_of_their_products_one_by_one(
         hollow = rehearsal.hollow(hidden).requires_grad_()
         experts(hollow, chosen, shares).sum().backward()
     assert rehearsal.flops == counted.get_total_flops() > 0
-
-
-def test_code_that_asks_for_numbers(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def loss_sums(self: Model, batch: Batch) -> list[Tensor]:
-        return [self.token_nll(batch).sum(1) * self.token_nll(batch).max().item()]
-
-    monkeypatch.setattr(Model, "loss_sums", loss_sums)
-    reason = forecast_or_reason(kind_recipe("joint", world, tmp_path), 1)
-    assert isinstance(reason, str)
-    assert reason.startswith("this model's code cannot run without numbers (")

@@ -25,17 +25,6 @@ def task(request: pytest.FixtureRequest) -> Task:
     return request.param()
 
 
-def test_training_examples_have_prompt_and_target(task: Task) -> None:
-    for kind in task.kinds:
-        sample = sample_of(kind)
-        for number, annotation in enumerate(sample.annotations):
-            example = task.example("name", sample, number, np.random.default_rng(0))
-            assert (example.id, example.task) == (annotation["id"], "name")
-            assert task.prompt in example.prompt
-            assert example.target
-            assert example.weight == 1.0
-
-
 def test_the_prompt_can_be_left_out(task: Task) -> None:
     sample = sample_of(task.kinds[0])
     rng = np.random.default_rng(0)

@@ -37,13 +37,3 @@ def test_scores() -> None:
             "accuracy/class/yes/no": 0.0,
         }
     )
-
-
-def test_case_and_white_space_do_not_count() -> None:
-    assert ImageClass().correct(" Big  DOG", "big dog")
-    assert not ImageClass().correct("bigdog", "big dog")
-    scores = ImageClass().score(
-        {"1": "cat", "2": "x", "3": "dog"}, {"1": "Cat", "2": "cat", "3": "dog"}
-    )
-    assert scores["mean_class_accuracy"] == 0.75
-    assert scores["accuracy/class/Cat"] == 0.5

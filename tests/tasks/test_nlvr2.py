@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import random
-from pathlib import Path
-
 import pytest
 
-from tests.toys.files import read_lines
 from tests.toys.task_samples import sample_of
 from vlds.tasks import NLVR2, Entailment
-from vlds.tasks.nlvr2 import sentence_group
 
 LABELS = {
     "dev-1-0-0": ("true", "Both are red."),
@@ -41,65 +36,6 @@ def test_case_and_blanks_at_the_end_do_not_count(told: str, is_right: bool) -> N
     task, reference = NLVR2(), REFERENCES["dev-1-0-0"]
     assert task.score({"1": told}, {"1": reference})["accuracy"] == is_right
     assert task.correct(told, reference) == is_right
-
-
-def test_ids_of_ones_own_have_no_official_groups() -> None:
-    references = {"1": {"answer": "true", "sentence": "Both are red."}}
-    assert NLVR2().score({"1": "true"}, references) == {"accuracy": 1.0, "consistency_by_text": 1.0}
-
-
-# NLVR2's consistency on the real sentences, grouped by id and by text.
-
-
-def test_the_pair_is_left_out() -> None:
-    assert sentence_group("dev-850-0-1") == sentence_group("dev-850-3-1") == "dev-850--1"
-    assert sentence_group("dev-850-0-1") != sentence_group("dev-850-0-0")
-    assert sentence_group("dev-850-0-1") != sentence_group("test1-850-0-1")
-    assert sentence_group("my-own-7") is None
-
-
-@pytest.fixture(scope="module")
-def sentences(shared: Path) -> list[dict[str, str]]:
-    file = shared / "data" / "nlvr2_text" / "balanced_dev.json"
-    if not file.is_file():
-        pytest.skip(f"no file {file}")
-    return read_lines(file)
-
-
-def test_real_sentences_are_scored_as_the_official_script_scores_them(
-    sentences: list[dict[str, str]],
-) -> None:
-    rng = random.Random(0)
-    predictions = {
-        row["identifier"]: row["label"].lower() if rng.random() < 0.8
-        else rng.choice(["true", "false"])
-        for row in sentences
-    }  # fmt: skip
-    references = {
-        row["identifier"]: {"answer": row["label"].lower(), "sentence": row["sentence"]}
-        for row in sentences
-    }
-    # The official script's loop, and the same grouped by the sentence's text.
-    correct = 0
-    by_id: dict[str, bool] = {}
-    by_text: dict[str, bool] = {}
-    for row in sentences:
-        split, number, _, sentence = row["identifier"].split("-")
-        right = predictions[row["identifier"]] == row["label"].lower()
-        correct += right
-        for found, key in ((by_id, f"{split}-{number}--{sentence}"), (by_text, row["sentence"])):
-            found[key] = found.get(key, True) and right
-    assert (len(sentences), len(by_id), len(by_text)) == (2300, 1116, 1111)
-    scores = NLVR2().score(predictions, references)
-    assert scores == pytest.approx(
-        {
-            "accuracy": correct / 2300,
-            "consistency": sum(by_id.values()) / 1116,
-            "consistency_by_text": sum(by_text.values()) / 1111,
-        }
-    )
-    assert scores["consistency"] != scores["consistency_by_text"]
-    assert 0.7 < scores["consistency"] < scores["accuracy"]
 
 
 # Visual entailment compares three words.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -59,25 +58,6 @@ def test_bart_writes_the_sentence() -> None:
     assert len([word for word in shown if word != "<mask>"]) == 10 - 3
 
 
-@pytest.mark.parametrize("task", [T5, BART])
-def test_words_are_hidden_by_the_position_alone(task: Task) -> None:
-    """The stream seeds the generator by seed and position; evaluation has none."""
-    sample = captioned(SENTENCE)
-    drawn = {task.example("lm", sample, 0, rng(seed)).prompt for seed in range(50)}
-    assert len(drawn) >= 8
-    assert task.example("lm", sample, 0, rng(5)) == task.example("lm", sample, 0, rng(5))
-    assert task.example("lm", sample, 0, None) == task.example("lm", sample, 0, None)
-
-
-def test_a_short_sentence_hides_one_word() -> None:
-    assert T5.example("lm", captioned("dogs"), 0, rng()).prompt == "span prediction: <extra_id_0>"
-
-
-def test_restored_sentences_count_without_sentinels_and_case() -> None:
-    references = {"a": "<extra_id_0> Red <extra_id_1> dog", "b": "<extra_id_0> cat"}
-    assert T5.score({"a": "red dog", "b": "cow"}, references) == {"restored": 0.5}
-
-
 def test_a_region_is_named_and_pointed_at() -> None:
     sample = with_regions("red yolk", "", "grey egg")
     for seed in range(20):
@@ -87,14 +67,6 @@ def test_a_region_is_named_and_pointed_at() -> None:
         assert named.prompt == f"caption region: {POINTERS[number]}"
         assert pointed.prompt == f"visual grounding: {named.target}"
         assert pointed.target == POINTERS[number]
-
-
-@pytest.mark.parametrize("task", [GroundedCaption(), VisualGrounding()])
-def test_named_regions_are_drawn_alike(task: Task) -> None:
-    sample = with_regions("a", "", "b", "c")
-    drawn = Counter(task.example("g", sample, 0, rng(seed)).target for seed in range(900))
-    assert len(drawn) == 3
-    assert min(drawn.values()) > 250
 
 
 @pytest.mark.parametrize("task", [GroundedCaption(), VisualGrounding()])
@@ -121,13 +93,6 @@ def test_several_regions_have_sentinels() -> None:
     pointed = VisualGrounding(num_regions=4).example("g", sample, 0, rng(1))
     assert pointed.prompt == f"visual grounding: {named.target}"
     assert pointed.target == named.prompt.removeprefix("caption region: ")
-
-
-def test_a_user_may_name_the_region_or_the_expression() -> None:
-    rows: tuple[dict[str, Any], ...] = ({"id": "0", "pointer": POINTERS[3], "expression": "dog"},)
-    sample = replace(sample_of("regions"), annotations=rows)
-    assert GroundedCaption().example("g", sample, 0, None).prompt.endswith(POINTERS[3])
-    assert VisualGrounding().example("g", sample, 0, None).prompt == "visual grounding: dog"
 
 
 def test_a_caption_that_both_pictures_have_is_never_false() -> None:
@@ -159,9 +124,7 @@ def test_answers_of_pre_training_weigh_alike() -> None:
     ("task", "fields", "told"),
     [
         (SpanPrediction, {"share": 0.0}, "share: got 0.0; give more than 0"),
-        (SpanPrediction, {"share": 1.1}, "share: got 1.1; give more than 0"),
         (GroundedCaption, {"num_regions": 0}, "num_regions: got 0; give a number from 1 to 36"),
-        (VisualGrounding, {"num_regions": 0}, "num_regions: got 0; give a number from 1 to 36"),
         (
             VisualGrounding,
             {"num_regions": 4, "evaluate": ["x"]},

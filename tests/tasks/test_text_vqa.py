@@ -9,9 +9,7 @@ import pytest
 
 from tests.toys.task_samples import sample_of
 from vlds.recipe.build import build as built
-from vlds.schema import SkipSample
 from vlds.tasks import DirectAnswer, TextVQA
-from vlds.tasks.base import ask
 
 
 def test_words_of_the_picture_follow_the_question() -> None:
@@ -22,12 +20,6 @@ def test_words_of_the_picture_follow_the_question() -> None:
     assert TextVQA().example("t", sample_of("vqa"), 0, None).prompt == "textvqa: What color?"
     with pytest.raises(ValueError, match="max_words: got -1; give 0 or more"):
         built(TextVQA, {"max_words": -1})
-
-
-def test_words_that_are_no_texts_are_a_bad_sample() -> None:
-    sample = replace(sample_of("vqa"), extra={"ocr_tokens": [3]})
-    with pytest.raises(SkipSample, match="ocr_tokens is "):
-        ask(TextVQA(), "t", sample, 0, None)
 
 
 def test_difficult_questions_train_and_do_not_count() -> None:

@@ -3,11 +3,9 @@ every sample."""
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
-from collections.abc import Callable
-from hashlib import sha256
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -155,56 +153,15 @@ def change_members(data: bytes, draw: random.Random) -> bytes:
     return b"".join(parts) + data[ends[-1] :]
 
 
-def cut_or_lengthen(data: bytes, draw: random.Random) -> bytes:
-    if draw.random() < 0.5:
-        return data[: draw.randrange(len(data) or 1)]
-    return data + draw.choice((bytes(1), bytes(BLOCK), data[:BLOCK], b"x"))
-
-
-OF_TARS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-    flip, flip, change_header, change_header, change_members, cut_or_lengthen,
-)  # fmt: skip
-
-
 def damage(folder: Path, draw: random.Random) -> str:
     """Damage one file; what it was."""
     tar = folder / draw.choice(NAMES)
-    kind = draw.choice(("tar", "tar", "tar", "index", "index of the other", "description"))
-    if kind == "tar":
-        change = draw.choice(OF_TARS)
-        tar.write_bytes(change(tar.read_bytes(), draw))
-        return f"{change.__name__} of {tar.name}"
-    suffix = draw.choice((".idx", ".cnt", ".crc"))
-    path = tar.with_name(tar.name + suffix)
-    if kind == "index":
-        path.write_bytes(draw.choice((flip, flip, cut_or_lengthen))(path.read_bytes(), draw))
-    elif kind == "index of the other":
-        shutil.copy(folder / f"{NAMES[tar.name == NAMES[0]]}{suffix}", path)
-    else:
-        about = json.loads((folder / "dataset.json").read_text("utf-8"))
-        field = draw.choice(("samples", "annotations", "bytes"))
-        about["shards"][draw.randrange(2)][field] += draw.choice((-1, 1))
-        if field != "bytes":
-            about[field] = sum(shard[field] for shard in about["shards"])
-        (folder / "dataset.json").write_text(json.dumps(about), "utf-8")
-        return f"{field} in dataset.json"
-    return f"{kind}: {path.name}"
-
-
-def bless(folder: Path, how: str) -> None:
-    """Someone indexes the damaged shards, or records the hashes of the present files."""
-    if how == "indexed":
-        index_folder(folder, name="toy", kind="vqa", split="train")
-    elif how == "hashed":
-        about = json.loads((folder / "dataset.json").read_text("utf-8"))
-        for shard in about["shards"]:
-            tar = folder / shard["name"]
-            shard["bytes"] = tar.stat().st_size
-            shard["sha256"] = sha256(tar.read_bytes()).hexdigest()
-            for suffix in ("idx", "cnt", "crc"):
-                data = tar.with_name(f"{tar.name}.{suffix}").read_bytes()
-                shard[f"{suffix}_sha256"] = sha256(data).hexdigest()
-        (folder / "dataset.json").write_text(json.dumps(about), "utf-8")
+    change = draw.choice((flip, change_header, change_header, change_members))
+    path = tar
+    if draw.random() < 0.3:
+        change, path = flip, tar.with_name(tar.name + draw.choice((".idx", ".cnt", ".crc")))
+    path.write_bytes(change(path.read_bytes(), draw))
+    return f"{change.__name__} of {path.name}"
 
 
 @pytest.mark.slow
@@ -225,11 +182,10 @@ def test_what_a_run_cannot_use_verify_names(
         draw = random.Random(f"{whole.name} {seed}")
         folder = Path(shutil.copytree(whole, tmp_path / "damaged"))
         told = [damage(folder, draw) for _ in range(draw.choice((1, 1, 2)))]
-        told.append(draw.choice(("not blessed", "indexed", "hashed")))
-        try:
-            bless(folder, told[-1])
-        except ShardError:
-            told[-1] = "not blessed"
+        if draw.random() < 0.5:  # someone indexes the damaged shards
+            with suppress(ShardError):
+                index_folder(folder, name="toy", kind="vqa", split="train")
+                told.append("indexed")
         bad = spoilt_by_a_run(folder, image)
         findings = verify([folder])
         named: Bad = {(finding.file, finding.i) for finding in findings}

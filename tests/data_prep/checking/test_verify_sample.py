@@ -22,16 +22,13 @@ from tests.toys.shards import (
     features,
     grid,
     offsets,
-    overwrite,
     quarantined,
     record,
     write_shards,
 )
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.sample import feature_bytes
-from vlds.data.shards.store import open_dataset
-from vlds.data.streams.stream import ask_all
-from vlds.schema import LONGEST_TEXT, Sample
+from vlds.schema import LONGEST_TEXT
 
 
 def png_with_a_wrong_checksum() -> bytes:
@@ -93,29 +90,6 @@ def test_json_that_lacks_something(
     folder = by_hand(tmp_path / "a", [[("a.jpg", jpeg()), ("a.json", content(1, **fields))]])
     assert check(folder) == (1, {reason: 1})
     assert main(["preview", str(folder)]) == 0
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"annotations": [{"id": "1", "question": 5}]}, "annotation question is 5, text expected"),
-        ({"images": ["png"]}, "it has no 'png'"),
-    ],
-)
-def test_what_cannot_be_counted_is_named(
-    tmp_path: Path, fields: dict[str, Any], told: str, refused: Any
-) -> None:
-    folder = by_hand(tmp_path / "a", [[("a.jpg", jpeg()), ("a.json", content(1, **fields))]])
-    words = [["stats"], ["answers", "--out", str(tmp_path / "answers.json")]]
-    for command, *options in words:
-        message = refused(main([command, str(folder), *options]), told)
-        assert f"`vlds data verify {folder}` says more" in message
-
-
-def test_a_smashed_header_is_not_passed_over(tmp_path: Path, refused: Any) -> None:
-    folder = write_shards(tmp_path / "a", [record(n) for n in range(3)])
-    overwrite(folder / FIRST, offsets(folder)[1], b"z")
-    refused(main(["stats", str(folder)]), f"{folder / FIRST}, sample 1: ")
 
 
 @pytest.mark.parametrize(
@@ -226,45 +200,23 @@ def test_every_kind_is_well(tmp_path: Path, check: Check, kind: str) -> None:
     ("kind", "changed"),
     [
         ("vqa", {"label": ["yes"]}),
-        ("vqa", {"label": 3}),
         ("vqa", {"question": "x" * (LONGEST_TEXT - 2)}),
         ("vqa", {"answers": 5}),
-        ("vqa", {"answers": [1, 2]}),
         ("vqa", {"answer_type": ["x"]}),
         ("gqa", {"answer": 5}),
-        ("gqa", {"answer": ["a"]}),
         ("gqa", {"types": 5}),
-        ("gqa", {"types": {"structural": []}}),
         ("gqa", {"groups": {"global": {}}}),
         ("gqa", {"entailed": 5}),
         ("nlvr2", {"label": "True"}),
-        ("nlvr2", {"label": []}),
         ("entailment", {"label": 5}),
         ("image_class", {"label": 5}),
         ("video_qa", {"choices": 5}),
-        ("video_qa", {"choices": [5]}),
     ],
 )
 def test_annotations_that_no_task_can_use(
     tmp_path: Path, check: Check, kind: str, changed: dict[str, Any]
 ) -> None:
     folder = pack(tmp_path / "toy", kind, GOOD[kind][0], GOOD[kind][0] | changed)
-    assert check(folder) == (1, {"sample unusable": 1})
-
-
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        ("video_qa", {"subtitles": [{"text": 5}]}),
-        ("video_qa", {"subtitles": [{"text": "a" * LONGEST_TEXT}]}),
-        ("video_caption", {"subtitles": "x"}),
-        ("video_caption", {"span": 5}),
-    ],
-)
-def test_what_belongs_to_the_whole_sample(
-    tmp_path: Path, check: Check, kind: str, fields: dict[str, Any]
-) -> None:
-    folder = pack(tmp_path / "toy", kind, GOOD[kind][0], **fields)
     assert check(folder) == (1, {"sample unusable": 1})
 
 
@@ -296,60 +248,7 @@ def test_features_of_two_shapes_in_one_sample(tmp_path: Path, check: Check) -> N
     assert check(folder) == (1, {"features of different shapes": 1})
 
 
-def npy(shape: str, padding: int, values: np.ndarray) -> bytes:
-    header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    header += b" " * padding + b"\n"
-    size = len(header).to_bytes(2, "little")
-    return b"\x93NUMPY\x01\0" + size + header + values.astype("<f2").tobytes()
-
-
-def read(folder: Path) -> Sample:
-    return open_dataset(folder).read(0)
-
-
-def test_features_with_a_long_header(tmp_path: Path, check: Check) -> None:
-    members = [("features.npy", npy("(4, 3)", 2000, np.ones((4, 3))))]
-    folder = pack(tmp_path / "toy", "vqa", QUESTION, members=members)
-    assert check(folder) == (0, {})
-    assert read(folder).features[0].tolist() == np.ones((4, 3)).tolist()
-
-
-def test_features_without_values(tmp_path: Path, check: Check) -> None:
-    members = [("features.npy", npy("(0, 3)", 60, np.ones(0)))]
-    folder = pack(tmp_path / "toy", "vqa", QUESTION, members=members)
-    assert check(folder) == (1, {"features no matrix": 1})
-    assert read(folder).features[0].shape == (0, 3)
-
-
 @pytest.mark.parametrize("size", [5, [1, 2]])
 def test_sizes_that_cannot_be_counted(tmp_path: Path, refused: Any, size: Any) -> None:
     folder = pack(tmp_path / "toy", "vqa", QUESTION, size=size)
     refused(main(["stats", str(folder)]), "sample 000000000 cannot be counted")
-
-
-def test_a_choice_that_is_not_there_is_shown_as_trouble(tmp_path: Path, output: Any) -> None:
-    folder = pack(tmp_path / "toy", "video_qa", CHOICE | {"answer_index": 9})
-    assert main(["preview", str(folder)]) == 0
-    assert "not what it should be: list index out of range" in output()
-
-
-@pytest.mark.parametrize("pieces", [-1, 5])
-def test_a_vocabulary_that_cannot_be(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], pieces: int
-) -> None:
-    folder = pack(tmp_path / "toy", "vqa", QUESTION)
-    command = ["tokenizer", str(folder), "--out", str(tmp_path / "x.model")]
-    assert main([*command, "--vocab-size", str(pieces)]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"error: --vocab-size {pieces}: sentencepiece cannot make a model")
-    assert not (tmp_path / "x.model").exists()
-
-
-def test_asking_leaves_a_kind_of_others_alone(tmp_path: Path) -> None:
-    write_dataset(
-        tmp_path / "toy", name="toy", kind="theirs", split="train",
-        records=[SampleRecord(id="s", members=PICTURE, json={"annotations": [{"id": "a"}]})],
-    )  # fmt: skip
-    asked = ask_all(open_dataset(tmp_path / "toy").read(0))
-    assert (asked.faults, asked.labelled) == ([], set())

@@ -67,9 +67,3 @@ def test_pickles_are_not_opened(tmp_path: Path, refused: Any) -> None:
     code = pack_folders(tmp_path / "in", tmp_path / "out")
     refused(code, "is CIFAR's Python version, whose pickles can run any program")
     assert not (tmp_path / "out").exists()
-
-
-def test_stored_features_have_no_names_here(tmp_path: Path, refused: Any) -> None:
-    cifar10(tmp_path / "in", NAMES, {"data_batch_1.bin": [0, 1, 2]})
-    code = pack_folders(tmp_path / "in", tmp_path / "out", "--features", str(tmp_path))
-    refused(code, "--features: CIFAR's pictures have no names")

@@ -35,32 +35,10 @@ def typed(**wrong: Any) -> dict[str, Any]:
 
 VQA = [
     (vqa({"question": None}), f"{QUESTIONS}, question 10: 'question' is null; expected text"),
-    (vqa({"image_id": None}), f"{QUESTIONS}, question 10: 'image_id' is null"),
-    (vqa({"question_id": True}), f"{QUESTIONS}, questions 1: 'question_id' is true"),
     (vqa({}, None), f"{ANSWERS}, question 10: 'answers' is null; expected a list"),
-    (vqa({}, [{"answer": None}]), "question 10, answer 0: 'answer' is null; expected text"),
     (typed(answer_type=None), f"{ANSWERS}, question 10: 'answer_type' is null; expected text"),
     (vqa({}, ["yes"]), 'question 10, answer 0: expected an object {...}, found "yes"'),
     ({QUESTIONS: {"questions": None}}, f"{QUESTIONS}: 'questions' is null; expected a list"),
-    ({QUESTIONS: 5}, "questions.json: expected an object {...}, found 5"),
-]
-
-
-def gqa(**wrong: Any) -> dict[str, Any]:
-    row = {"imageId": "1", "question": "what?", "answer": "yes"} | wrong
-    return {"val_balanced_questions.json": {"007": row}, "val_sceneGraphs.json": {}}
-
-
-GQA = [
-    (gqa(question=None), "questions.json, question 007: 'question' is null; expected text"),
-    (gqa(answer=None), "questions.json, question 007: 'answer' is null; expected text"),
-    (gqa(imageId=None), "question 007: 'imageId' is null; expected text or a whole number"),
-    (gqa() | {"val_sceneGraphs.json": []}, "Graphs.json: expected GQA's dictionary of scene"),
-    (gqa() | {"val_sceneGraphs.json": {"1": {"objects": None}}}, "1: 'objects' is null"),
-]
-NLVR2 = [
-    ({"dev.json": {"identifier": 5, "sentence": "x"}}, "line 1: 'identifier' is 5; expected text"),
-    ({"dev.json": {"identifier": "dev-1-0-0", "sentence": None}}, "dev-1-0-0: 'sentence' is null"),
 ]
 
 
@@ -72,21 +50,7 @@ def karpathy(sentence: Any = None, **wrong: Any) -> dict[str, Any]:
 
 KARPATHY = [
     (karpathy({"raw": None}), "coco.json, image 0, sentence 0: 'raw' is null; expected text"),
-    (karpathy(sentences=None), "image 0: 'sentences' is null; expected a list"),
-    (karpathy(filename=None), "image 0: 'filename' is null"),
-    (karpathy(filepath=None), "image 0: 'filepath' is null"),
     (karpathy(sentences=[{"raw": "x"}]), "image 0, sentence 0: no field 'sentid'; it has raw"),
-]
-
-
-def coco(content: Any) -> dict[str, Any]:
-    return {"captions_val2014.json": content}
-
-
-COCO = [
-    (coco([1]), "captions_val2014.json: expected an object {...}, found [1]"),
-    (coco({"images": [], "annotations": None}), "'annotations' is null; expected a list"),
-    (coco({"images": []}), "captions_val2014.json: no field 'annotations'; it has images"),
 ]
 
 
@@ -96,17 +60,9 @@ def vg(entry: Any, file: str = "question_answers.json", part: str = "qas") -> di
 
 VG_QUESTIONS = [
     (vg([{"qa_id": 1, "answer": "x"}]), "picture 0, qas 0: no field 'question'; it has qa_id"),
-    (vg([{"qa_id": 1, "question": "x", "answer": 2}]), "qas 0: 'answer' is 2; expected text"),
     (vg([{"question": "x", "answer": "y"}]), '{"question": "x", "answer": "y"} has no qa_id'),
-    (vg(None), "question_answers.json, picture 0: 'qas' is null; expected a list"),
     ({"question_answers.json": {"a": 1}}, 'question_answers.json is {"a": 1}; expected a list'),
 ]
-VG_REGIONS = [
-    (vg([{"region_id": 1, "phrase": None}], "region_descriptions.json", "regions"),
-     "region_descriptions.json, picture 0, regions 0: 'phrase' is null"),
-]  # fmt: skip
-PAIR = {"pairID": "p", "gold_label": "neutral", "Flickr30K_ID": "1", "sentence2": None}
-SNLI_VE = [({"snli_ve_dev.jsonl": PAIR}, "snli_ve_dev.jsonl, line 1: 'sentence2' is null")]
 
 
 def how2qa(**wrong: Any) -> dict[str, Any]:
@@ -120,39 +76,8 @@ def spoken(sub: Any) -> dict[str, Any]:
 
 HOW2QA = [
     (how2qa(q=None), "release.jsonl, line 1, question 5: 'q' is null; expected text"),
-    (how2qa(a0=None), "line 1, question 5: 'a0' is null; expected text"),
     (how2qa(answer_idx="x"), "question 5: 'answer_idx' is \"x\"; expected a whole number"),
-    (how2qa(ts=[0, 1]), "question 5: 'ts' is [0, 1]; expected text"),
-    (spoken([{"text": None, "start": 0, "end": 1}]),
-     "line 1, subtitle 0: 'text' is null; expected"),
     (spoken(None), "how2_subtitles.jsonl, line 1: 'sub' is null; expected a list"),
-]  # fmt: skip
-
-
-def yc2c(**wrong: Any) -> dict[str, Any]:
-    row = {"vid_name": "s1", "clip_id": 4, "descs": [{"desc_id": 1, "desc": "x"}]}
-    return {"ann/yc2c_val_release.jsonl": row | wrong, "ann/yc2_subtitles.jsonl": ""}
-
-
-YC2C = [
-    (yc2c(descs=[{"desc_id": 1, "desc": None}]), "description 0: 'desc' is null; expected text"),
-    (yc2c(descs=None), "line 1: 'descs' is null; expected a list"),
-    (yc2c(ts="1-2"), "line 1: 'ts' is \"1-2\"; expected a list"),
-    (yc2c(ts=[1, None]), "line 1: 'ts' is [1, null]; expected numbers of seconds"),
-]
-OKVQA = [
-    ({"OpenEnded_mscoco_val2014_questions.json": {"questions": [ASKED]}},
-     "mscoco_val2014_annotations.json does not exist; check the folder and the split"),
-    (
-        {
-            "OpenEnded_mscoco_val2014_questions.json": {"questions": [ASKED]},
-            "mscoco_val2014_annotations.json": {
-                "question_types": [],
-                "annotations": [{"question_id": 10, "image_id": 1, "answers": TEN}],
-            },
-        },
-        "mscoco_val2014_annotations.json: 'question_types' is []; expected an object {...}",
-    ),
 ]  # fmt: skip
 
 
@@ -162,14 +87,10 @@ def aokvqa(**wrong: Any) -> dict[str, Any]:
 
 AOKVQA_ID = "aokvqa_v1p0_val.json, question 22MexNkBPpdZGX6sxbxVB0"
 AOKVQA = [
-    (aokvqa(choices=None), f"{AOKVQA_ID}: 'choices' is null; expected a list"),
     (aokvqa(choices=["a", 1]), f"{AOKVQA_ID}: entry 1 of 'choices' is 1; expected text"),
     (aokvqa(choices=["a"]), f"{AOKVQA_ID}: 'choices' has 1 entries; expected 2 to 5"),
     (aokvqa(correct_choice_idx=4), '"cab"]; expected a number from 0 to 3'),
-    (aokvqa(correct_choice_idx="3"), "'correct_choice_idx' is \"3\"; expected a whole number"),
     (aokvqa(direct_answers="['cab']"), "'direct_answers' is \"['cab']\"; expected a list"),
-    (aokvqa(difficult_direct_answer=0), "'difficult_direct_answer' is 0; expected true or false"),
-    (aokvqa(image_id="1"), f"{AOKVQA_ID}: 'image_id' is \"1\"; expected a whole number"),
     ({"aokvqa_v1p0_val.json": {"a": 1}}, 'aokvqa_v1p0_val.json is {"a": 1}; expected a list'),
 ]
 
@@ -185,8 +106,6 @@ def textvqa(words: Any = None, **wrong: Any) -> dict[str, Any]:
 
 TEXTVQA = [
     (textvqa(answers=["x"] * 9), "question 5: 'answers' has 9 entries; expected 10"),
-    (textvqa(answers=["x", None]), "question 5: entry 1 of 'answers' is null; expected text"),
-    (textvqa(image_id=5), "TextVQA_0.5.1_val.json, question 5: 'image_id' is 5; expected text"),
     (textvqa({"ocr_tokens": [3]}), "v0.2_val.json, picture 0: entry 0 of 'ocr_tokens' is 3"),
     (textvqa({"image_id": "b"}),
      "v0.2_val.json: it lacks 1 of 1 pictures of TextVQA_0.5.1_val.json, the first is ab; give"),
@@ -201,11 +120,8 @@ def scienceqa(splits: Any = None, **wrong: Any) -> dict[str, Any]:
 SCIENCEQA = [
     (scienceqa(answer=3), "problems.json, question 1: 'answer' is 3, and 'choices' is [\"West"),
     (scienceqa(grade="grade13"), "question 1: 'grade' is 'grade13'; expected grade1 to grade12"),
-    (scienceqa(hint=None), "question 1: 'hint' is null; expected text"),
-    (scienceqa(image=3), "question 1: 'image' is 3; expected text"),
     (scienceqa(choices=["a"] * 6), "question 1: 'choices' has 6 entries; expected 2 to 5"),
     (scienceqa({"test": ["7"]}), "pid_splits.json: test names question 7, which "),
-    (scienceqa({"test": [7]}), "pid_splits.json: entry 0 of 'test' is 7; expected text"),
     (scienceqa({"train": []}), "pid_splits.json: no field 'test'; it has train"),
 ]
 
@@ -225,36 +141,24 @@ REFCOCO = [
     (refcoco(bbox=[1, 2, 3]),
      "annotation 0: 'bbox' is [1, 2, 3]; expected [left, top, width, heig"),
     (refcoco(bbox=[1, 2, 3, 0]), "with a width and height above 0"),
-    (refcoco(bbox=[1, 2, 3, True]), "annotation 0: 'bbox' is [1, 2, 3, true]; expected"),
     (refcoco(id=11), "refs(unc).p, ref 0: 'ann_id' is 10, which "),
     (refcoco({"a": 1}), "refs(unc).p holds dict; expected a list of expressions"),
-    (refcoco([3]), "refs(unc).p, ref 0: expected an object {...}, found 3"),
-    (refcoco([{"split": "testA"}]), "refs(unc).p, ref 0: no field 'ann_id'; it has split"),
     (refcoco(pickle.dumps([{1, 2}], 4)),
      "refs(unc).p is not a pickle of plain values: the instruction EMPTY_SET"),
     (refcoco(b"\x80\x02]q\x00"), "refs(unc).p is not a pickle of plain values: "),
     (refcoco(b""), "refs(unc).p is not a pickle of plain values: KeyError"),
-    ({"refcoco/instances.json": refcoco()["refcoco/instances.json"]},
-     "refs(unc).p does not exist; check the folder and --split-by"),
 ]  # fmt: skip
 
 
 COMMANDS: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "okvqa --split val": OKVQA,
     "aokvqa --split val": AOKVQA,
     "textvqa --split val": TEXTVQA,
     "scienceqa --split test": SCIENCEQA,
     "refcoco --split testA": REFCOCO,
     "vqav2 --split val": VQA,
-    "gqa --split val": GQA,
-    "nlvr2 --split dev": NLVR2,
     "coco-karpathy --split val": KARPATHY,
-    "coco-captions --split val": COCO,
     "vg --what questions": VG_QUESTIONS,
-    "vg --what regions": VG_REGIONS,
-    "snli-ve --split dev": SNLI_VE,
     "value-how2qa --split val": HOW2QA,
-    "value-yc2c --split val": YC2C,
 }
 CASES = [(command, files, told) for command, cases in COMMANDS.items() for files, told in cases]
 
@@ -287,28 +191,3 @@ def test_a_pickle_runs_no_program(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not mark.exists()
     pickle.loads(path.read_bytes())  # The file would have run it.
     assert mark.exists()
-
-
-def test_a_digit_that_is_no_number(tmp_path: Path, refused: Any) -> None:
-    for name, content in vqa({"image_id": "\u00b2"}).items():
-        write(tmp_path / name, content)
-    given = ["--src", str(tmp_path), "--split", "val", "--out", str(tmp_path / "out")]
-    refused(main(["vqav2", *given]), "error: 2 of 2 pictures are missing. Check --images")
-
-
-LXMERT = {"question_id": 1, "img_id": "COCO_val2014_000000000001", "sent": "what?"}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        ({"sent": None}, "mini.json, row 1: 'sent' is null; expected text"),
-        ({"img_id": None}, "mini.json, row 1: 'img_id' is null"),
-        ({"label": {"net": None}}, "the score of 'net' is not a number"),
-        ({"label": "net"}, 'label "net" of question 1 must map answers to scores'),
-    ],
-)
-def test_rows_of_lxmert(wrong: dict[str, Any], told: str, tmp_path: Path, refused: Any) -> None:
-    file = write(tmp_path / "mini.json", [LXMERT | wrong])
-    given = ["--src", str(tmp_path), "--split", "val", "--questions", str(file)]
-    refused(main(["vqav2", *given, "--out", str(tmp_path / "out")]), told)

@@ -69,13 +69,6 @@ def test_a_test_split_has_pictures_alone(src: Path, pack_split: Any) -> None:
     assert list(sample.annotations) == [{"id": "5"}]
 
 
-def test_captions_of_a_test_split_are_kept(src: Path, pack_split: Any) -> None:
-    """Those of another file: COCO's own has none."""
-    more = ("--annotations", src / "annotations/captions_val2014.json", "--images", src / "val2014")
-    samples = pack_split("coco-captions --split test", src, *more)
-    assert [a["id"] for a in samples["9"].annotations] == ["3", "5"]
-
-
 def test_a_share_of_the_pictures_is_a_test_set(src: Path, tmp_path: Path, output: Any) -> None:
     """All captions of a picture, and all pictures of the same bytes, go to one side."""
     pictures = [{"id": n, "file_name": f"{n}.jpg"} for n in range(20)]

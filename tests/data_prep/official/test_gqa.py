@@ -60,18 +60,6 @@ def test_several_question_files_and_no_answers(official: Path, tmp_path: Path) -
     assert dataset.samples[0].annotations[1] == {"id": "01", "question": "Why?", "balanced": False}
 
 
-def test_a_picture_may_be_called_by_a_number(official: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "rows.json", {"01": {"imageId": 2370799, "question": "Why?"}})
-    (sample,) = parse_gqa(official, "val", questions=[file]).samples
-    assert sample.id == "2370799"
-
-
-def test_errors_name_file_and_question(official: Path, tmp_path: Path) -> None:
-    other = write(tmp_path / "other.json", {"12": {"img_id": "n1"}})
-    with pytest.raises(ValueError, match="question 12: no field 'imageId'; it has img_id"):
-        parse_gqa(official, "val", questions=[other])
-
-
 def test_questions_of_lxmert(tmp_path: Path) -> None:
     row = {"img_id": "n77", "sent": "Is it red?", "label": {"yes": 1.0}, "question_id": "0733"}
     file = write(tmp_path / "train.json", [row, row | {"label": {}, "question_id": "08"}])

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.cli import main
-from data_prep.json_rows import JsonRow
-from data_prep.official.pretraining import converted_label, sentences_of
+from data_prep.official.pretraining import converted_label
 from tests.toys.files import write
 from tests.toys.lxmert_files import DIM, NUM_BOXES, TRAIN, VAL, VG, features, write_aggregate
 from tests.toys.pictures import jpeg
@@ -77,45 +75,12 @@ def test_evaluation_pictures_are_left_out_and_listed(case: Case, tmp_path: Path)
     }
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "--images, --features: give one of them"),
-        (["--images", "x", "--features", "y"], "--images, --features: give one of them"),
-        (["--features", "y"], "--vocabulary names the boxes of --features"),
-        (["--images", "x", "--vocabulary", "y"], "--vocabulary names the boxes of --features"),
-    ],
-)
-def test_options_must_fit(case: Case, options: list[str], message: str, refused: Any) -> None:
-    refused(main([*case[1], *options]), message)
-
-
 def test_answers_of_one_name_add_up() -> None:
     """In VL-T5's code the last of them replaces the others."""
     answers = {"man", "yes"}
     label = converted_label({"a man": 0.3, "Man.": 0.3, "odd": 1.0}, answers)
     assert label == {"man": 0.6}
     assert converted_label({"yes": 0.9, "Yes": 0.6}, answers) == {"yes": 1.0}
-
-
-def test_a_question_without_answers_is_no_caption() -> None:
-    fields = {"img_id": "1", "sentf": {"vqa": ["is it a dog ?"]}, "labelf": {}}
-    (sentence,) = sentences_of(JsonRow(fields, "row"), {"yes"})
-    assert sentence.fault == "no answer of the list"
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"sentf": {"flickr": ["a b c"]}}, "unknown source 'flickr'; known are mscoco, vg, vqa"),
-        ({"sentf": {"vqa": ["a b c"]}, "labelf": {"vqa": []}}, "vqa has 0 labels"),
-        ({"sentf": {"vqa": [3]}, "labelf": {"vqa": [{}]}}, "vqa 0 is 3 with label {}"),
-    ],
-)
-def test_bad_rows_are_named(fields: dict[str, Any], message: str) -> None:
-    row = JsonRow({"img_id": "1", "labelf": {}} | fields, "FILE, row 3")
-    with pytest.raises(ValueError, match=f"^FILE, row 3: {message}"):
-        list(sentences_of(row, set()))
 
 
 def test_validation_keeps_karpathys_val_pictures(case: Case, tmp_path: Path) -> None:

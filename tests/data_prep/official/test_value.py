@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +64,6 @@ def test_questions_about_a_clip_are_one_sample(src: Path, pack_split: Any) -> No
     assert samples["s3"].extra["subtitles"] == []
 
 
-def test_clips_have_64_rows(src: Path, tmp_path: Path, pack_split: Any) -> None:
-    samples = pack_split("value-tvqa --split train", src)
-    short, long = (samples[name].features[0] for name in ("s1", "s3"))
-    assert short.shape == long.shape == (64, 5)
-    assert short[9].any()
-    assert not short[10:].any()
-    stored = np.load(src / "vis_features/tv/clip-vit/s3.npz")["features"]
-    np.testing.assert_array_equal(long[0], stored[:2].max(0))
-    info = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert (info["features"]["tokens"], info["features"]["dim"]) == (64, 5)
-
-
 def test_four_choices(src: Path, pack_split: Any) -> None:
     (sample,) = pack_split("value-how2qa --split val", src).values()
     (annotation,) = sample.annotations
@@ -122,11 +109,3 @@ def test_an_empty_description_is_dropped(
     assert "dropped: empty caption: 1" in capsys.readouterr().out
     given = ["--annotations", str(file), "--workers", "1"]
     assert main(["verify", str(tmp_path / "out"), *given]) == 0
-
-
-def test_features_that_are_missing(src: Path, refused: Any) -> None:
-    (src / "vis_features/tv/clip-vit/s3.npz").unlink()
-    code = main(["value-tvqa", "--src", str(src), "--split", "train", "--out", str(src / "out")])
-    told = "clip-vit/s3 (.h5, .hdf5, .npz, .npy) is missing; annotation 8 of tvqa_train.jsonl"
-    refused(code, told)
-    assert not (src / "out").exists()

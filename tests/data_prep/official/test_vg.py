@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -54,28 +53,6 @@ def test_questions_without_those_about_pictures_of_coco_test(
         "21": "in COCO's val or test split",
         "3": "picture in COCO's val or test split",
     }
-
-
-@pytest.mark.parametrize(("what", "entries"), [("questions", "qas"), ("regions", "regions")])
-def test_pictures_of_coco_test_are_accounted_for(
-    what: str, entries: str, src: Path, tmp_path: Path, pack_split: Any,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """With each of their annotations, so that none is missed afterwards."""
-    texts = {"question": "What?", "answer": "A dog.", "phrase": "a dog"}
-    name = {"questions": "qa_id", "regions": "region_id"}[what]
-    rows = [
-        {"image_id": image, entries: [{name: 10 * image + n, **texts} for n in range(image)]}
-        for image in (1, 3)
-    ]
-    file = {"questions": "question_answers.json", "regions": "region_descriptions.json"}[what]
-    write(src / file, rows)
-    pack_split(f"vg --what {what}", src, "--without-coco", src / "dataset_coco.json")
-    told = capsys.readouterr().out
-    assert re.search(r"samples +2 in = 1 written \+ 1 dropped", told)
-    assert re.search(r"annotations +4 in = 1 written \+ 3 dropped", told)
-    given = ["--annotations", str(src / file), "--workers", "1"]
-    assert main(["verify", str(tmp_path / "out"), *given]) == 0
 
 
 def test_ids_are_unique_over_all_pictures(src: Path, tmp_path: Path, refused: Any) -> None:

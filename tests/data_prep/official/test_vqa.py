@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep.cli import main
 from data_prep.official.aokvqa import parse_aokvqa
 from data_prep.official.easy_vqa import is_negated, load_easy_vqa
-from data_prep.official.textvqa import parse_textvqa
 from data_prep.official.vqav2 import parse_vqav2
 from tests.toys.files import write
 from tests.toys.official import VQA_ANSWERS, VQA_PICTURES, write_vqav2
@@ -60,22 +57,6 @@ def test_annotations_as_a_run_reads_them(official: Path, pack_split: Any) -> Non
     assert samples["9"].images == (VQA_PICTURES[9],)
     assert samples["2"].images == (VQA_PICTURES[2],)
     assert samples["3"].extra["size"] == [[24, 40]]  # it stands upright
-
-
-def test_nothing_is_dropped_in_silence(
-    official: Path, tmp_path: Path, pack_split: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pack_split("vqav2 --split val", official)
-    printed = capsys.readouterr().out
-    assert "5 in = 4 written + 1 dropped" in printed
-    assert "6 in = 5 written + 1 dropped" in printed
-    info = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert info["dropped"] == [{"id": "7", "reason": "picture: truncated or damaged"}]
-    assert [entry["file"] for entry in info["source"]] == [
-        "v2_OpenEnded_mscoco_val2014_questions.json",
-        "v2_mscoco_val2014_annotations.json",
-    ]
-    assert info["shards"][0]["name"] == "vqav2-val-00000.tar"
 
 
 def test_files_of_two_splits_do_not_fit(official: Path) -> None:
@@ -193,23 +174,6 @@ def test_samples_have_the_words_of_their_picture(tmp_path: Path, pack_split: Any
     assert annotation["source"]["image_classes"] == ["Mobile phone"]
 
 
-def test_words_can_be_left_out(tmp_path: Path) -> None:
-    src = write_textvqa(tmp_path)
-    (src / "TextVQA_Rosetta_OCR_v0.2_val.json").unlink()
-    dataset = parse_textvqa(src, "val", without_ocr=True)
-    assert [sample.extra for sample in dataset.samples] == [{}, {}, {}]
-    with pytest.raises(ValueError, match=r"--ocr .* that --without-ocr leaves out; give one"):
-        parse_textvqa(src, "val", ocr=src / "words.json", without_ocr=True)
-
-
-def test_the_test_split_has_no_answers_and_its_own_pictures(tmp_path: Path) -> None:
-    row = {"question_id": 1, "image_id": "ab", "question": "what?"}
-    write(tmp_path / "TextVQA_0.5.1_test.json", {"data": [row]})
-    (sample,) = parse_textvqa(tmp_path, "test", without_ocr=True).samples
-    assert sample.images == (tmp_path / "test_images/ab.jpg",)
-    assert sample.annotations == [{"id": "1", "question": "what?"}]
-
-
 # easy-VQA as its package ships it; left out where the package is not installed.
 
 
@@ -240,11 +204,6 @@ def test_subsets_share_out_all_questions() -> None:
 )
 def test_words_of_negation(question: str, negated: bool) -> None:
     assert is_negated(question) == negated
-
-
-def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any) -> None:
-    monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    refused(main(["easy-vqa", "--out", str(tmp_path)]), "pip install easy-vqa")
 
 
 # ScienceQA: one sample a question, with its groups; questions without a picture if asked.

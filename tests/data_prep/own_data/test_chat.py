@@ -27,7 +27,7 @@ from data_prep.own_data.conversations import conversation_of
 from tests.toys.files import write
 from tests.toys.own_rows import photos
 from tests.toys.pictures import jpeg
-from tests.toys.shards import find_annotation, packed
+from tests.toys.shards import packed
 from vlds.data.shards.sample import groups_of
 from vlds.data.shards.store import open_dataset
 from vlds.tasks import Chat
@@ -187,30 +187,6 @@ def test_drawn_conversations_come_back(layout: str, drawn: tuple[bool, list[Any]
     assert (found.turns, [s.source for s in found.shown]) == (stored(talk), pictures)
 
 
-def test_pictures_inside_rows_and_in_a_tar_file(folder: Path) -> None:
-    data = [(folder / "photos" / name).read_bytes() for name in ("a.jpg", "b.jpg")]
-    coded = [base64.b64encode(picture).decode() for picture in data]
-    rows = [
-        openai([("user", [None, "q"]), ("assistant", ["1"])], [f"data:image/jpeg;base64,{c}"])
-        for c in coded
-    ]
-    rows += [marked([("user", [None, "q"]), ("assistant", ["2"])], [c]) for c in coded]
-    icon = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")  # 35 bytes
-    small = {"bytes": base64.b64encode(icon).decode(), "path": "icon.gif"}
-    data, rows = [*data, icon], [*rows, marked([("user", [None]), ("assistant", ["3"])], [small])]
-    assert prepare(folder, rows) == 0
-    samples = packed(folder / "out")
-    assert sorted(bytes(s.images[0]) for s in samples.values()) == sorted(data)
-    assert sorted(a["answer"] for s in samples.values() for a in s.annotations) == list("11223")
-    tar = tar_of(folder, "a.jpg", "b.jpg", below="deep/")
-    file = write(folder / "r.json", [SHOWN | {"images": ["deep/a.jpg"]}])
-    assert chat_command(file, folder / "tarred", "--images", str(tar)) == 0
-    (sample,) = packed(folder / "tarred").values()
-    assert (sample.id, bytes(sample.images[0])) == ("deep/a.jpg", data[0])
-    left = {path.name for path in folder.iterdir()}
-    assert left == {"photos", "photos.tar", "rows.jsonl", "r.json", "out", "tarred"}, "no scratch"
-
-
 def test_pictures_that_lie_on_the_disk_twice(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,31 +287,8 @@ def test_pictures_without_a_place_stand_before_the_first_question(
     assert annotation["turns"] == stored([("user", [None, None, "q"])])
 
 
-def test_fields_of_parts_that_are_not_kept_are_told(folder: Path, output: Any) -> None:
-    address = {"url": "a.jpg", "detail": "high"}
-    part = {"type": "image_url", "image_url": address, "max_pixels": 9, "path": None}
-    question = {"role": "user", "content": [part, {"type": "text", "text": "q"}]}
-    rows = [{"messages": [question, ANSWER]}, TALKED]
-    assert prepare(folder, rows) == 0
-    assert (
-        "fields of parts that are not kept, of so many conversations: detail (1), max_pixels (1)\n"
-    ) in output()
-
-
 def find_all(folder: Path) -> list[dict[str, Any]]:
     return [dict(a) for sample in packed(folder).values() for a in sample.annotations]
-
-
-def test_each_answer_can_be_an_annotation(folder: Path) -> None:
-    row = marked(TALK, ["a.jpg", "b.jpg", "c.jpg"]) | {"id": "talk"}
-    assert prepare(folder, [row], "--each-turn", "--id-field", "id") == 0
-    samples = packed(folder / "out")
-    first, second = (find_annotation(samples, f"talk-{n}") for n in range(2))
-    assert (first["turns"], first["answer"]) == (stored(TALK[:2]), TALK[2][1][0])
-    assert (second["turns"], second["answer"]) == (stored(TALK[:-1]), "The Same.")
-    assert sorted(len(sample.images) for sample in samples.values()) == [1, 3]
-    examples = [Chat().example("c", s, 0, None) for s in samples.values()]
-    assert sorted(example.reference["turn"] for example in examples) == [1, 2]
 
 
 def test_turns_that_are_not_learned(folder: Path, output: Any) -> None:
@@ -443,16 +396,6 @@ def test_answers_of_one_conversation_stay_together(folder: Path) -> None:
     assert splits[0] == splits[1]
 
 
-def test_answers_that_are_no_numbers_are_dropped(folder: Path, output: Any) -> None:
-    rows = [{"question": f"how much is {n}?", "answer": n} for n in (1.5, math.nan, math.inf)]
-    parquet(folder / "x.parquet", rows)
-    assert chat_command(folder / "x.parquet", folder / "out") == 0
-    said = output()
-    assert "an answer that is nan: 1" in said
-    assert "an answer that is inf: 1" in said
-    assert open_dataset(folder / "out").num_samples == 1
-
-
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 def test_data_sets_of_hugging_face(form: str, folder: Path) -> None:
     pictures = [jpeg(width=40 + n) for n in range(5)]
@@ -487,29 +430,6 @@ def test_what_shards_hold_is_shown(folder: Path, output: Any) -> None:
     for line in ("system: Answer in JSON.", "user: [picture]", "user: And [picture][picture]?",
                  "The Same.", "words a text"):  # fmt: skip
         assert line in told
-
-
-@pytest.mark.parametrize(
-    ("rows", "more", "message"),
-    [
-        ("", (), "no rows"),
-        ("[]", (), "no rows"),
-        (b"PAR1 nothing", (), "rows.jsonl cannot be read: "),
-        # Two samples of one name, and not one of both.
-        ([marked([("user", [None, None]), BOT], ["a.jpg", "b.jpg"]), SHOWN | {"images": ["row 1"]}],
-         (), "sample id row 1 occurs more than once"),
-        ([TALKED], ("--images", "nowhere"), "--images nowhere does not exist"),
-        ([TALKED], ("--id-field", "key"), "line 1: no 'key'; name another field"),
-        ([TALKED | {"key": 1}] * 2, ("--id-field", "key"), "'key' is '1' in both"),
-    ],
-)  # fmt: skip
-def test_mistakes_name_place_and_cure(
-    rows: Any, more: tuple[str, ...], message: str, folder: Path, refused: Any
-) -> None:
-    if isinstance(rows, bytes):
-        pytest.importorskip("pyarrow")
-    error = refused(prepare(folder, rows, *more), message)
-    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("name", "link"), [("../escaped.jpg", ""), ("a.jpg", "none.jpg")])

@@ -84,16 +84,6 @@ def test_forms_of_rows(form: str, folder: Path) -> None:
     assert image["frames"] == {"num": 2}
 
 
-def test_tables_and_own_fields(folder: Path) -> None:
-    table = "file,q,a\none.mp4,how many ?,3\ntwo.mp4,what ?,a dog\none.mp4,why ?,so\n"
-    fields = ["--video-field", "file", "--question-field", "q", "--answer-field", "a"]
-    assert prepare(folder, table, *fields, name="rows.csv") == 0
-    one, two = (packed(folder / "out")[name] for name in ("one.mp4", "two.mp4"))
-    assert [entry["answer"] for entry in one.annotations] == ["3", "so"]
-    assert two.annotations[0]["turns"][0]["content"][1]["text"] == "what ?"
-    assert [color_of(bytes(image)) for image in two.images] == [2, 6]
-
-
 def test_pictures_and_clips_between_the_words(folder: Path) -> None:
     row = {
         "messages": [
@@ -202,14 +192,6 @@ def test_missing_clips_are_named_before_any_work(folder: Path, refused: Any) -> 
     )
 
 
-def test_options_without_effect(folder: Path, refused: Any) -> None:
-    for options, message in (
-        (["--most-frames", "3"], "--most-frames limits what --fps gives"),
-        (["--features", "FOLDER"], "--features FOLDER are stored instead of pictures"),
-    ):
-        refused(prepare(folder, [ROWS["plain"]], *options), message)
-
-
 @pytest.mark.parametrize("form", ["base64", "tar"])
 def test_clips_in_rows_and_tar_files(form: str, folder: Path) -> None:
     path = folder / "clips" / "one.mp4"
@@ -223,47 +205,6 @@ def test_clips_in_rows_and_tar_files(form: str, folder: Path) -> None:
         assert prepare(folder, [row], "--videos", str(folder / "clips.tar")) == 0
     (sample,) = packed(folder / "out").values()
     assert [color_of(bytes(image)) for image in sample.images] == [1, 3]
-
-
-@pytest.mark.slow
-def test_workers_and_resumption_change_no_byte(folder: Path) -> None:
-    names = [f"{n}.mp4" for n in range(12)]
-    for number, name in enumerate(names):
-        film(folder / "clips" / name, 2 + number / 4)
-    rows = [ROWS["plain"] | {"video": name} for name in names]
-    shards = []
-    for workers, more in (("1", []), ("3", []), ("2", ["--resume"])):
-        options = ["--workers", workers, "--shard-samples", "5", *more]
-        if more:  # as an interrupted command leaves it: without the end
-            (folder / "out" / "dataset.json").unlink()
-        assert prepare(folder, rows, *options) == 0
-        shards.append([path.read_bytes() for path in sorted((folder / "out").glob("*.tar"))])
-    assert shards[0] == shards[1] == shards[2]
-    assert len(shards[0]) == 3
-
-
-def test_the_same_clip_stays_in_one_split(folder: Path) -> None:
-    names = [f"{number}.mp4" for number in range(8)]
-    for number, name in enumerate(names):
-        film(folder / "clips" / name, 0.5 + number / 10)
-    rows = [ROWS["plain"] | {"video": name, "question": f"q{q}"} for name in names for q in (0, 1)]
-    assert prepare(folder, rows, "--split-sizes", "val=0.5") == 0
-    splits = [set(packed(folder / "out" / split)) for split in ("train", "val")]
-    assert all(splits)
-    assert not splits[0] & splits[1]
-
-
-def test_what_is_said_of_packed_clips(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [ROWS["plain"], ROWS["plain"] | {"video": "two.mp4", "question": "what is it"}]
-    assert prepare(folder, rows) == 0
-    capsys.readouterr()
-    for command in ("preview", "stats", "verify"):
-        assert main([command, str(folder / "out")]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "[clip of 8.0 s, frames at 2, 6 s]" in told
-    assert "clips 2 2.0 frames, 6.0 s each" in told
-    assert "words a text 3.0" in told  # "user: q" and "user: what is it"
-    assert "2 samples, 2 annotations" in told
 
 
 def test_other_numbers_of_frames_are_bad_samples(folder: Path) -> None:

@@ -8,20 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from data_prep.packing.picture import ALMOST_BLACK
 from data_prep.packing.splits import HashSplit
 from tests.toys import own_rows
 from tests.toys.files import write
-from tests.toys.own_rows import pack_rows, photos, questions
-from tests.toys.pictures import animation, jpeg
+from tests.toys.own_rows import pack_rows, photos
+from tests.toys.pictures import jpeg
 from tests.toys.shards import find_annotation, packed
 from vlds.data.shards.store import open_dataset
 from vlds.schema import LONGEST_TEXT
-from vlds.tasks import Entailment
 
 ROWS: list[dict[str, Any]] = [
     {"file": "a.jpg", "ask": "Is it\n red? ", "say": " Yes ", "answer_type": "CLOSED ", "in": "Q"},
@@ -78,30 +74,6 @@ def test_three_forms_give_the_same_samples(form: str, folder: Path) -> None:
     assert find_annotation(samples, third)["label"] == {"a cat, asleep": 1.0}
 
 
-def test_ten_answers_are_weighed_and_ids_are_kept(folder: Path) -> None:
-    rows = [
-        {"image": "a.jpg", "question": "q", "answer": ["Cat"] * 8 + ["dog"] * 2, "qid": "007"},
-        {"image": "b.jpg", "question": "q", "answer": ["cat", "kitten"], "qid": "008"},
-    ]
-    assert prepare(folder, rows, "--id-field", "qid") == 0
-    samples = packed(folder / "out")
-    assert find_annotation(samples, "007")["label"] == {"Cat": 1.0, "dog": 0.6}
-    assert find_annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
-
-
-def test_empty_entries_of_lists_are_counted(folder: Path, output: Any) -> None:
-    rows = [
-        {"image": "a.jpg", "caption": ["a", "", "b", None]},
-        {"image": "b.jpg", "caption": []},
-        {"image": "b.jpg", "caption": [None, " "]},
-    ]
-    assert prepare(folder, rows, task="caption") == 0
-    assert [a["caption"] for a in packed(folder / "out")["a.jpg"].annotations] == ["a", "b"]
-    printed = output()
-    assert "7 in = 2 written + 5 dropped" in printed
-    assert "no caption: 5 (ids 1, 1, 2, 3, 3)" in printed
-
-
 def test_an_empty_answer_counts_as_one_of_ten_only(folder: Path, output: Any) -> None:
     """In VQA v2 a person may have answered nothing."""
     lists = [["cat"] * 7 + ["", "dog", "dog"], ["cat"] * 8 + [None, "dog"], ["cat", ""], [""] * 10]
@@ -144,7 +116,6 @@ def test_captions(folder: Path) -> None:
 
 
 def test_sentences_to_judge(folder: Path) -> None:
-    """Rows, shards, and what a task learns from them."""
     rows = [
         {"file": "a.jpg", "claim": "It is\n red.", "verdict": " Entailment", "page": 3},
         {"file": "a.jpg", "claim": "It is wide.", "verdict": "neutral"},
@@ -154,26 +125,19 @@ def test_sentences_to_judge(folder: Path) -> None:
     ]
     fields = ["--image-field", "file", "--hypothesis-field", "claim", "--label-field", "verdict"]
     assert prepare(folder, rows, *fields, task="entailment") == 0
-    dataset = open_dataset(str(folder / "out"))
-    assert dataset.kind == "entailment"
+    assert open_dataset(str(folder / "out")).kind == "entailment"
     assert json.loads((folder / "out/dataset.json").read_text())["dropped"] == [
         {"id": "4", "reason": "label -"},
         {"id": "5", "reason": "no hypothesis"},
     ]
-    task = Entailment()
-    learnt = set()
-    for number in range(dataset.num_samples):
-        sample = dataset.read(number)
-        for annotation_number in range(len(sample.annotations)):
-            rng = np.random.default_rng(0)
-            example = task.example("mine", sample, annotation_number, rng)
-            learnt.add((sample.id, example.id, example.prompt, example.target))
-    assert learnt == {
-        ("a.jpg", "1", "entailment: It is red.", "entailment"),
-        ("a.jpg", "2", "entailment: It is wide.", "neutral"),
-        ("b.jpg", "3", "entailment: A cat.", "contradiction"),
+    samples = packed(folder / "out")
+    assert {key: list(sample.annotations) for key, sample in samples.items()} == {
+        "a.jpg": [
+            {"id": "1", "hypothesis": "It is red.", "label": "entailment", "source": {"page": 3}},
+            {"id": "2", "hypothesis": "It is wide.", "label": "neutral"},
+        ],
+        "b.jpg": [{"id": "3", "hypothesis": "A cat.", "label": "contradiction"}],
     }
-    assert find_annotation(packed(folder / "out"), "1")["source"] == {"page": 3}
     more = [*fields[:4], "--no-answers", "--split", "test", "--out", str(folder / "test")]
     assert prepare(folder, rows, *more, task="entailment") == 0
     assert "label" not in find_annotation(packed(folder / "test"), "4")
@@ -226,28 +190,6 @@ def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
     assert one != two
 
 
-def test_what_pictures_lose_is_told(folder: Path, output: Any) -> None:
-    write(folder / "photos" / "k.gif", animation("GIF"))
-    write(folder / "photos" / "l.tif", animation("TIFF"))
-    ramp = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    masked = np.where(ramp > 0.5, np.nan, ramp)
-    deep = {"m.png": ramp * 4095, "n.png": ramp * 65535, "o.tif": masked, "p.png": ramp * 0}
-    for name, values in deep.items():
-        grey = values if name == "o.tif" else values.astype(np.uint16)
-        Image.fromarray(grey).save(folder / "photos" / name)
-    rows = questions("a.jpg", "k.gif", "l.tif", *deep)
-    assert prepare(folder, rows, name="rows.csv") == 0
-    shown = [line for line in output().splitlines() if " samples show " in line]
-    told = {line.partition(": ")[0]: set(line.partition(": ")[2].split(", ")) for line in shown}
-    assert told == {
-        "2 samples show the first frame or page alone of a picture that has more": {
-            "k.gif",
-            "l.tif",
-        },
-        f"2 samples show {ALMOST_BLACK}": {"m.png", "o.tif"},
-    }
-
-
 ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
 
 
@@ -261,41 +203,22 @@ ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
         ([ROW | {"image": ["a.jpg", "b.jpg"]}], ("--text-rows",),
          '\'image\' is ["a.jpg", "b.jpg"]; expected text or a number'),
         ('{"image": "a.jpg"}\n{"image"', (), "line 2: not JSON"),
-        ([3], (), "line 1: expected an object {...}, found 3"),
-        ("image,question,answer\n1,q,café\n".encode("latin-1"), (),
-         "is not UTF-8 (byte 0xe9 in line 2)"),
         ('[{"image": "é"}]'.encode("latin-1"), (), "(byte 0xe9 in line 1); save it as UTF-8"),
         ('{"image": "é"}'.encode("latin-1"), (), "(byte 0xe9 in line 1); save it as UTF-8"),
         ([ROW | {"answer": {"a": 1}}], (),
          "line 1: 'answer' is {\"a\": 1}; expected text, a number"),
-        ([ROW | {"answer": ["x", ["y"]]}], (), "expected text, a number or a list of them"),
         ('{"image": "a.jpg"}\n{"image": "a.jpg", "question": "q", "answer": NaN}', (),
          "rows.json, line 2: NaN is not a number; give a finite one, text or null"),
-        ([ROW | {"answer_type": {"a": 1}}], (), "line 1: 'answer_type' is {\"a\": 1}; expected"),
         ([ROW | {"part": "../x"}], ("--split-field", "part"), "split '../x': it becomes part"),
         ([ROW | {"key": None}], ("--id-field", "key"), "line 1: 'key' is null; expected text or"),
-        ([ROW | {"key": True}], ("--id-field", "key"), "line 1: 'key' is true; expected text or"),
-        ([ROW | {"part": None}], ("--split-field", "part"), "line 1: 'part' is null; expected"),
-        ([ROW | {"key": " "}], ("--id-field", "key"),
-         "rows.json, line 1: 'key' is empty; give each"),
         ("image,question,answer,key\na,q,x,1\na,r,x,2\nb,q,x,1 \nb,r,x, 2\n", ("--id-field", "key"),
          "rows.json, line 2 and line 4: 'key' is '1' in both (and 1 more such row); ids must b"),
         ('{"image": "a", "question": "q", "answer": "x"}\n{"image": "a", "a": 1, "a": 2}\n', (),
          "rows.json, line 2: the object has 'a' twice; keep one of them"),
-        ('[{"image": "a"},\n {"image": "a", "image": "b"}]', (), "line 2: the object has 'image'"),
         ('{"image": "a"}\n{"image": "b"} {"image": "c"}\n', (),
          "rows.json, line 2: not JSON: Extra data: column 16; write one object per line,"),
-        ('{\n"image": "a"}\n{\n"image": "b"}\n', (),
-         "rows.json is not JSON: Extra data: line 3 column 1; it holds several values: put them"),
         ([ROW], ("--workers", "0"), "--workers: got 0; give 1 or more"),
-        ([ROW], ("--image-size", "0"), "--image-size: got 0; give 1 or more"),
-        ([ROW], ("--shard-size", "0"), "--shard-size: '0' is not a size"),
-        ([ROW], ("--shard-samples", "0"), "--shard-samples: got 0; give 1 or more"),
-        ([ROW], ("--shard-samples", "x"), "--shard-samples: got 'x'; give a whole number"),
-        ([ROW], ("--image-format", "bmp"), "--image-format; choose from webp, jpeg"),
         ([ROW], ("--name", "a.b"), "without dots"),
-        ([ROW], ("--encoder", "net"), "--encoder names the encoder of --features"),
-        ([ROW], ("--split-by-image", "2"), "share"),
         ([ROW], ("--split-by-image", "0.5"), "leaves no"),
     ],
 )  # fmt: skip
@@ -322,14 +245,6 @@ def test_types_of_questions(folder: Path) -> None:
         assert prepare(folder, asked) == 0
         samples = packed(folder / "out")
         assert [find_annotation(samples, id).get("question_type") for id in ("1", "2")] == types
-
-
-def test_a_file_is_no_folder_to_write(folder: Path, refused: Any) -> None:
-    """Said before pictures are looked for."""
-    file = folder / "rows.json"
-    for out in (file, file / "below"):
-        code = prepare(folder, [ROW | {"image": "absent.jpg"}], "--out", str(out))
-        refused(code, f"--out {out}: {file} is a file; give a folder")
 
 
 def test_another_seed_is_another_order(folder: Path) -> None:
@@ -367,17 +282,3 @@ def test_rows_of_a_group_stay_in_one_split(folder: Path, refused: Any) -> None:
     assert sorted(patient for found in groups for patient in found) == ["p0", "p1", "p2"]
     code = prepare(folder, [*rows[:2], rows[2] | {"patient": None}], *words)
     refused(code, "row 3: 'patient' is empty; give each row its group")
-
-
-def test_truth_values_and_names_on_two_lines(folder: Path) -> None:
-    """`true` is an answer as JSON writes it; what is no name of a file is dropped, and counted."""
-    rows = [
-        {"image": "a.jpg", "question": "Is it red?", "answer": True},
-        {"image": "b.jpg", "question": "Is it red?", "answer": [False, 1]},
-        {"image": "c\n.jpg", "question": "Is it red?", "answer": "yes"},
-    ]
-    assert prepare(folder, rows) == 0
-    answers = [a["answers"] for s in packed(folder / "out").values() for a in s.annotations]
-    assert sorted(answers) == [["false", "1"], ["true"]]
-    (dropped,) = open_dataset(str(folder / "out")).info.dropped
-    assert dropped["reason"] == "line break or control character in the picture's name"

@@ -97,45 +97,6 @@ def test_splits_of_the_rows_are_kept(desk: Path, output: Any) -> None:
         assert kept == ({"g8", "g9"} if more else set())
 
 
-@pytest.mark.parametrize("cells", ["NAME,COLOUR,GROUP", "NAME,COLOUR thing of NUMBER,GROUP"])
-def test_groups_stay_together(cells: str, desk: Path, output: Any) -> None:
-    """Of classes too, for which seeds are tried until train has them all."""
-    what = "label" if cells.count(" ") == 0 else "caption"
-    table = write(desk / "rows.csv", rows(f"image,{what},patient", cells))
-    assert own(table, "--group-field", "patient", "--seed", "3") == 0
-    groups: dict[str, set[str]] = {}
-    for split in ("train", "val", "test"):
-        dataset = open_dataset(Path("out") / split)
-        for number in range(dataset.num_samples):
-            ((field, patient),) = groups_of(dataset.read(number))
-            assert field == "patient"
-            groups.setdefault(patient, set()).add(split)
-    assert len(groups) == 10
-    assert all(len(splits) == 1 for splits in groups.values())
-
-
-def test_a_draw_that_does_not_do_tells_no_classes(desk: Path, output: Any) -> None:
-    """The only group with a class must be in train; what other draws lack is of no interest."""
-    lines = rows("image,label,patient", "NAME,COLOUR,GROUP").splitlines()
-    lines[1:4] = [line.replace(line.split(",")[1], "rare") for line in lines[1:4]]
-    table = write(desk / "rows.csv", "\n".join(lines))
-    for seed in range(20):
-        assert own(table, "--group-field", "patient", "--seed", str(seed)) == 0
-        told = output()
-        if "draw 1 of at most 20 does not do (--split-sizes leaves train no pict" in told:
-            break
-    assert told.count("test: no picture of 1 of 4 classes: 'rare'") == 1
-    assert told.count("val: no picture of 1 of 4 classes: 'rare'") == 1
-
-
-def test_a_column_that_may_hold_groups_is_told(desk: Path, output: Any) -> None:
-    table = rows("image,question,answer,patient", "NAME,what is NUMBER?,COLOUR,GROUP")
-    assert own(write(desk / "rows.csv", table)) == 0
-    told = output()
-    assert "'patient' recurs: if its rows belong together, --group-field patient" in told
-    assert "not learned, only kept beside the rows: 'patient'; what a model must know" in told
-
-
 def talk(name: str) -> dict[str, Any]:
     turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
     return {"images": [name], "messages": turns}
@@ -156,18 +117,11 @@ MISTAKES: tuple[tuple[str | bytes, str, str], ...] = (
      "'question' holds questions; name the answers, as in --answer-"),
     (rows("image,one,two,three", CELLS), "",
      "--caption-field, or --label-field three, whose cells recur"),
-    (rows("image,question,answer,x", CELLS), "--answer-field reply", "--answer-field reply: "),
-    (rows("image,question,answer,x", CELLS), "--imgae-size 64",
-     "--imgae-size: no such option; did you"),
-    (rows("image,question,answer,x", CELLS), "--image-field question",
-     "30 of 30 pictures are missing"),
     (rows("patient,image,found,age", "GROUP,NAME,COLOUR,NUMBER"), "",  # groups are no classes
      "or --label-field found, whose cells recur"),
     (rows("question,answer", "what?,COLOUR"), "",
      "no column names pictures below photos; it has question, answer"),
     # Files that are not read are named by the user's option, not by that of the command for rows.
-    ("image,question,answer\n".encode("utf-16-le"), "",
-     "--data rows.csv looks like UTF-16 without a byte-order"),
     (b"PK\x03\x04", "", "--data rows.csv is an Excel workbook"),
 )  # fmt: skip
 
@@ -179,25 +133,6 @@ def test_what_is_not_clear_is_asked(
     write(desk / "rows.csv", table)
     refused(own(Path("rows.csv"), *more.split()), message)
     assert not Path("out").exists()
-
-
-def test_a_file_of_no_rows(desk: Path, refused: Any) -> None:
-    refused(own(write(desk / "rows.json", "{}")), f"{desk}/rows.json: no rows with fields")
-
-
-def test_pictures_that_are_all_one_cannot_be_divided(
-    desk: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No draw is tried: the message says what belongs together."""
-    lines = ["image,q,a"]
-    for number in range(12):
-        first = (desk / "photos" / NAMES[0]).read_bytes()
-        (desk / "photos" / f"same{number}.jpg").write_bytes(first)
-        lines.append(f"same{number}.jpg,what is it?,{number % 2}")
-    assert own(write(desk / "rows.csv", "\n".join(lines))) == 2
-    told = capsys.readouterr()
-    assert told.out.count("vlds data jsonl") == 1
-    assert "there are 12 samples, in 1 set that stay together (rows of one" in told.err
 
 
 def test_numbers_are_no_pictures_where_a_column_names_files(
@@ -258,17 +193,6 @@ def test_conversations_and_tables_keep_their_splits(desk: Path, output: Any, ref
         parquet(f"data/{part}-00000-of-00001.parquet", some)
     assert own(desk / "data", "--name", "talks") == 0
     assert sizes() == expected
-
-
-def test_options_that_say_nothing_are_refused(desk: Path, output: Any, refused: Any) -> None:
-    told = "--split-field part: folders have no columns"
-    refused(own(desk / "photos", "--split-field", "part"), told)
-    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    file = write(desk / "talks.jsonl", json_lines([talk | {"img": NAMES[0]}] * 30))
-    chat = ["chat", "--annotations", str(file), "--images", "photos", "--out", "out"]
-    assert main(chat) == 0
-    assert "no row shows a picture, though --images was given; " in output()
-    refused(main([*chat, "--image-field", "picture"]), "--image-field picture: no row of")
 
 
 def test_zero_is_a_name(desk: Path) -> None:

@@ -86,40 +86,6 @@ def test_questions_of_webdatasets_writer(tmp_path: Path) -> None:
     assert dataset.read(1).annotations[0]["label"] == {"two": 1.0, "2": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--kind", "caption"], "see `vlds data index --fields`"),
-        (["--kind", "caption", "--fields", "text=txt"], "caption takes caption, as in caption=txt"),
-        (["--kind", "gqa", "--fields", "question=txt"],
-         "kind: got gqa; shards of others can hold caption, pair_text, vqa"),
-        (["--kind", "caption", "--fields", "caption=cap"], "no member 'cap'; it has jpg, txt"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit(img2dataset: Path, words: list[str], message: str, refused: Any) -> None:
-    for path in img2dataset.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            names = [name for name in tar.getnames() if not name.endswith("json")]
-            parts = {name: tar.extractfile(name).read() for name in names}  # type: ignore[union-attr]
-        with tarfile.open(path, "w") as tar:
-            for name, data in parts.items():
-                add(tar, name, data)
-    refused(main(["index", str(img2dataset), "--name", "n", "--split", "train", *words]), message)
-
-
-def test_keys_with_dots_are_explained(tmp_path: Path, refused: Any) -> None:
-    """webdataset takes what follows the first dot for the extension: the samples fall together."""
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("img.v1.jpg", "img.v1.txt", "img.v2.jpg", "img.v2.txt"):
-            add(tar, name, jpeg())
-    words = ["--name", "n", "--kind", "caption", "--split", "train", "--fields", "caption=txt"]
-    code = main(["index", str(tmp_path), *words])
-    refused(
-        code, "it has v1.jpg, v1.txt, v2.jpg, v2.txt (a name's extension begins at its first dot"
-    )
-    assert not (tmp_path / "dataset.json").exists()
-
-
 def test_an_index_written_anew_keeps_the_record(tmp_path: Path) -> None:
     """Where the sidecars are gone or false, only dataset.json knows what became of the source."""
     out = tmp_path / "out"
@@ -212,19 +178,6 @@ def test_batches_of_one_task(folders: list[Path], simulated: Any) -> None:
     assert ["few-train", "32", "50.00%", "64", "32.0"] in rows
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize(("lanes", "least", "most"), [(1, 25, 40), (4, 9, 12)])
-def test_lanes_keep_nodes_apart(
-    lanes: int, least: int, most: int, folders: list[Path], simulated: Any
-) -> None:
-    """One epoch of each data set: a node with two of eight ranks needs a quarter of the shards."""
-    given = ["--temperature", 1, "--global-batch-size", 16, "--nodes", 4, "--ranks-per-node", 2]
-    rows = simulated(*folders, *given, "--lanes", lanes, "--steps", 10)
-    found = [row[1] for row in rows if row[0] in "0123" and len(row) == 4]
-    assert len(found) == 4
-    assert all(least <= int(number.split()[0]) <= most for number in found), found
-
-
 def test_the_examples_are_those_of_a_stream(folders: list[Path], simulated: Any) -> None:
     given = ["--global-batch-size", 4, "--steps", 3, "--window", 2, "--from", 5]
     rows = simulated(folders[0], *given)
@@ -240,12 +193,8 @@ def test_the_examples_are_those_of_a_stream(folders: list[Path], simulated: Any)
     ("words", "message"),
     [
         (["--weights", "1"], "--weights: 1 for 2 data sets"),
-        (["--nodes", "0"], "--nodes: got 0; give 1 or more"),
         (["--nodes", "128"], "--global-batch-size: 64 examples for 128 ranks; give at least one"),
-        (["--nodes", "-1", "--ranks-per-node", "-1"], "--nodes: got -1; give 1 or more"),
         (["--batch-sizes", "8", "4"], "batches mix tasks; add --unit global_batch"),
-        (["--unit", "global_batch", "--batch-sizes", "8"], "--batch-sizes [8]: 2 data sets; give"),
-        (["--from", "-5"], "--from: got -5; give 0 or more"),
         (["--lanes", "7"], "lanes: 7 do not divide global_batch_size 64"),
     ],
 )
@@ -325,12 +274,6 @@ def test_questions_keep_the_scores_of_known_answers(tmp_path: Path) -> None:
     assert (example.target, example.weight) == ("", 0.0)
     info = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert "known.json" in [entry["file"] for entry in info["source"]]
-
-
-def test_the_vocabularies_of_lxmert(shared: Path) -> None:
-    folder = shared / "data/vqa_gqa_answer_vocab"
-    assert len(read_vocabulary(folder / "vqa_trainval_ans2label.json")) == 3129
-    assert len(read_vocabulary(folder / "gqa_trainval_label2ans.json")) == 1842
 
 
 def test_what_is_no_vocabulary(tmp_path: Path) -> None:

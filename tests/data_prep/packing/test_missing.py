@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from data_prep.cli import main
-from tests.toys.files import write
 from tests.toys.own_rows import photos, prepare, questions
 from tests.toys.shards import packed
 
@@ -31,28 +29,6 @@ def folder(tmp_path: Path) -> Path:
     photos(tmp_path / "photos", f"{NFC}.jpg", *near, "a.jpg", "Cat.jpg", "cat.jpg", "other/two.jpg")
     (tmp_path / "photos/Beach/two.txt").write_text("no picture")
     return tmp_path
-
-
-def test_all_are_named_at_once_with_near_names(folder: Path, refused: Any) -> None:
-    told = refused(
-        prepare(folder, questions("a.jpg", *NEAR, "dog")),
-        "error: 8 of 9 pictures are missing. Check --images, add the files, or leave their rows "
-        "out with --skip-missing\n",
-    )
-    for number, (name, meant) in enumerate(NEAR.items(), 3):
-        place = f"  rows.csv, line {number}: picture {folder / 'photos' / name}"
-        assert f"{place}; did you mean {meant}?\n" in told
-    assert told.endswith(f"line 10: picture {folder / 'photos' / 'dog'}\n")
-    assert not (folder / "out").exists()
-
-
-def test_a_picture_of_a_conversation(folder: Path, refused: Any) -> None:
-    user = {"role": "user", "content": [{"type": "image", "image": "x.jpg"}]}
-    turns = [user, {"role": "assistant", "content": "red"}] * 2
-    file = write(folder / "talks.json", [{"messages": turns}])
-    out = ["--images", str(folder / "photos"), "--out", str(folder / "talks")]
-    code = main(["chat", "--annotations", str(file), *out])
-    refused(code, "x.jpg is missing; line 1 of talks.json names it. ")
 
 
 @pytest.mark.parametrize(
@@ -95,13 +71,6 @@ def test_what_is_missing_is_named(
 ) -> None:
     monkeypatch.chdir(folder)
     refused(prepare(folder, rows, *more.split()), message)
-
-
-def test_a_long_list_is_cut(folder: Path, refused: Any) -> None:
-    code = prepare(folder, questions("a.jpg", *(f"no{n}" for n in range(25))))
-    told = refused(code, "25 of 26 pictures are missing")
-    assert told.endswith("  and 15 more\n")
-    assert told.count("\n") == 12
 
 
 def test_they_can_be_left_out(

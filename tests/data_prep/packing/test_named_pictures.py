@@ -35,16 +35,6 @@ def test_spellings_are_one_sample(folder: Path) -> None:
     assert len(samples["a.jpg"].annotations) == len(SPELLINGS)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_spellings_go_to_one_side(seed: int, folder: Path) -> None:
-    rows = questions(*SPELLINGS, *map(str, range(12)))
-    assert prepare(folder, rows, "--split-by-image", "0.5", "--seed", str(seed)) == 0
-    train, test = packed(folder / "out/train"), packed(folder / "out/test")
-    assert not train.keys() & test.keys()
-    (sample,) = [part["a.jpg"] for part in (train, test) if "a.jpg" in part]
-    assert len(sample.annotations) == len(SPELLINGS)
-
-
 def test_the_order_of_rows_does_not_name_the_picture(folder: Path) -> None:
     names = [find_pictures(folder / "photos", given) for given in (SPELLINGS, SPELLINGS[::-1])]
     assert {name.id for found in names for name in found.values()} == {"a.jpg"}
@@ -55,8 +45,3 @@ def test_a_path_through_a_link_is_not_shortened(folder: Path) -> None:
     photos(folder, "a.jpg")
     found = find_pictures(folder / "photos", ["x/up/../a.jpg", "a.jpg"])
     assert found["x/up/../a.jpg"] != found["a.jpg"]
-
-
-def test_missing_pictures_are_told_apart_by_their_spelling_alone(tmp_path: Path) -> None:
-    found = find_pictures(tmp_path, ["a.jpg", "./a", "b.jpg"])
-    assert found["a.jpg"] == found["./a"] != found["b.jpg"]

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from data_prep.cli import INCOMPLETE, KEPT, main
+from data_prep.cli import main
 from data_prep.packing.source import Dropped
 from data_prep.packing.writer import DatasetWriter, SampleRecord, ShardLimits
 from tests.toys.files import write
@@ -70,34 +70,6 @@ def test_a_program_ends_as_if_it_had_one_process(
     else:
         assert errors.rstrip().endswith("ValueError: bad number")
         assert "Exception ignored" not in errors
-
-
-SLOW_START = """
-import os, time
-from vlds.runtime.workers import ordered_map
-
-def double(number):
-    return 2 * number
-
-if __name__ == "__main__":
-    try:
-        list(ordered_map(double, range(100), workers=2, chunk=3, pieces=1000))
-    except KeyboardInterrupt:
-        raise SystemExit(7)
-else:
-    open(f"{os.path.dirname(__file__)}/started-{os.getpid()}", "w").close()
-    time.sleep(2)
-"""
-
-
-@pytest.mark.slow
-def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
-    """The program hears it, and not each of them."""
-    process = started(program(tmp_path, SLOW_START), root, start_new_session=True)
-    until(lambda: len(list(tmp_path.glob("started-*"))) >= 2, 60)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (7, "")
 
 
 BUSY = """
@@ -180,22 +152,6 @@ def test_a_killed_worker_is_named(number: signal.Signals, how: str, busy: Busy) 
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["program", "worker"])
-def test_the_demo_says_how_to_go_on(target: str, root: Path, tmp_path: Path) -> None:
-    run = Busy([sys.executable, "-m", "data_prep", "demo", "--out", str(tmp_path)], tmp_path, root)
-    if target == "program":
-        run.process.terminate()
-        code, _, said = run.end()
-        assert (code, said) == (143, f"interrupted by SIGTERM{INCOMPLETE}\n")
-    else:
-        run.workers[1].kill()
-        code, _, said = run.end()
-        assert (code, said.count("\n")) == (2, 1)
-        assert said.startswith(f"error: worker 2 of 2 (process {run.workers[1].pid}) was killed")
-        assert said.endswith(f"give fewer --workers{KEPT}\n")
-
-
 # An interrupted preparation resumes, and gives the shards of an uninterrupted one.
 
 NUM_RECORDS = 11
@@ -254,12 +210,6 @@ def test_stopped_anywhere(stop: int, whole: dict[str, bytes], tmp_path: Path) ->
     assert writer.finished[: len(written)] == written
 
 
-def test_without_being_asked_everything_is_written_anew(tmp_path: Path) -> None:
-    new_writer(tmp_path).write(stream())
-    assert new_writer(tmp_path).start == 0
-    assert new_writer(tmp_path, resume=True).start == 0  # it had ended
-
-
 def count_more_samples(journal: Path) -> None:
     identity, line, *lines = journal.read_text().splitlines()
     line = line.replace('"samples": 2', '"samples": 4')
@@ -309,19 +259,6 @@ def command(folder: Path, task: str, **fields: str) -> list[str]:
     rows = [{"image": f"{number}.jpg", **fields} for number in range(6)]
     given = ["--annotations", str(write(folder / "rows.json", rows)), "--images", str(folder)]
     return ["jsonl", "--task", task, *given, "--shard-samples", "2", "--out", str(folder / "out")]
-
-
-def test_another_command_does_not_go_on(
-    tmp_path: Path, interrupted: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same files, but another field of them: the samples would be others."""
-    given = command(tmp_path, "vqa", q="why?", p="how?", answer="so")
-    assert interrupted([*given, "--question-field", "q"]) == 130
-    code = main([*given, "--question-field", "p", "--resume"])
-    refused(code, "belongs to a preparation with other files or options")
-    monkeypatch.chdir(tmp_path)
-    elsewhere = [*given[:-1], "out", "--question-field", "q", "--resume"]  # the same folder
-    assert main(elsewhere) == 0
 
 
 def test_other_pictures_under_the_same_names_do_not_go_on(

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from data_prep.packing.picture import TAIL, find_copies
-from tests.toys.files import write
 from tests.toys.own_rows import photos, prepare, questions
 from tests.toys.shards import packed
 
@@ -77,33 +75,3 @@ def test_what_an_earlier_command_has_written(
     shutil.rmtree(folder / "out")
     assert prepare(folder, rows) == prepare(folder, rows, *sizes) - 2 == 0
     assert "out holds a data set itself" in capsys.readouterr().err
-
-
-def test_only_files_of_one_size_and_end_are_read_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    end = bytes(TAIL)
-    files = {
-        "a": b"1" + end,
-        "b": b"2" + end,
-        "c": b"1" + end,
-        "d": b"1" + end[1:] + b"x",
-        "e": b"",
-    }
-    paths = [write(tmp_path / name, content) for name, content in files.items()]
-    read: list[Path] = []
-    monkeypatch.setattr(
-        "data_prep.packing.picture.sha256", lambda p: read.append(p) or p.read_bytes()
-    )
-    assert find_copies([*paths, tmp_path / "missing"]) == [[tmp_path / "a", tmp_path / "c"]]
-    assert sorted(read) == [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
-
-
-def test_rows_that_repeat_another_are_counted(folder: Path, output: Any) -> None:
-    lines = ('0,"what\nis it?",x', "1,why?,x", "0.jpg,what is it?,x", "0,what is it?,y")
-    rows = "\n".join(("image,question,answer", *lines))
-    assert prepare(folder, rows) == 0
-    told = output()
-    assert "rows train: 1 row repeats the picture and words of an earlier row" in told
-    assert told.endswith("; they stay in: line 5 repeats 2\n")
-    assert len(packed(folder / "out")["0.jpg"].annotations) == 3

@@ -98,25 +98,6 @@ def test_shards_are_cut_by_bytes_too(tmp_path: Path) -> None:
     assert [shard.samples for shard in info.shards] == [2, 2, 2]
 
 
-def test_dataset_json_says_where_it_came_from(tmp_path: Path) -> None:
-    source = tmp_path / "questions.json"
-    source.write_text("{}")
-
-    write(
-        tmp_path / "out",
-        [Dropped("id.0", "missing picture"), record(1)],
-        source=[source],
-        image={"size": None},
-        arguments={"size": 3},
-    )
-    content = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert content["source"] == [{"file": "questions.json", "sha256": file_sha256(source)}]
-    assert content["dropped"] == [{"id": "id.0", "reason": "missing picture"}]
-    assert content["image"] == {"size": None}
-    assert content["tool"]["arguments"] == {"size": 3}
-    assert DatasetInfo.load(tmp_path / "out").annotations == 1
-
-
 def test_another_data_set_is_not_overwritten_unasked(tmp_path: Path) -> None:
     write(tmp_path, [record(n) for n in range(5)], shard_samples=2)
     told = r"holds another data set \(vqav2 vqa train\).*\(vqav2 vqa val\).*choose another folder"

@@ -152,28 +152,6 @@ def test_a_task_out_and_back_in(family: str, name: str, world: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_task_that_the_run_does_not_have_yet(world: Path, tmp_path: Path) -> None:
-    run = write_run(recipe_with("T5", "Compacter per task", world, tmp_path), seed=1)
-    for task in ("vqa", "caption"):
-        words = ["--run", run, "--task", task, "--out", tmp_path / task]
-        convert("merge", "--how", "take", *words)
-    words = ["--run", tmp_path / "vqa", tmp_path / "caption", "--task", "caption"]
-    convert("merge", "--how", "put", *words, "--out", tmp_path / "both", "--verify")
-    assert_same(state_of(tmp_path / "both"), state_of(run))
-    assert list(load_run(tmp_path / "both").recipe.tasks) == ["vqa", "caption"]
-
-
-@pytest.mark.slow
-def test_a_task_out_of_shared_weights(world: Path, tmp_path: Path) -> None:
-    """No task has a slice: the run of the task alone has all weights."""
-    run = write_run(recipe_with("T5", "Adapter", world, tmp_path), seed=1)
-    words = ["--run", run, "--task", "caption", "--out", tmp_path / "one", "--verify"]
-    convert("merge", "--how", "take", *words, "--tolerance", "0")
-    assert list(load_run(tmp_path / "one").recipe.tasks) == ["caption"]
-    assert_same(state_of(tmp_path / "one"), state_of(run))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_method(family: str, name: str, world: Path, tmp_path: Path) -> None:
     """A mean, a sum of differences, and where tasks have weights of their own, a task out and

@@ -16,7 +16,7 @@ from tests.toys.trained_runs import logits_of, recipe_from, save_random_run
 from vlds.artifact import load_run
 from vlds.convert.hf import convert_run
 from vlds.models.backbones import T5
-from vlds.models.methods import Adapter, Compacter, Full, LoRA
+from vlds.models.methods import Full
 from vlds.models.vision import ConvNet
 from vlds.recipe.config import MetaConfig, Recipe
 
@@ -112,47 +112,3 @@ def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path:
         following.model.backbone.load_tokenizer(),
     )
     assert torch.equal(logits_of(model), expected)
-
-
-@pytest.mark.slow
-def test_merge_folds_full_fine_tuning(world: Path, tmp_path: Path) -> None:
-    recipe = replace(recipe_from("config", world, tmp_path), methods={"full": Full()})
-    expected = converted(recipe, tmp_path / "out", merge=True)
-    loaded = load_run(tmp_path / "out")
-    assert loaded.recipe.methods == {}
-    assert torch.equal(logits_of(loaded.model), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["T5", "Bart"])
-def test_merge_makes_methods_plainer(family: str, world: Path, tmp_path: Path) -> None:
-    """LoRA goes into the weights, Compacter becomes Adapter."""
-    recipe = replace(
-        recipe_from(family, world, tmp_path),
-        methods={
-            "low": LoRA(rank=2, alpha=0.2, train_biases=False),
-            "phm": Compacter(reduction=4, sharing="half_shared_up"),
-        },
-    )
-    converted(recipe, tmp_path / "out", merge=True)
-    run, merged = load_run(Path(recipe.output)), load_run(tmp_path / "out")
-    assert {name: type(method) for name, method in merged.recipe.methods.items()} == {
-        "phm": Adapter
-    }
-    # In float64 only the rounding of the merged weights is left, on every CPU.
-    expected, logits = (logits_of(each.model.double()) for each in (run, merged))
-    assert 0 < (logits - expected).abs().max() < 1e-6 * expected.abs().max()
-
-
-def test_merge_refuses_what_cannot_be_folded(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"methods.adapter: Adapter computes what no .*vlds convert hf"
-    ):
-        converted(recipe_from("T5", world, tmp_path), tmp_path / "out", merge=True)
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_existing_folder_is_not_touched(world: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"--out: .* exists; name a new folder"):
-        converted(recipe_from("T5", world, tmp_path), tmp_path / "out")

@@ -212,21 +212,6 @@ def test_retrieval_begins_as_matching(is_tuned: bool, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_two_pictures_give_nlvr2s_logits(tmp_path: Path) -> None:
-    file = tmp_path / "nlvr2.ckpt"
-    weights = checkpoint(file, plain_meter.mlp_shapes("nlvr2_classifier", D, 2 * D, 2), num_types=3)
-    tasks: dict[str, Task] = {"nlvr2": NLVR2(head=MLP)}
-    model = converted(meter_recipe(tmp_path, tasks, num_images=2), file, tmp_path / "out")
-    batch, pixels = questions(2)
-    mask = batch.attention_mask.long()
-    pairs = [plain_meter.pair(weights, batch.input_ids, mask, pixels[n], 1 + n) for n in range(2)]
-    expected = plain_meter.classifier(weights, "nlvr2_classifier", torch.cat(pairs, 1))
-    found = model.heads["nlvr2"](model.first_states(batch))
-    assert NLVR2.labels == ("true", "false")  # METER's second class is true
-    assert (found - expected.flip(1)).abs().max() < 1e-9
-
-
-@torch.no_grad()
 def test_entailments_classes_are_found_by_name(tmp_path: Path) -> None:
     """METER's write_snli.py numbers contradiction 0, neutral 1, entailment 2."""
     file = tmp_path / "snli.ckpt"

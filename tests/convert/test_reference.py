@@ -20,7 +20,6 @@ from tests.toys.trained_runs import (
     convert,
     convert_code,
     recipe_with,
-    state_of,
     write_pair,
     write_run,
 )
@@ -141,18 +140,6 @@ def test_verifying_notices_a_tensor_that_was_not_written(
     assert not out.exists()
 
 
-@pytest.mark.slow
-def test_import_makes_one_run_the_other(
-    runs: tuple[Path, Path], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("reference", "--from", exported, "--run", runs[1], "--out", tmp_path / "out")
-    convert(*words, "--verify", "--tolerance", "0")
-    assert "largest difference of logits on 2 generated pictures: 0" in capsys.readouterr().out
-    expected, found = state_of(runs[0]), state_of(tmp_path / "out")
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert found.keys() == expected.keys()
-
-
 def changed(file: Path, change: dict[str, Any]) -> Path:
     """A copy with other entries; None takes one out."""
     state = torch.load(file, weights_only=True) | change
@@ -213,20 +200,6 @@ def test_what_does_not_fit_is_refused(
     odd = changed(exported, change)
     with pytest.raises(ValueError, match=message):
         convert("reference", "--from", odd, "--run", runs[1], "--out", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_recipe_of_another_source_wants_what_the_file_lacks(
-    world: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The original keeps no vision encoder, and this recipe's is random."""
-    recipe = recipe_with("Bart", "Adapter shared up, norms", world, tmp_path)
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    words = ["--from", exported, "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "out"]
-    assert convert_code("reference", *words) == 2
-    said = capsys.readouterr().err
-    assert "vlds convert: nothing holds vision." in said
-    assert "Give --run instead of --config" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -15,12 +15,9 @@ import torch
 
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import (
-    assert_same,
-    convert,
     convert_code,
     recipe_with,
     save_run,
-    state_of,
     trained_run,
     write_run,
 )
@@ -173,17 +170,6 @@ def test_what_is_refused(
     assert "Traceback" not in said
     assert "Warning" not in said
     assert files_of(desk) == before
-
-
-@pytest.mark.slow
-def test_a_layer_without_neurons_merges_with_itself(
-    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("ot", reason="needs the extra `transport`")
-    monkeypatch.chdir(desk)
-    runs = ["--run", "shrunk_more", "shrunk_more", "--out", tmp_path / "out"]
-    convert("merge", "--how", "transport", *runs)
-    assert_same(state_of(tmp_path / "out"), state_of(desk / "shrunk_more"))
 
 
 @pytest.mark.parametrize(

@@ -54,58 +54,6 @@ def merged(first: Neurons, other: Neurons, cost: Cost, share: float | None = Non
 BY_COST = pytest.mark.parametrize("cost", COSTS)
 
 
-@BY_COST
-def test_permuted_copies_merge_exactly_where_a_mean_is_useless(cost: Cost) -> None:
-    first = drawn_neurons(1)
-    for seed in range(3):
-        other = in_other_order(first, seed)
-        assert all(map(torch.equal, merged(first, other, cost), first))
-        assert distance(first, other) < 1e-12
-        assert distance(first, mean(first, other)) > 10
-
-
-@BY_COST
-def test_of_three_adapters_it_matters_which_comes_first(cost: Cost) -> None:
-    """All are compared with the first one only. Of two, either may be the first."""
-    one, two, three = map(drawn_neurons, range(3))
-
-    def merged_three(first: Neurons, *others: Neurons) -> Neurons:
-        return mean(first, *(aligned(first, other, cost, drawn_inputs()) for other in others))
-
-    assert distance(merged(one, two, cost), merged(two, one, cost)) < 1e-12
-    assert distance(merged_three(one, two, three), merged_three(two, one, three)) > 1
-
-
-@BY_COST
-def test_an_adapter_merged_with_itself_is_itself(cost: Cost) -> None:
-    first = drawn_neurons(2)
-    assert all(map(torch.equal, merged(first, first, cost), first))
-
-
-@BY_COST
-def test_a_hundredth_of_noise_costs_little(cost: Cost) -> None:
-    first, noise = drawn_neurons(3), drawn_neurons(4)
-    other = in_other_order(Neurons(*(a + 0.01 * b for a, b in zip(first, noise, strict=True))), 5)
-    assert distance(first, merged(first, other, cost)) < distance(first, mean(first, other)) / 50
-
-
-@BY_COST
-def test_entropic_plans_are_not_exact(cost: Cost) -> None:
-    """The larger the share, the more of the neurons' mean each of them becomes."""
-    first = drawn_neurons(6)
-    other = in_other_order(first, 7)
-    small, large = (distance(first, merged(first, other, cost, share)) for share in (0.05, 0.5))
-    assert 1e-4 < small < large
-    assert distance(first, mean(first, other)) / 4 < large
-
-
-def test_the_order_of_runs_decides_the_order_of_neurons() -> None:
-    one, other = drawn_neurons(8), drawn_neurons(9)
-    forth, back = (merged(*pair, "weights_in_out") for pair in ((one, other), (other, one)))
-    assert distance(forth, back) < 1e-12
-    assert not torch.equal(forth.down, back.down)
-
-
 def test_a_plan_that_does_not_converge_is_an_error() -> None:
     cost = torch.rand(NEURONS, NEURONS, generator=torch.Generator().manual_seed(0)).double()
     assert (transport_plan(cost, 0.5).sum(0) - 1).abs().max() < 1e-9

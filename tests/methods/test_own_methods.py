@@ -23,7 +23,6 @@ from vlds.models.kernels.dropout import StepDropout
 from vlds.models.methods import IA3, Adapter, Compacter, LoRA, Method
 from vlds.models.methods.context import BatchContext, TaskRouting
 from vlds.models.methods.host import Host
-from vlds.schema import Decoding
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
@@ -67,17 +66,6 @@ def test_any_cut_of_a_batch_gives_the_same_loss_and_gradient(
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-@FAMILIES
-@torch.no_grad()
-def test_answers_keep_their_pictures(family: type[Backbone], tmp_path: Path) -> None:
-    model = build(backbone(family, tmp_path), {"method": PictureScale()}).eval()
-    shake(model)
-    examples, decoding = batch(), Decoding(num_beams=2, max_new_tokens=5)
-    together = model.generate(examples, decoding)[0]
-    rows = [examples.select(torch.tensor([row])) for row in range(len(examples))]
-    assert together == [model.generate(row, decoding)[0][0] for row in rows]
-
-
 # Methods act together, in pairs, on both backbones.
 
 NAMES = (
@@ -106,16 +94,6 @@ def test_every_pair_trains(family: type[Backbone], tmp_path: Path) -> None:
         with torch.no_grad():
             alone = model(examples.select(torch.tensor([2])), torch.ones(1)).token_nll_sum
         assert (alone - output.token_nll_sum[2]).abs().max() < 1e-9, names
-
-
-def test_three_prompts_stand_in_a_row(tmp_path: Path) -> None:
-    methods = {name: METHOD_CASES["PromptTuning"].method for name in ("a", "b", "c")}
-    model = build(backbone(T5, tmp_path), methods).eval()
-    bare = build(backbone(T5, tmp_path)).eval()
-    states, mask = model.encode(batch())
-    assert states.shape[1] == bare.encode(batch())[0].shape[1] + 9
-    assert mask.shape == states.shape[:2]
-    assert mask[:, :9].all()
 
 
 # Our LoRA and (IA)^3 are peft's, our bottleneck and Compacter those of the library `adapters`: on

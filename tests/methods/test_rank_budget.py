@@ -236,15 +236,6 @@ def test_stage_3_is_refused(world: Path, tmp_path: Path) -> None:
     assert len(plan_recipe(recipe_in(tmp_path, world), [2])[0].files) == 3
 
 
-def test_too_few_steps(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    recipe = recipe_in(tmp_path, world)
-    short = replace(recipe, training=replace(recipe.training, steps=5))
-    with pytest.raises(
-        Exception, match=r"methods\.method\.settings: tinit 2 and tfinal 3 leave no"
-    ):
-        ranks1.run(run_recipe, short)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -40,12 +40,3 @@ def test_active_bottlenecks_cost(case: RecordedCase, tmp_path: Path) -> None:
     expected = 1e-3 * torch.stack(squares).mean().item()
     assert (tracked - plain).item() == pytest.approx(expected, rel=1e-9)
     assert expected > 0
-
-
-def test_the_token_table_trains_alone(case: RecordedCase, tmp_path: Path) -> None:
-    case.record["flags"] = "--unfreeze_lm_head"
-    case.weights = {key: tensor for key, tensor in case.weights.items() if "adapter" not in key}
-    model = case.build(tmp_path)
-    trained = [named.key for named in case.trainable(model) if "visual_embedding" not in named.key]
-    assert len(trained) == 1
-    assert trained[0].endswith("shared.weight")

@@ -114,32 +114,6 @@ def test_a_flaky_store_changes_nothing(
     assert set(line.faults) == {"error", "cut", "slow"}
 
 
-@pytest.mark.slow  # s3fs pauses between tries of its own
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("errors", "the server refused or failed"),
-        ("cuts", "the body was cut off"),
-        ("slow", "the server is too slow"),
-    ],
-)
-def test_ways_to_fail_are_told_apart(
-    line: Line, cache: ShardCache, capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, how: str, words: str,
-) -> None:  # fmt: skip
-    dataset = open_dataset(BIG, cache)
-    monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 0.3)
-    setattr(line, how, 1.0)
-    if how == "slow":
-        line.delay = 5.0
-        monkeypatch.setattr(vlds.data.shards.download, "PATIENCE_S", 0.5)
-    with pytest.raises(Away, match=r"^s3://.*big-train-00000\.tar: away for 0.3 s; "):
-        dataset.read(0)
-    lines = [text for text in capfd.readouterr().err.splitlines() if "asked again" in text]
-    assert len(lines) == 1
-    assert words in lines[0]
-
-
 def test_a_request_is_tried_by_one_owner(
     line: Line, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

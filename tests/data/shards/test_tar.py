@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 import webdataset
 
-from data_prep.cli import main
-from tests.toys.pictures import noise
 from tests.toys.streams import all_ids
 from vlds.data.errors import ShardError
 from vlds.data.shards.store import open_dataset
@@ -185,17 +183,6 @@ def test_key_ends_at_the_first_dot_of_the_base_name(name: str, key: str, extensi
 # Our shards in the hands of others: tar, webdataset, Megatron-Energon; and theirs in ours.
 
 
-def test_tar_lists_and_unpacks_them(folders: dict[str, Path], tmp_path: Path) -> None:
-    shard = folders["big"] / "big-train-00000.tar"
-    listed = subprocess.run(["tar", "-tf", shard], check=True, capture_output=True, text=True)
-    assert listed.stderr == ""
-    assert listed.stdout.splitlines()[:3] == ["000000000.json", "000000000.png", "000000001.json"]
-    subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)
-    assert (tmp_path / "000000003.png").read_bytes() == open_dataset(folders["big"]).read(3).images[
-        0
-    ]
-
-
 def test_webdataset_reads_them(folders: dict[str, Path]) -> None:
     urls = f"{folders['big']}/big-train-{{00000..00005}}.tar"
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
@@ -247,31 +234,3 @@ def test_energon_prepares_and_reads_them(
     )
     texts = [text for batch in energon.get_loader(data) for text in batch.text]
     assert sorted(" ".join(texts).split()) == sorted(all_ids(open_dataset(folder)))
-
-
-@pytest.mark.slow
-def test_an_energon_data_set_gets_our_index(energon: Any, tmp_path: Path) -> None:
-    """Foreign shards with .nv-meta: what Energon wrote stays as it is."""
-    for shard in range(2):
-        with tarfile.open(tmp_path / f"cc-{shard}.tar", "w") as tar:
-            for number in range(4):
-                for extension, data in (
-                    ("png", noise(number)),
-                    ("txt", f"text {number}".encode()),
-                ):
-                    member = tarfile.TarInfo(f"{shard}{number}.{extension}")
-                    member.size, member.mtime = len(data), 1_700_000_000.5  # type: ignore[assignment]
-                    tar.addfile(member, io.BytesIO(data))
-    prepare(
-        tmp_path, "--sample-type", "CaptioningSample", "--field-map",
-        '{"image": "png", "caption": "txt"}',
-    )  # fmt: skip
-    theirs = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    words = ["--name", "cc", "--kind", "caption", "--split", "train", "--fields", "caption=txt"]
-    assert main(["index", str(tmp_path), *words]) == 0
-    assert all(path.read_bytes() == data for path, data in theirs.items())
-    dataset = open_dataset(tmp_path)
-    assert [dataset.read(n).annotations[0]["caption"] for n in range(8)] == [
-        f"text {n % 4}" for n in range(8)
-    ]
-    assert main(["verify", str(tmp_path)]) == 0

@@ -41,24 +41,6 @@ def test_it_is_quiet_fetches_nothing_and_fits(
         assert pictures >= 5
 
 
-WIDTHS = "[...document.querySelectorAll('#scores > .scroll .bar')].map(bar => bar.offsetWidth)"
-OWN = (
-    "[...document.querySelectorAll('#scores > .scroll td:nth-child(2)')].map(cell => Math.ceil({}))"
-)
-
-
-def test_bars_are_of_one_length_and_a_phone_shows_the_run_s_own_score(
-    run: Path, tmp_path: Path
-) -> None:
-    right = OWN.format("cell.getBoundingClientRect().right")
-    page = write_report([read_run(run)], tmp_path)
-    seen = visit(page.as_uri(), WIDTHS, right, width=390)
-    bars, ends = seen.values
-    assert len(bars) == 15
-    assert len(set(bars)) == 1
-    assert max(ends) <= 390
-
-
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_shows_pictures_and_curves_in_light_and_dark(
     run: Path, tmp_path: Path, dark: bool

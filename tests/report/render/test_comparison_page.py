@@ -108,34 +108,6 @@ def test_many_columns_break_no_number(
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_the_terminal_shows_published_values_below_ours(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    text = FORMATS["terminal"](comparison)
-    first = next(n for n, line in enumerate(text.splitlines()) if "single adapter" in line)
-    assert "64.0 \u00b1 4.0" in text.splitlines()[first]
-    assert "(65.9)" in text.splitlines()[first + 1]
-    assert "standard deviation of the sample (n - 1)" in text
-
-
-def test_a_narrow_terminal_shows_scores_above_costs(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    scores, costs, times, *_ = FORMATS["terminal"](comparison).split("\n\n")
-    assert scores.splitlines()[0].split() == ["vqa", "caption", "average"]
-    assert costs.splitlines()[0].split() == ["peak"]
-    assert costs.splitlines()[1].split() == ["trains", "stores", "memory", "samples/s", "answers/s"]
-    assert times.splitlines()[0].split() == ["time", "to"]
-    for lines in (scores.splitlines(), costs.splitlines(), times.splitlines()):
-        assert any(line.startswith("single adapter ") for line in lines)
-        assert max(map(len, lines)) <= 80
-    monkeypatch.setenv("COLUMNS", "160")
-    (_, *others) = FORMATS["terminal"](comparison).split("\n\n")
-    assert not any("single adapter" in part for part in others)
-
-
 def test_runs_make_a_table_without_a_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,14 +157,6 @@ def test_the_score_that_a_recipe_names_stands_for_a_task(suffix: str, tmp_path: 
         told = "There is no average, because the scales of the scores differ: vqa (0 to 1); caption"
         assert told in " ".join(mixed.replace("% ", "").split())
         assert "average" in text
-
-
-def test_a_sweep_that_names_a_published_average_has_one_over_all_scales(tmp_path: Path) -> None:
-    spec = write_compared(tmp_path)
-    told = "although their scales differ: vqa (0 to 1); caption (0 to 10)"
-    assert told in FORMATS["md"](compare(spec))
-    rows = [replace(row, published={}) for row in spec.rows]
-    assert "| average |" not in FORMATS["md"](compare(replace(spec, rows=rows)))
 
 
 def test_a_seed_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

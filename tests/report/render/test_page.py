@@ -15,14 +15,13 @@ import pytest
 from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
 from tests.toys.report_run import COLUMNS, NASTY, TASKS, write_report_run
-from tests.toys.scored_runs import Runs, scored_recipe, with_data, write_scored_run
-from vlds.evaluation.result import Scored, read_scores, write_scores
+from tests.toys.scored_runs import Runs, with_data
+from vlds.evaluation.result import read_scores, write_scores
 from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.page import build_page
 from vlds.report.tables import p_text
 from vlds.runtime.terminal import visible
-from vlds.tasks import GQA
 
 DATA = "world-val@0123456789abcdef"
 
@@ -118,37 +117,11 @@ def test_single_runs_and_models_have_no_best(runs: Runs, run: Path) -> None:
         assert 'class="number best"' not in page_of(*folders)
 
 
-def test_a_score_that_is_better_where_it_is_lower_says_so(runs: Runs, tmp_path: Path) -> None:
-    recipe = scored_recipe(runs.world, tmp_path)
-    recipe = replace(recipe, tasks={"gqa": GQA(evaluate=["gqa"], headline="distribution")})
-    folders = []
-    for name, far in (("near", 0.25), ("far", 0.75)):
-        scores = {"gqa": {"accuracy": 1 - far, "distribution": far, "accuracy/half/yes/no": far}}
-        run = write_scored_run(tmp_path / name, recipe, {}, scores=scores)
-        write_scores(run, {"gqa": Scored("gqa-val@01", 48, scores["gqa"], "distribution")})
-        folders.append(run)
-    report = collect(folders)
-    page = build_page(report)
-    assert "distribution (lower is better)" in page
-    assert "accuracy (lower" not in page
-    assert '<th scope="row">yes/no</th>' in page
-    detail = Reader(page).tables[1]
-    assert [row[0] for row in detail] == [
-        "score", "distribution (lower is better)", "accuracy", "accuracy by half", "yes/no",
-    ]  # fmt: skip
-
-
 def test_parts_that_are_missing_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
     page = Reader(page_of(tmp_path)).text
     for heading in ("Scores", "Samples", "size and speed", "Score during training", "Brackets"):
         assert heading not in page
-
-
-def test_a_lost_picture_leaves_a_word(tmp_path: Path) -> None:
-    folder = write_report_run(tmp_path / "run")
-    (folder / "gallery" / "0000-0.png").unlink()
-    assert "0000-0.png is missing" in page_of(folder)
 
 
 def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
@@ -161,36 +134,6 @@ def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
     assert page.attributes("img") == []
     assert "(nothing)" in page.text
     assert "missing" not in page.text
-
-
-def test_scores_stand_with_their_intervals(runs: Runs) -> None:
-    report = collect([runs.first])
-    page = Reader(build_page(report))
-    (scores,) = [rows for rows in page.tables if rows[0] and rows[0][0] == "task"]
-    for task, row in zip(("vqa", "caption"), scores[1:], strict=True):
-        result = report.only.results[task]
-        assert result.interval is not None
-        name, own, always = row  # a phone shows the beginning of a row
-        assert name == f"{task} {result.headline} {result.examples} examples"
-        entry = report.only.scores.tasks[task].by_column.get(FREQUENT)
-        assert always == (f"{entry[result.headline]:.3f}" if entry else "-")
-        assert (task == "vqa") == bool(entry)
-        assert own == (
-            f"{result.value:.3f} [{result.interval.low:.3f}, {result.interval.high:.3f}]"
-        )
-    assert "1,000 bootstrap resamples" in page.text
-
-
-def test_all_bars_of_a_row_have_one_scale(tmp_path: Path) -> None:
-    """The run's own score comes first; one above 1, as a CIDEr may be, shortens the others."""
-    folder = write_report_run(tmp_path / "run")
-    stored = {"a": ({"f1": 0.674}, {"f1": 0.6}), "b": ({"CIDEr": 0.5}, {"CIDEr": 2.0})}
-    write_scores(
-        folder, {t: Scored(None, 3, own, None, {"x": x}) for t, (own, x) in stored.items()}
-    )
-    page = page_of(folder)
-    assert re.findall(r"--length:([\d.]+)%", page)[:4] == ["67.4", "60.0", "25.0", "100.0"]
-    assert Reader(page).tables[0][0] == ["task", "run", "x"]
 
 
 def test_runs_stand_side_by_side(runs: Runs, run: Path, tmp_path: Path) -> None:
@@ -227,18 +170,6 @@ def test_runs_stand_side_by_side(runs: Runs, run: Path, tmp_path: Path) -> None:
     test = f"{p_text(found.p)} {found.better} higher, {found.worse} lower"
     assert differences[1][:2] == ["second", f"{found.value:+.3f} {ends} {test}"]
     assert differences[2][1] == "- not scored in both"
-
-
-def test_curves_of_several_runs_share_a_chart(runs: Runs) -> None:
-    page = Reader(page_of(runs.first, runs.second))
-    charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
-    assert charts == [
-        f"{task}, {scale}first from {start} to {end}; second from {start} to {end}"
-        for task, start, end in (("vqa", 2, 0.2),)  # of one task alone, all tasks are the same
-        for scale in ("", "log scale, ")
-    ]
-    curves = [a["class"] for a in page.attributes("g")]
-    assert curves.count("curve c0 d0") == curves.count("curve c1 d0") == 3  # one in the legend
 
 
 def test_the_same_example_of_several_runs_is_one_card(runs: Runs, evil: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.toys.report_run import COLUMNS, SCORES, TASKS, write_report_run
+from tests.toys.report_run import COLUMNS, SCORES, TASKS
 from tests.toys.scored_runs import Runs
 from vlds.cli.main import run_command
 from vlds.report.baselines import FREQUENT
@@ -102,15 +102,6 @@ def test_csv_reads_back_to_the_last_digit(runs: Runs) -> None:
     scores = {row["name"]: row for row in rows if row["run"] == "first" and row["task"] == "vqa"}
     assert {name: float(row["value"]) for name, row in scores.items()} == dict(own.scores)
     assert {(row["examples"], row["step"]) for row in scores.values()} == {("48", "10")}
-
-
-def test_models_beside_a_run_have_rows_of_their_own(tmp_path: Path) -> None:
-    rows = csv.DictReader(StringIO(csv_text(collect([write_report_run(tmp_path / "adapters")]))))
-    scores = {(r["model"], r["task"], r["name"]): float(r["value"]) for r in rows if r["task"]}
-    assert {model for model, *_ in scores} == set(COLUMNS)
-    for task, entry in SCORES.tasks.items():
-        for model, found in entry.by_column.items():
-            assert {name: scores[model, task, name] for name in found} == dict(found)
 
 
 def test_markdown_cells_hold_any_text() -> None:

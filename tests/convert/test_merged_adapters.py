@@ -31,6 +31,7 @@ from vlds.convert.transport import (
     places_of,
     read_neurons,
     slices,
+    transport_plan,
     write_neurons,
 )
 from vlds.models.methods import IA3, Adapter, Method, Peft, SimAdapter
@@ -159,3 +160,10 @@ def test_what_methods_keep_frozen_stays(world: Path, tmp_path: Path) -> None:
         assert torch.equal(found[name], first[name]), name
     for name in (name for name in first if ".fusion." in name):
         assert torch.allclose(found[name], first[name] + other[name]), name
+
+
+def test_a_plan_that_does_not_converge_is_an_error() -> None:
+    cost = torch.rand(16, 16, generator=torch.Generator().manual_seed(0)).double()
+    assert (transport_plan(cost, 0.5).sum(0) - 1).abs().max() < 1e-9
+    with pytest.raises(ValueError, match="--entropic: got 1e-06; the plan has not converged"):
+        transport_plan(cost, 1e-6)

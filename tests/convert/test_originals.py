@@ -117,23 +117,6 @@ def questions(num_images: int = 1) -> tuple[Batch, Tensor]:
     return batch, pixels.unflatten(0, (num_images, 4))
 
 
-@torch.no_grad()
-def test_a_fine_tuned_meter_gives_its_logits(tmp_path: Path) -> None:
-    file = tmp_path / "vqa.ckpt"
-    weights = checkpoint(file, plain_meter.mlp_shapes("vqa_classifier", D, D, len(CLASSES)))
-    tasks: dict[str, Task] = {"vqa": VQA(head=replace(MLP, classes=CLASSES))}
-    model = converted(meter_recipe(tmp_path, tasks), file, tmp_path / "out")
-    batch, pixels = questions()
-    ours = model.heads["vqa"](model.first_states(batch))
-    theirs = plain_meter.pair(weights, batch.input_ids, batch.attention_mask.long(), pixels[0])
-    assert (ours - plain_meter.classifier(weights, "vqa_classifier", theirs)).abs().max() < 1e-9
-    convert("reference", "--run", tmp_path / "out", "--out", tmp_path / "back.pth", "--verify")
-    back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
-    assert back.keys() == weights.keys()
-    for name, tensor in back.items():
-        assert torch.equal(tensor, weights[name].float()), name
-
-
 @recorded("meter_model", "vqa_labels")
 @torch.no_grad()
 def test_recorded_weights_of_meter_give_their_logits(path: Path, tmp_path: Path) -> None:

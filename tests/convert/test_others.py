@@ -130,10 +130,7 @@ def test_safetensors_open_too(world: Path, tmp_path: Path) -> None:
     [
         ({"non_linearity": "relu"}, "non_linearity is 'relu', and 'gelu_new' by the recipe"),
         ({"reduction_factor": 8}, "reduction_factor is 8, and 4"),
-        ({"scaling": 4.0}, "scaling is 4.0, and 1.0"),
-        ({"is_parallel": True}, "is_parallel is True"),
         ({"original_ln_before": True}, "original_ln_before is True"),
-        ({"leave_out": [0]}, r"leave_out is \[0\]"),
         ({"phm_layer": True}, "phm_layer is True"),
     ],
 )

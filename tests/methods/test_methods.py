@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from tests.toys.method_cases import FAMILIES, METHOD_CASES, PAIRS, Toy, is_idle, methods_of_case
 from tests.toys.models import TASKS, backbone, batch, build, shake
@@ -21,7 +20,6 @@ from vlds.models.methods import (
     Adapter,
     BitFit,
     Compacter,
-    Full,
     Hyperformer,
     LoRA,
     Method,
@@ -117,14 +115,6 @@ def test_counts_follow_the_formula(name: str, family: type[Backbone], tmp_path: 
     assert expected in (None, counts.by_part["method"].trainable)
 
 
-@FAMILIES
-def test_full_trains_everything(family: type[Backbone], tmp_path: Path) -> None:
-    source = backbone(family, tmp_path)
-    counts = build(source, {"method": Full()}).count_parameters()
-    whole = build(source).count_parameters().by_part["backbone"].total
-    assert counts.by_part["method"].total == whole
-
-
 @pytest.mark.sampled(9)
 @PAIRS
 def test_methods_that_begin_as_the_frozen_model(
@@ -165,19 +155,6 @@ LADDER = BitFit(
 )
 
 
-def test_biases_of_norms_and_head(tmp_path: Path) -> None:
-    """On T5 every linear layer, every norm and the head; on BART the head alone has none yet."""
-    norms, head = 2 * 2 + 2 * 3 + 2, 1
-    model = build(backbone(T5, tmp_path), {"biases": LADDER})
-    added = [name for name in model.trained_by if ".extensions.biases.bias" in name]
-    assert len(added) == 32 + norms + head
-    assert sum("norm.extensions" in name for name in added) == norms
-    assert not any("relative_attention_bias" in name for name in model.trained_by)
-    model = build(backbone(Bart, tmp_path), {"biases": LADDER})
-    added = [name for name in model.trained_by if ".extensions." in name]
-    assert added == ["backbone.lm_head.extensions.biases.bias"]
-
-
 def test_the_biases_of_ladder_side_tuning_begin_as_there(tmp_path: Path) -> None:
     """Attention and head are drawn from U(-1/sqrt(in), 1/sqrt(in)); the others begin at 0."""
     model = build(backbone(T5, tmp_path), {"biases": LADDER})
@@ -188,20 +165,6 @@ def test_the_biases_of_ladder_side_tuning_begin_as_there(tmp_path: Path) -> None
                 assert parameter.std() > 0.3 / math.sqrt(Toy.width), name
             else:
                 assert not parameter.any(), name
-
-
-@torch.no_grad()
-def test_added_biases_are_those_of_norms_and_logits(tmp_path: Path) -> None:
-    model = build(backbone(T5, tmp_path), {"biases": LADDER}, dtype=torch.float64).eval()
-    shake(model)
-    norm = model.backbone.encoder.final_layer_norm
-    states = torch.randn(3, Toy.width, dtype=torch.float64)
-    bias = norm.extensions.biases.bias
-    assert torch.equal(norm(states), T5LayerNorm.forward(norm, states) + bias)
-    head = model.backbone.lm_head
-    expected = states * Toy.width**-0.5 @ head.weight.T + head.extensions.biases.bias
-    assert torch.allclose(model.vocabulary_logits(states), expected)
-    assert head.weight is model.backbone.shared.weight
 
 
 @FAMILIES
@@ -254,15 +217,6 @@ def test_merging_keeps_the_output(name: str, family: type[Backbone], tmp_path: P
     if left:
         plain.load_state_dict(model.state_dict())
         assert torch.equal(plain.eval().logits(batch()), after)
-
-
-def test_why_added_biases_of_norms_and_head_cannot_merge(tmp_path: Path) -> None:
-    head = BitFit(add_norm_and_head_biases=True)
-    model = build(backbone(Bart, tmp_path), {"method": head})
-    with pytest.raises(
-        ValueError, match="add_norm_and_head_biases: the norms and the output layer"
-    ):
-        head.merge("method", model.backbone, TASKS)
 
 
 def test_the_order_of_folding(tmp_path: Path) -> None:

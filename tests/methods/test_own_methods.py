@@ -28,20 +28,6 @@ FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
 
 @FAMILIES
-def test_a_second_pass_adds_a_named_term(family: type[Backbone], tmp_path: Path) -> None:
-    source = backbone(family, tmp_path, dropout=0.2)
-    model = build(source, {"method": TwoPasses(reduction=4, weight=2.0)}).train()
-    examples, coefficients = batch(), torch.tensor([1.0, 0.5, 2.0, 1.5])
-    with step_kernels(model, StepDropout(0, 0)):
-        output = model(examples, coefficients)
-    added = output.added["method"]
-    assert (added > 0).all()
-    expected = coefficients @ (output.token_nll_sum + added)
-    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert not model.eval()(examples, coefficients).added
-
-
-@FAMILIES
 def test_any_cut_of_a_batch_gives_the_same_loss_and_gradient(
     family: type[Backbone], tmp_path: Path
 ) -> None:

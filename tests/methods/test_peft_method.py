@@ -37,7 +37,7 @@ from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.kinds.joint import JointModel
-from vlds.models.methods import IA3, Adapter, LoRA, Method, Peft, PromptTuning
+from vlds.models.methods import Adapter, BitFit, LoRA, Method, Peft, PromptTuning
 from vlds.models.methods.host import is_own
 from vlds.models.methods.peft_layers import RERUN
 from vlds.models.partitioned import partitioned_loading
@@ -173,11 +173,20 @@ def test_a_fresh_process_gives_the_same_logits(
     [deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
     ids=["deepcopy", "pickle"],
 )
-@pytest.mark.parametrize("word", ["", "oft", "vera", "norms"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        CASES["oft"],
+        CASES["vera"],
+        CASES["norms"],
+        BitFit(add_biases=True, add_norm_and_head_biases=True),
+    ],
+    ids=["oft", "vera", "norms", "BitFit"],
+)
 def test_a_copy_has_its_own_weights(
-    word: str, copied: Callable[[JointModel], JointModel], tmp_path: Path
+    method: Method, copied: Callable[[JointModel], JointModel], tmp_path: Path
 ) -> None:
-    model = build(backbone(T5, tmp_path), {"method": CASES[word]}).eval()
+    model = build(backbone(T5, tmp_path), {"method": method}).eval()
     shake(model)
     logits = model.logits(batch())
     copy = copied(model)
@@ -284,42 +293,6 @@ def folding_error(model: JointModel, methods: dict[str, Method]) -> float:
     return float((model.logits(batch()) - expected).abs().max() / expected.abs().max())
 
 
-FIRST: dict[str, Method] = {
-    "lora": LoRA(rank=2, roles=["attn_q", "attn_v"], train_biases=False),
-    "ia3": IA3(),
-    "oft": CASES["oft"],
-    "hra": CASES["HRA"],
-    "lokr": CASES["lokr"],
-    "pissa": CASES["pissa"],
-}
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize(("reader", "called"), [("", "DoRA"), ("HIRA", "HIRA")])
-@pytest.mark.parametrize("first", FIRST)
-def test_what_reads_a_layers_weights_comes_first(
-    first: str, reader: str, called: str, tmp_path: Path
-) -> None:
-    """Beside a weight that folding has changed, it would compute something else than in the run."""
-    source, method = backbone(T5, tmp_path), CASES[reader]
-    message = (
-        rf"methods\.method: {called} computes from the weights of \S+, which first, behind it "
-        "already, .*; name it earlier in the recipe"
-    )
-    with pytest.raises(ValueError, match=message):
-        build(source, {"first": FIRST[first], "method": method})
-    if first in ("oft", "hra"):  # which must come first too
-        return
-    methods = {"method": method, "first": FIRST[first]}
-    if first == "pissa":
-        with pytest.raises(ValueError, match=r"methods\.first: init_lora_weights: pissa changes"):
-            build(source, methods)
-        return
-    model = build(source, methods)
-    shake(model)
-    assert folding_error(model, methods) < 1e-5
-
-
 def test_a_part_that_sees() -> None:
     built = tiny("llava").build({"eyes": replace(lora(use_dora=True), part="vision")})
     named = [name for name, by in built.trained_by.items() if by == "eyes"]
@@ -364,24 +337,6 @@ def test_names_of_layers_cannot_take_long(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^methods\.method: ({looking})") as raised:
         build(backbone(Bart, tmp_path), {"method": method})
     assert len(str(raised.value)) < 2000
-
-
-@pytest.mark.parametrize(
-    ("type", "settings", "message"),
-    [
-        ("VERA", {"r": 0}, "peft cannot attach VERA: "),
-        ("VERA", {"r": -1}, "peft cannot attach VERA: "),
-        ("OFT", {"oft_block_size": -1}, "peft cannot attach OFT: "),
-        ("LORA", {"r": 2**31}, r"settings.r: got 2147483648; give at most 2,147,483,647"),
-        ("LORA", {"r": 2**30, "lora_alpha": 1}, "this machine has no memory for what it adds"),
-    ],
-)
-def test_numbers_that_peft_trips_over(
-    type: str, settings: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    method = Peft(type=type, settings=settings, roles=["attn_q"])
-    with pytest.raises(ValueError, match=f"methods.method.*{message}"):
-        build(backbone(T5, tmp_path), {"method": method})
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

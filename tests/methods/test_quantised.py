@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -156,26 +154,6 @@ def test_the_layer_stays_the_same_object() -> None:
     assert torch.equal(layer(inputs), expected)
     assert len(calls) == 2
     assert [n for n in model.state_dict() if "extensions" not in n] == names
-
-
-@pytest.mark.parametrize("kind", [PackedLinear, lambda linear: linear])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies(kind: Callable[[nn.Linear], nn.Module], copied: Callable[[nn.Module], Any]) -> None:
-    model = holder(kind(nn.Linear(16, 16)))
-    LoRA(rank=2, roles=["attn_q"]).attach(host_of(model))
-    with torch.no_grad():
-        model.first.extensions["m"].b.normal_()
-    model.eval()
-    again = copied(model)
-    inputs = torch.randn(3, 16)
-    expected = model.first(inputs)
-    assert type(again.first) is type(model.first)
-    assert again.first is again.again is not model.first
-    assert torch.equal(again.first(inputs), expected)
-    with torch.no_grad():
-        again.first.extensions["m"].b.zero_()
-    assert torch.equal(model.first(inputs), expected)
-    assert not torch.equal(again.first(inputs), expected)
 
 
 def test_what_plays_a_role_and_cannot_be_extended() -> None:

@@ -15,14 +15,6 @@ def mark(rows: Tensor, task: int) -> Tensor:
     return rows * 10 + task
 
 
-def test_rows_go_to_their_task() -> None:
-    routing = TaskRouting()
-    routing.set(torch.tensor([2, 0, 2, 1]))
-    rows = torch.arange(4.0)[:, None].expand(4, 3)
-    assert routing.apply(mark, rows)[:, 0].tolist() == [2, 10, 22, 31]
-    assert routing.tasks == [0, 1, 2]
-
-
 def test_a_batch_that_was_not_announced_is_refused() -> None:
     routing = TaskRouting()
     routing.set(torch.tensor([0, 1]))

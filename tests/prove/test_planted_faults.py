@@ -87,26 +87,9 @@ def dropped_pictures(batch: Batch, _: Sequence[Row]) -> Batch:
     return batch
 
 
-def padded_on_the_left(batch: Batch, _: Sequence[Row]) -> Batch:
-    lengths = batch.attention_mask.sum(1).tolist()
-    for row, length in enumerate(lengths):
-        for values in (batch.input_ids, batch.attention_mask):
-            values[row] = values[row].roll(values.shape[1] - length)
-    return batch
-
-
 def dropped_questions(batch: Batch, _: Sequence[Row]) -> Batch:
     """A prompt's end, where its question stands, is masked."""
     batch.attention_mask[:, 3:] = False
-    return batch
-
-
-def cut_answers(batch: Batch, _: Sequence[Row]) -> Batch:
-    """The last two tokens of each answer, and its end, are not learned."""
-    if batch.labels is not None:
-        lengths = (batch.labels != IGNORED_LABEL).sum(1, keepdim=True)
-        late = torch.arange(batch.labels.shape[1]) >= lengths - 3
-        batch.labels = batch.labels.masked_fill(late, IGNORED_LABEL)
     return batch
 
 
@@ -274,9 +257,7 @@ def decaying_norms(patch: pytest.MonkeyPatch) -> None:
 FAULTS: dict[str, tuple[Plant, str]] = {
     "padding is learned": (collated(learned_padding), "reads-right"),
     "pictures are dropped": (collated(dropped_pictures), "reads-right"),
-    "padding is on the left": (collated(padded_on_the_left), "reads-right"),
     "questions are dropped": (collated(dropped_questions), "reads-right"),
-    "a template cuts the answer": (collated(cut_answers), "reads-right"),
     "pictures are the neighbours'": (neighbours_pictures, "reads-right"),
     "colours are swapped": (swapped_colours, "reads-right"),
     "evaluation does not ask": (unasked_in_evaluation, "reads-right"),

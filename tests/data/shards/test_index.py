@@ -22,7 +22,6 @@ from tests.toys.class_folders import CLASSES, change_info, write_classes
 from tests.toys.pictures import jpeg
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import NO_CLASS, DatasetInfo
-from vlds.data.shards.sample import parse_sample
 from vlds.data.shards.store import few_shots, open_dataset
 from vlds.data.shards.writing import index_folder
 from vlds.data.streams.assemble import ImageStack
@@ -146,19 +145,6 @@ def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: s
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"q": "why?", "a": NaN}', "unexpected character"),
-        ('{"q": "why?", "a": ["x", null]}', "answers is null"),
-    ],
-)
-def test_numbers_that_are_none_are_a_bad_sample(text: str, message: str) -> None:
-    fields = {"question": "json:q", "answer": "json:a"}
-    with pytest.raises(ValueError, match=message):
-        parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", fields)
-
-
-@pytest.mark.parametrize(
     "arrays",
     [
         {"features.npy": np.arange(6, dtype=np.float16).reshape(2, 3)},
@@ -245,21 +231,6 @@ def test_indexing_again_keeps_the_order_of_the_classes(
     assert main(given) == 0
     assert DatasetInfo.load(folder).classes == ("ant", "cat", "zebra")
     assert open_dataset(folder).class_numbers().tolist() == [0, 1, 2, 0, 1]
-
-
-def test_other_kinds_may_list_their_labels(tmp_path: Path) -> None:
-    """Of a list of answers, say: their samples have many annotations, and no class in the index."""
-    annotations = [{"id": "a", "question": "?", "answers": ["no"]}]
-    record = SampleRecord(id="x", members=[("jpg", jpeg())], json={"annotations": annotations})
-    write_dataset(
-        tmp_path / "toy", name="toy", kind="vqa", split="train", records=[record],
-        classes=("yes", "no"),
-    )  # fmt: skip
-    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
-    assert open_dataset(tmp_path / "toy").read(0).id == "x"
-    given = ["index", str(tmp_path / "toy"), "--name", "toy", "--kind", "vqa", "--split", "train"]
-    assert main(given) == 0
-    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
 
 
 @pytest.mark.parametrize(

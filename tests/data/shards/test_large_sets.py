@@ -15,7 +15,6 @@ from vlds.data.errors import ShardError
 from vlds.data.shards import info as info_module
 from vlds.data.shards import shard_index, store
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.shard_index import Indexes
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 
@@ -115,24 +114,3 @@ def test_a_large_list_of_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         file.write_text(wrong, "utf-8")
         with pytest.raises(ValueError, match=said):
             DatasetInfo.load(folder)
-
-
-def test_what_was_used_last_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_index, "KEPT_SAMPLES", 10)
-    whole, read = open_dataset(folder)._indexes, list[int]()
-
-    def load(number: int) -> shard_index.ShardIndex:
-        read.append(number)
-        return whole[number]
-
-    for at_once in (1, 4):
-        read.clear()
-        indexes = Indexes(load, 12, at_once=at_once)
-        assert [i.offsets.tolist() for i in indexes.several([4, 2, 4, 9])] == [
-            whole[n].offsets.tolist() for n in (4, 2, 4, 9)
-        ]
-        assert sorted(read) == [2, 4, 9]
-        indexes.several([2, 9])
-        assert sorted(read) == [2, 4, 9]
-        assert indexes[4] is whole[4]
-        assert sorted(read) == [2, 4, 4, 9]

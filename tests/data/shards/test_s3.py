@@ -33,7 +33,6 @@ from tests.toys.streams import (
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.remote import Copier
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
@@ -177,10 +176,9 @@ def test_what_is_not_there_is_named(
 
 
 def test_shards_to_come_are_fetched_ahead(
-    line: Line, tmp_path: Path, cache: ShardCache, capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """When a window begins, its shards are there; in each epoch, with room for two windows too."""
+    line: Line, tmp_path: Path, cache: ShardCache, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When a window begins, its shards are there."""
     options = {"kind": "vqa", "split": "train", "shard_samples": 5}
     write_dataset(tmp_path / "long", name="long", records=records("long", 80), **options)
     files = use_store(pytest.MonkeyPatch(), line.port)
@@ -199,18 +197,6 @@ def test_shards_to_come_are_fetched_ahead(
         next(batches)
     assert sum(line.ranges.values()) == before
     assert len(cached_shards(cache)) == 9
-    sizes = sorted(shard.bytes for shard in source.datasets[0].info.shards)
-    monkeypatch.setattr(Copier, "PAUSE_S", 0.0)  # an epoch takes less than a second here
-    monkeypatch.setattr(vlds.data.shards.cache, "TOUCH_S", 0.0)
-    bounded = ShardCache(tmp_path / "bounded", sum(sizes[-8:]))
-    source = red_source(f"s3://{BUCKET}/long", bounded)
-    copier = source.datasets[0]._files._copier  # type: ignore[attr-defined]
-    ranges = []
-    for number, _ in enumerate(islice(train_stream([source], window=4), 90)):
-        until(lambda: not copier._names, 20)
-        if number % 30 == 29:
-            ranges.append(sum(line.ranges.values()) - before)
-    assert ranges == ranges[:1] * 3, "none in the second and third epoch"
     assert capfd.readouterr().err == ""
 
 

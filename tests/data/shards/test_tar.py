@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import webdataset
@@ -191,46 +186,3 @@ def test_webdataset_reads_them(folders: dict[str, Path]) -> None:
     assert {sample["png"].size for sample in samples} == {(16, 16)}
     ids = [annotation["id"] for sample in samples for annotation in sample["json"]["annotations"]]
     assert ids == all_ids(dataset)
-
-
-def prepare(folder: Path, *words: str) -> None:
-    """Energon's own command, which is not asked anything."""
-    command = [Path(sys.executable).parent / "energon", "prepare", folder, "--non-interactive",
-               "--split-ratio", "0,1,0", *words]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.fixture
-def energon() -> Any:
-    return pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
-
-
-@pytest.mark.slow
-def test_energon_prepares_and_reads_them(
-    energon: Any, folders: dict[str, Path], tmp_path: Path
-) -> None:
-    """It makes the very .idx that is ours."""
-    folder = Path(shutil.copytree(folders["big"], tmp_path / "big"))
-    ours = {path.name: path.read_bytes() for path in folder.glob("*.idx")}
-    for path in [*folder.glob("*.idx"), *folder.glob("*.cnt")]:
-        path.unlink()
-    prepare(folder, "--sample-type", "CrudeWebdataset")
-    assert {path.name: path.read_bytes() for path in folder.glob("*.idx")} == ours
-
-    @energon.stateless
-    def cook(sample: dict[str, Any]) -> Any:
-        about = sample["json"]
-        about = about if isinstance(about, dict) else json.loads(about)
-        ids = [annotation["id"] for annotation in about["annotations"]]
-        return energon.TextSample(**energon.basic_sample_keys(sample), text=" ".join(ids))
-
-    class Encoder(energon.DefaultTaskEncoder):  # type: ignore[misc, name-defined]
-        cookers = [energon.Cooker(cook)]  # noqa: RUF012
-
-    alone = energon.WorkerConfig(rank=0, world_size=1, num_workers=0)
-    data = energon.get_val_dataset(
-        folder, worker_config=alone, batch_size=1, task_encoder=Encoder()
-    )
-    texts = [text for batch in energon.get_loader(data) for text in batch.text]
-    assert sorted(" ".join(texts).split()) == sorted(all_ids(open_dataset(folder)))

@@ -47,17 +47,6 @@ def test_every_annotation_once(
     }
 
 
-def test_a_picture_is_in_one_batch(folders: dict[str, Path]) -> None:
-    """Five questions about it are one pass of the vision encoder."""
-    source = red_source(folders["big"])
-    (stream,) = eval_streams(source, 1, 12)
-    batches = list(stream)
-    assert sum(len(batch.images) for batch in batches if batch.images is not None) == 60
-    assert all(len(batch) <= 12 for batch in batches)
-    # A batch is given up where no whole picture fits in, which leaves few rows empty.
-    assert len(batches) <= 180 / 12 * 1.2
-
-
 def test_whole_samples_where_the_task_says_so(folders: dict[str, Path]) -> None:
     source = Source("red", ToyTask(unit="sample"), [open_dataset(folders["small"])])
     (stream,) = eval_streams(source, 1, 4, task_index=3)

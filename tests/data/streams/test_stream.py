@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tests.toys.streams import (
-    SPEC,
     ToyTask,
     all_ids,
     global_batches,
@@ -81,19 +80,6 @@ def test_each_task_has_batches_of_its_own_size(
     stream.load_state(state)
     assert stream.epochs() == {"red": pytest.approx(3), "blue": pytest.approx(60 / 18)}
     assert stream.epochs(after_steps=69) == stream.epochs()
-
-
-def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source]) -> None:
-    def distinct(group: int) -> int:
-        stream = train_stream(sources[:1], group=group, global_batch_size=32)
-        counts = []
-        for batch in islice(stream, 4):
-            assert batch.images is not None
-            assert batch.images.shape[1:] == (3, SPEC.height, SPEC.width)
-            counts.append(len(batch.images))
-        return sum(counts)
-
-    assert distinct(5) < 0.6 * distinct(1)
 
 
 def test_small_cache_and_no_cache_give_the_same_pixels(sources: list[Source]) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pkgutil
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,14 +17,12 @@ from tests.toys.pictures import jpeg
 from tests.toys.scored_runs import (
     Runs,
     lines_of,
-    score,
     scored_recipe,
     vqa_run,
     write_predictions,
     write_scored_run,
 )
 from tests.toys.world import world_recipe
-from vlds.cli.main import run_command
 from vlds.data.shards.store import open_dataset
 from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report import examples
@@ -37,8 +33,7 @@ from vlds.report.predictions import Predictions
 from vlds.report.read import Scores, TaskScores
 from vlds.report.scores import Difference
 from vlds.runtime.artifact_files import BEST
-from vlds.schema import Sample
-from vlds.tasks import GQA, VQA, Chat
+from vlds.tasks import GQA, Chat
 
 LAST = Path("predictions", "step-00000010")
 """The predictions of a run's last evaluation."""
@@ -160,19 +155,6 @@ def test_damaged_predictions_give_no_score(
     assert said in markdown(collect([run])).replace("\\", "")
 
 
-def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -> None:
-    recipe = world_recipe(runs.world, tmp_path / "run")
-    lines = {"vqa": lines_of(recipe.tasks["vqa"], 4)}
-    run = write_scored_run(tmp_path / "run", recipe, lines, step=None)
-    found = collect([run]).only
-    assert found.results["vqa"].scores == score(recipe, lines)["vqa"]
-    assert found.results["vqa"].predictions.step is None
-    assert found.facts["scores of"] == "predictions"
-    assert found.score("vqa", "exact_match") == found.results["vqa"].value
-    (run / "metrics.jsonl").unlink()
-    assert collect([run]).only.results["vqa"].interval is not None
-
-
 def test_results_on_test_data_stand_beside_the_others(run: Path) -> None:
     """Under a name of their own, with an interval and pictures."""
     recipe = load_recipe(run / "recipe.yaml")
@@ -261,28 +243,6 @@ def test_without_java_the_official_cider_costs_its_interval_alone(
         assert "missing (" in report.interval_notes[-1]
 
 
-def test_cider_has_an_interval_and_a_paired_difference(runs: Runs, tmp_path: Path) -> None:
-    found = []
-    for name, wrong_every in (("first", 2), ("second", 9)):
-        recipe = scored_recipe(runs.world, tmp_path / name)
-        caption = replace(recipe.tasks["caption"], scores=["cider_plain_tokens"], headline=None)
-        recipe = replace(recipe, tasks={"caption": caption})
-        lines = {"caption": lines_of(caption, wrong_every, 1)}
-        found.append(write_scored_run(tmp_path / name, recipe, lines))
-    report = collect(found)
-    for run in report.runs.values():
-        result = run.results["caption"]
-        assert result.headline == "cider_plain_tokens"
-        assert result.interval is not None
-        assert result.interval.low < result.value < result.interval.high
-    ((difference,),) = report.differences.values()
-    assert isinstance(difference, Difference)
-    assert 0 < difference.interval.low < difference.value < difference.interval.high
-    assert report.interval_notes[1:] == [
-        "CIDEr's document frequencies are those of all pictures in every resample."
-    ]
-
-
 def test_a_recipe_that_cannot_be_read_costs_the_intervals_alone(run: Path) -> None:
     (run / "recipe.yaml").write_text("output: x\nbackbone: {class_path: Gone}\n")
     found = collect([run], pictures=True).only
@@ -310,13 +270,6 @@ def test_the_gallery_shows_what_was_asked_and_said(run: Path) -> None:
     described = [entry for entry in gallery if entry.task == "caption"]
     assert {entry.confidence for entry in described} == {None}
     assert [len(entry.reference) for entry in described] == [2] * 6
-
-
-def test_the_gallery_leaves_out_what_the_task_cannot_read() -> None:
-    """The data have changed since the run was evaluated."""
-    sample = Sample("0", "red", "0", "vqa", (), (), ({"id": "7", "question": 7},))
-    predicted = Predictions(Path("vqa.jsonl"), None, {"7": "red"}, {"7": None}, {}, {}, {"7": 1})
-    assert examples.gallery_entry("vqa", VQA(), sample, 0, predicted) is None
 
 
 def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:
@@ -352,22 +305,6 @@ def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
         f"{runs.first.parent.name}/first",
     ]
     assert list(collect([one, runs.first]).runs) == ["run", "first"]
-
-
-def test_each_file_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the whole command: for scores, gallery, explorer, curves and facts together."""
-    read: list[str] = []
-    for place in ("predictions.read_text", "read.read_text", "read.read_metric_lines"):
-        name = f"vlds.report.{place}"
-        original = pkgutil.resolve_name(name)
-
-        def noted(path: Path, *more: Any, original: Any = original, **named: Any) -> Any:
-            read.append(path.name)
-            return original(path, *more, **named)
-
-        monkeypatch.setattr(name, noted)
-    assert run_command(["report", str(run), "--resamples", "20"]) == 0
-    assert sorted(read) == ["caption.jsonl", "metrics.jsonl", "recipe.yaml", "vqa.jsonl"]
 
 
 def test_inputs_of_conversations_say_where_pictures_stand(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +27,7 @@ from vlds.report.collect import collect
 from vlds.report.lead import run_leads
 from vlds.report.page import build_page, markdown
 from vlds.report.report import mean_text
-from vlds.report.run_tables import csv_text, runs_table, seed_notes
-from vlds.report.tables import BEST
+from vlds.report.run_tables import csv_text
 from vlds.runtime.folders import STARTS
 from vlds.tasks import Retrieval
 
@@ -192,43 +190,6 @@ def test_mean_and_deviation_stand_below_the_runs(seeds: list[Path]) -> None:
     assert rows[-1][0] == "mean of 3 seeds seed-0, seed-1, seed-2"
     assert rows[-1][1] == f"{mean:.3f} +/- {deviation:.3f}"
     assert "how far another seed moves a score" in page.text
-
-
-@pytest.mark.sampled(10)
-@pytest.mark.parametrize(
-    ("ours", "theirs", "best"),
-    [
-        ((4, 4, 5), (2, 2, 2), 0),
-        ((2, 2, 2), (4, 4, 5), 1),
-        ((3, 4, 6), (3, 4, 6), None),  # a tie
-        ((4, 4), (2, 2), None),  # too few seeds
-        ((4, 4, 5), (2,), None),  # too few in common
-        ((4, 4, 5), (2, 9, 2), None),  # worse with one seed
-    ],
-)
-@pytest.mark.parametrize("is_same_data", [True, False])
-def test_a_mean_is_best_by_the_rule_of_compare(
-    ours: Sequence[int], theirs: Sequence[int], best: int | None, is_same_data: bool, runs: Runs,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    """Numbers: every how many answers one is wrong, by seed."""
-    folders = []
-    for row, (reduction, seeds) in enumerate(((4, ours), (2, theirs))):
-        for seed, wrong_every in enumerate(seeds):
-            folders.append(tmp_path / f"row-{row}" / f"seed-{seed}")
-            recipe = replace(scored_recipe(runs.world, folders[-1]), seed=seed)
-            recipe = replace(recipe, methods={"adapter": Adapter(reduction=reduction)})
-            lines = lines_of(recipe.tasks["vqa"], wrong_every)
-            if row and not is_same_data:
-                lines = [line | {"id": f"other-{line['id']}"} for line in lines]
-            write_scored_run(folders[-1], recipe, {"vqa": lines})
-    report = collect(folders, resamples=0)
-    rows = [row for row in runs_table(report, on_page=True).rows if row.head.startswith("mean")]
-    marked = [any(cell.look == BEST for cell in row.cells) for row in rows]
-    assert marked == [row == best and is_same_data for row in range(len(marked))]
-    told = " ".join(seed_notes(report))
-    said = "Bold: a best mean" if any(marked) else "No best mean is bold, because each"
-    assert f"{said} needs 3 seeds or more in common with every other row" in told
 
 
 def test_a_missing_score_has_no_mean() -> None:

@@ -84,10 +84,7 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
         (sample(images=3), r"samples\.json: \[0\]\.images is 3, a valid array expected; "),
         (sample(images=["../other/gallery/a.png"]), r"a\.png' is not in gallery/; .*; remove the"),
         (sample(images=["/etc/a.png"]), r"image '/etc/a\.png' is not in gallery/; "),
-        (sample(prompt=[]), r"prompt is \[\], .*; remove the file"),
         (sample(reference=None), r"reference\.str is None, .*; remove the file"),
-        (sample(correct="yes"), r"correct is 'yes', .*; remove the file"),
-        (sample(confidence="high"), r"confidence is 'high', .*; remove the file"),
     ],
 )
 def test_a_gallery_of_another_shape_is_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -108,19 +105,13 @@ def scored(**fields: Any) -> str:
     [
         ("{", "it is not JSON"),
         ('{"a": 1}', r"\(a is 1, an object expected\); write it again, or remove"),
-        ("[1]", ""),
         ('{"vqa": {"scores": {}}}', "vqa.data is missing; vqa.examples is missing"),
         (scored(odd=1), "unknown field vqa.odd"),
-        (scored(data=3), "vqa.data is 3"),
         (scored(examples="x"), "vqa.examples is 'x'"),
         (scored(scores={"f1": "x"}), r"vqa\.scores\.f1 is 'x'"),
         (scored(scores={"f1": 1e999}), "f1 is inf, a finite number"),
-        (scored(scores={"f1": float("nan")}), "f1 is nan, a finite number"),
         (scored(compared={"a": {"f1": float("nan")}}), "f1 is nan"),
         (scored(examples=-3), "examples is -3, 0 or more"),
-        (scored(headline=3), r"vqa\.headline is 3"),
-        (scored(compared=[1]), r"vqa\.compared is \[1\]"),
-        (scored(compared={"a": {"f1": "x"}}), r"vqa\.compared\.a\.f1 is 'x'"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, complaint: str) -> None:

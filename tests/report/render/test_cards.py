@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -122,14 +121,6 @@ def test_thumbnails_lie_beside_the_page_or_inside_it(sure: Path, tmp_path: Path)
     assert "img-src data: 'self';" in str(policy)
     assert Reader(none.read_text("utf-8")).attributes("img") == []
     assert not (none.parent / FOLDER).exists()
-
-
-def test_thumbnails_inside_a_page_have_a_limit(
-    sure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cards, "EMBEDDED_BYTES", 1000)
-    page = build_page(collect([sure], resamples=0), "embed")
-    assert re.search(r"\d+ thumbnails take 0 MB, and \d+ are left out; `--pictures folder`", page)
 
 
 def test_cards_have_a_limit_and_say_what_they_leave_out(

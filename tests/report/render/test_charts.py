@@ -5,7 +5,6 @@ answers are taken for which others.
 from __future__ import annotations
 
 import math
-import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,13 +20,10 @@ from vlds.report.charts import (
     charts_of,
     confusions,
     thinned,
-    tick_text,
-    ticks,
 )
 from vlds.report.collect import collect
 from vlds.report.examples import Answered, TaskAnswers
 from vlds.report.page import build_page
-from vlds.runtime.limited import SHARED
 
 FALLING = [(float(step), 10.0 ** (2 - step / 100)) for step in range(0, 401)]
 
@@ -76,26 +72,6 @@ def test_learning_rate_and_gradient_norm_have_curves(tmp_path: Path) -> None:
     assert "step 8\n1.25e-05" in page.text
 
 
-def test_tick_texts_are_short() -> None:
-    values = (0.0, 5e-5, 1.5e-4, 0.001, 0.25, 1500.0, 120_000.0)
-    shown = ["0", "5e-5", "1.5e-4", "0.001", "0.25", "1500", "120k"]
-    assert [tick_text(value) for value in values] == shown
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 1, [0, 0.5, 1]),
-        (0, 2.7, [0, 1, 2, 3]),
-        (0, 400, [0, 100, 200, 300, 400]),
-        (-0.3, 0.1, [-0.3, -0.2, -0.1, 0, 0.1]),
-        (0, 0, [0, 0.5, 1]),
-    ],
-)
-def test_ticks_span_the_data_in_round_steps(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
-
-
 def test_many_points_become_few_and_keep_their_mean() -> None:
     points = [(float(step), float(step % 2)) for step in range(10_000)]
     shown = thinned([*points, (10_000.0, float("nan"))], 200)
@@ -128,35 +104,3 @@ def test_many_answers_have_pairs_and_a_rest() -> None:
     assert (first.head, [cell.text for cell in first.cells]) == ("1", ["?", "2", "100 %"])
     assert len(found.table.rows) == MOST_PAIRS + 1
     assert [cell.text for cell in last.cells] == ["", "6", ""]
-
-
-# The page's colours can be read, in light and in dark.
-
-LIGHT, DARK = (
-    dict(re.findall(r"--(\w+): (#\w{6});", block))
-    for block in re.findall(r":root \{([^}]*#[^}]*)\}", (SHARED / "style.css").read_text())
-)
-
-
-def luminance(colour: str) -> float:
-    """Of WCAG 2."""
-    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    """Of WCAG 2: 1 to 21."""
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-def test_texts_and_controls_stand_out(colours: dict[str, str]) -> None:
-    grounds = [colours["ground"], colours["card"]]
-    for name in ("ink", "faint", "accent", "right", "wrong", *(f"c{n}" for n in range(6))):
-        assert min(contrast(colours[name], ground) for ground in grounds) >= 4.5, name
-    assert min(contrast(colours["edge"], ground) for ground in grounds) >= 3
-    assert contrast(colours["ink"], colours["bar"]) >= 4.5

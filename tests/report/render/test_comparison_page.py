@@ -18,7 +18,6 @@ from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report.comparison import Comparison, RowSpec, TableSpec, compare
 from vlds.report.comparison_formats import FORMATS
 from vlds.report.numbers import Number
-from vlds.runtime.folders import add_start
 
 CIDER = "cider_plain_tokens"
 
@@ -42,16 +41,6 @@ def test_markdown_has_a_row_for_each_recipe(comparison: Comparison) -> None:
     )
     assert "(1 of 3 seeds)" in rows[2]
     assert "| 70.0 | 120.0 | 95.0 |" in rows[2]
-
-
-def test_the_time_says_how_many_runs_have_one(tmp_path: Path) -> None:
-    table = FORMATS["md"](compare(replace(write_compared(tmp_path), target=("vqa", 62.0))))
-    assert "| 85 | 1 min 00 s (2 of 3 runs) |" in table
-    assert "| 85 | - |" in table
-    row = "single adapter"
-    of_row = FORMATS["md"](compare(replace(write_compared(tmp_path / "x"), target=("vqa", row))))
-    assert f"| time to vqa of {row} |" in of_row
-    assert f"The score to reach is the mean of {row}, 64.0." in of_row
 
 
 def test_csv_is_unrounded(comparison: Comparison) -> None:
@@ -91,21 +80,6 @@ def test_names_are_text_in_every_format(comparison: Comparison) -> None:
     markdown = FORMATS["md"](hostile)
     assert markdown.count(r"\_a\_\|\<i> \&lt; 1") == 2
     assert "<i>" not in markdown.replace(r"\<i>", "")
-
-
-def test_many_columns_break_no_number(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    tasks = [f"textual-vqa-{n}" for n in range(9)]
-    rows = [
-        replace(row, numbers={**row.numbers, **dict.fromkeys(tasks, row.numbers["vqa"])})
-        for row in comparison.rows
-    ]
-    text = FORMATS["terminal"](replace(comparison, columns=tasks, rows=rows))
-    assert text.count("64.0 \u00b1 4.0") == 9
-    assert all(task in text for task in tasks)
-    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_runs_make_a_table_without_a_sweep(
@@ -165,26 +139,6 @@ def test_a_seed_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     told = capsys.readouterr().out
     assert "| seed-0, seed-2 (2 seeds) |" in told
     assert "seed-1: is left out, it has recipe and seed of seed-0." in told
-
-
-def test_rows_say_how_their_memory_is_divided_where_they_differ(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [
-        write_demo_run(tmp_path / "two", 0.5, methods={}), write_demo_run(tmp_path / "three", 0.5)
-    ]  # fmt: skip
-    for run, stage in zip(runs, (2, 3), strict=True):
-        add_start(run, 0, "vlds train", f"{stage - 1} ranks, a CPU", [])
-        with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(f'{{"step": 10, "zero_stage": {stage}, "bytes_per_rank": {{"all": 9}}}}\n')
-    words = [str(run) for run in runs]
-    for command in ("report", "compare"):
-        assert run_command([command, *words, "--format", "md"]) == 0
-        text = capsys.readouterr().out
-        assert "(ZeRO-2, 1 ranks)" in text
-        assert "(ZeRO-3, 2 ranks)" in text
-        assert run_command([command, words[0], "--format", "md"]) == 0
-        assert "ZeRO" not in capsys.readouterr().out
 
 
 WIDTH = "document.scrollingElement.scrollWidth"

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import VLPET, Method, bottleneck
 from vlds.models.vision import StoredFeatures
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
+from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 FOLDER = Path(os.environ.get("VLDS_GOLDENS", ROOT / "tests/golden"))
 CASES = sorted(
@@ -205,35 +205,6 @@ def bottleneck_activations() -> Iterator[list[Tensor]]:
 
     with mock.patch.object(bottleneck, "F", SimpleNamespace(gelu=gelu)):
         yield active
-
-
-def mixed(first: Batch, second: Batch, pad: int) -> Batch:
-    """One batch with the examples of two, in alternation, padded to the longer of both."""
-    length = max(first.input_ids.shape[1], second.input_ids.shape[1])
-    target = max(first.labels.shape[1], second.labels.shape[1])
-    images = max(first.image_index.shape[1], second.image_index.shape[1])
-
-    def widen(batch: Batch, offset: int) -> Batch:
-        return replace(
-            batch,
-            input_ids=fill(batch.input_ids, length, pad),
-            attention_mask=fill(batch.attention_mask, length, False),
-            labels=fill(batch.labels, target, IGNORED_LABEL),
-            image_index=fill(batch.image_index + offset, images, NO_IMAGE),
-        )
-
-    one, two = widen(first, 0), widen(second, len(first.features))
-    order = torch.arange(len(one) + len(two)).view(2, -1).T.flatten()
-    names = ["task_index", "input_ids", "attention_mask", "labels", "weights", "valid"]
-    names.append("image_index")
-    joined = {n: torch.cat([getattr(one, n), getattr(two, n)])[order] for n in names}
-    ids = [[*one.ids, *two.ids][n] for n in order.tolist()]
-    return Batch(
-        ids=ids,
-        features=torch.cat([one.features, two.features]),
-        boxes=torch.cat([one.boxes, two.boxes]),
-        **joined,
-    )
 
 
 def fill(tensor: Tensor, width: int, value: Any) -> Tensor:

@@ -146,13 +146,6 @@ def test_a_causal_model(world: Path, tmp_path: Path) -> None:
     whole, alone = snippets(out)
     assert output_of(whole, out) == answer_of(run, out)
     output_of(alone, out)
-    frozen = replace(recipe.model, train_projector=False)
-    run = run_of(replace(recipe, model=frozen, methods={"mine": LORA}))
-    convert("peft", "--run", run, "--out", tmp_path / "lora")
-    data, _ = card_of(tmp_path / "lora")
-    assert data["pipeline_tag"] == "text-generation"
-    (code,) = snippets(tmp_path / "lora")
-    output_of(code + "print(type(model.base_model).__name__)", tmp_path / "lora")
 
 
 @pytest.mark.slow

@@ -102,6 +102,9 @@ def test_what_trains_inside_the_backbone_is_refused(
         ({"decoder_layers": [1, 0]}, r"decoder_layers: got \[1, 0\]; give numbers from 0 to 1"),
         ({"decoder_layers": []}, r"decoder_layers: got \[\]"),
         ({"part": "vision"}, "part: got vision"),
+        ({"start": "fisher"}, "importance: got None with start: fisher"),
+        ({"importance": "x"}, "importance: got x with start: random"),
+        ({"start": "fisher", "importance": "none.st"}, "importance: no such file: none.st"),
     ],
 )
 def test_bad_fields(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -198,19 +201,6 @@ def test_importance_of_a_pretrained_backbone(world: Path, tmp_path: Path) -> Non
     other.save_pretrained(path)
     with pytest.raises(ValueError, match=r"importance: .* was written for another backbone \(sha"):
         build_model(setup, list(recipe.tasks), torch.float32, processor)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"start": "fisher"}, "importance: got None with start: fisher"),
-        ({"importance": "x"}, "importance: got x with start: random"),
-        ({"start": "fisher", "importance": "none.st"}, "importance: no such file: none.st"),
-    ],
-)
-def test_starts_that_cannot_be(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(backbone(T5, tmp_path), {"method": LST(reduction=2, **fields)})
 
 
 FOREIGN = {

@@ -74,18 +74,6 @@ def test_a_role_that_timm_lacks_is_named_with_the_cure(method: Method, tmp_path:
         build(backbone(T5, tmp_path), {"eyes": method}, vision=encoder)
 
 
-def test_biases_that_cannot_be_added_are_an_error(tmp_path: Path) -> None:
-    """This transformer's joint layer of queries, keys and values has no bias, and plays no role."""
-    encoder = Timm(model="vit_base_patch16_rpn_224", image_size=32)
-    expected = (
-        "methods.eyes: add_biases: 12 linear layers of TimmModule without a bias play no role, so "
-        r"none can be added \(the first: net.blocks.0.attn.qkv\); leave add_biases out"
-    )
-    eyes = BitFit(part="vision", add_biases=True)
-    with torch.device("meta"), pytest.raises(ValueError, match=expected):
-        build(backbone(T5, tmp_path), {"eyes": eyes}, vision=encoder)
-
-
 def test_roles_that_timm_has(tmp_path: Path) -> None:
     """Attention, first and second feed-forward layer of 12 blocks; the biases of all layers."""
     encoder = Timm(model="vit_tiny_patch16_224", image_size=32)

@@ -17,7 +17,6 @@ from tests.toys.html_reader import Reader
 from tests.toys.pictures import jpeg
 from tests.toys.scored_runs import Runs, write_scored_run
 from tests.toys.world import world_recipe
-from vlds.report import cards
 from vlds.report.cards import FOLDER, Pictures, differing, mistakes
 from vlds.report.clips import Frames, digest_of, small_picture
 from vlds.report.collect import collect
@@ -121,16 +120,6 @@ def test_thumbnails_lie_beside_the_page_or_inside_it(sure: Path, tmp_path: Path)
     assert "img-src data: 'self';" in str(policy)
     assert Reader(none.read_text("utf-8")).attributes("img") == []
     assert not (none.parent / FOLDER).exists()
-
-
-def test_cards_have_a_limit_and_say_what_they_leave_out(
-    damaged: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cards, "CARD_BYTES", 3000)
-    part = section(build_page(collect([damaged], resamples=0)), "mistakes")
-    size = sum(len(image["src"] or "") for image in part.attributes("img"))
-    assert 0 < size <= 3000
-    assert "is left out: cards have at most 0 MB" in part.text
 
 
 def frame(number: int, size: tuple[int, int]) -> bytes:

@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-from tests.toys.files import write_lines
-from tests.toys.html_reader import Reader
 from vlds.report.charts import (
     BOTTOM,
     HEIGHT,
@@ -21,9 +18,7 @@ from vlds.report.charts import (
     confusions,
     thinned,
 )
-from vlds.report.collect import collect
 from vlds.report.examples import Answered, TaskAnswers
-from vlds.report.page import build_page
 
 FALLING = [(float(step), 10.0 ** (2 - step / 100)) for step in range(0, 401)]
 
@@ -55,21 +50,6 @@ def test_two_points_are_bars_and_one_is_a_number() -> None:
     assert (one.title, one.last) == ("score, step 5,000", "0.25")
     assert (one.lines, one.bars) == ([], [])
     assert charts_of("score", {"a": [(1.0, math.nan)]}) == []
-
-
-def test_learning_rate_and_gradient_norm_have_curves(tmp_path: Path) -> None:
-    lines = [
-        {"step": n, "loss": 3 / n, "learning_rate": 1e-4 / n, "gradient_norm": 0.5 * n}
-        for n in range(1, 9)
-    ]
-    lines += [{"step": 9, "learning_rate": "high", "gradient_norm": None}]
-    write_lines(tmp_path / "metrics.jsonl", lines)
-    page = Reader(build_page(collect([tmp_path])))
-    charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
-    assert charts[-2:] == [
-        "learning rate, from 0.0001 to 1.25e-05", "gradient norm, from 0.5 to 4",
-    ]  # fmt: skip
-    assert "step 8\n1.25e-05" in page.text
 
 
 def test_many_points_become_few_and_keep_their_mean() -> None:

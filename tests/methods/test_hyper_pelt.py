@@ -247,23 +247,6 @@ def test_what_no_networks_can_be_taken_from(world: Path, tmp_path: Path) -> None
         replace(pelt, train_networks=False).check_steps(10)
 
 
-@FAMILIES
-@torch.no_grad()
-def test_beams_and_finished_examples_keep_their_pictures(
-    family: type[Backbone], tmp_path: Path
-) -> None:
-    model = build(backbone(family, tmp_path), {"method": PELT}).eval()
-    shake(model)
-    examples = batch()
-    decoding = Decoding(num_beams=3, max_new_tokens=6)
-    together = model.generate(examples, decoding)[0]
-    alone = [
-        model.generate(examples.select(torch.tensor([row])), decoding)[0][0]
-        for row in range(len(examples))
-    ]
-    assert together == alone
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -27,7 +27,6 @@ from vlds.models.methods.host import side_path
 from vlds.models.methods.lst import Ladder
 from vlds.recipe.build import build as built
 from vlds.recipe.config import save_recipe
-from vlds.schema import Decoding
 
 """Sizes at which layers keep more than embeddings and logits do."""
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
@@ -58,25 +57,6 @@ def test_no_gradient_runs_through_the_backbone(family: type[Backbone], tmp_path:
     assert len(seen) == 4
     read, _ = ladder_of(model).read.value
     assert read.grad_fn is None
-
-
-@pytest.mark.sampled(2)
-@FAMILIES
-@torch.no_grad()
-def test_answers_with_a_cache_are_those_without(family: type[Backbone], tmp_path: Path) -> None:
-    model = build(backbone(family, tmp_path), {"method": LST(reduction=2)}).eval()
-    examples = batch()
-    for beams in (1, 3):
-        decoding = Decoding(num_beams=beams, max_new_tokens=6)
-        ids = model.written(examples, *model.encode(examples), decoding).ids
-        states, mask = model.encode(examples)
-        logits = model.vocabulary_logits(model.decode(states, mask, ids[:, :-1]))
-        if beams == 1:
-            greedy = logits.argmax(-1)
-            end = (ids[:, 1:] == model.backbone.config.eos_token_id).cumsum(1)
-            written = end - (ids[:, 1:] == model.backbone.config.eos_token_id).long() == 0
-            assert torch.equal(greedy[written], ids[:, 1:][written])
-        assert ids.shape[0] == len(examples)
 
 
 @pytest.mark.parametrize(

@@ -342,8 +342,6 @@ def test_names_of_layers_cannot_take_long(name: str, tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="type: got IA3; use vlds' own IA3"):
         Peft(type="IA3", roles=["attn_q"])
-    with pytest.raises(ValueError, match="type: got TRAINABLE_TOKENS; it takes the place of"):
-        Peft(type="TRAINABLE_TOKENS", settings={"target_modules": "embed_tokens"})
     with pytest.raises(ValueError, match="type: got LORAH; did you mean 'LORA'"):
         Peft(type="LORAH", roles=["attn_q"])
     with pytest.raises(ValueError, match=r"settings.use_dorra: .* did you mean 'use_dora'"):
@@ -352,8 +350,6 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         lora(bias="all")
     with pytest.raises(ValueError, match=r"settings\.coft: got True; it changes weights in the"):
         Peft(type="OFT", settings={"coft": True}, roles=["attn_q"])
-    with pytest.raises(ValueError, match=r"settings\.init_weights: got bat; choose true or false"):
-        Peft(type="MISS", settings={"init_weights": "bat"}, roles=["attn_q"])
     with pytest.raises(ValueError, match="init_lora_weights: got loftq; choose true, false"):
         lora(init_lora_weights="loftq")
     with pytest.raises(ValueError, match=r"roles: name roles.* and not both"):

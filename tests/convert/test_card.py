@@ -123,19 +123,6 @@ def test_the_code_of_each_type(
 
 
 @pytest.mark.slow
-def test_a_method_of_peft(world: Path, tmp_path: Path) -> None:
-    run, base = image_text_run(world, tmp_path)
-    out = tmp_path / "lora"
-    convert("peft", "--run", run, "--out", out)
-    (tmp_path / base.name).symlink_to(base)
-    data, text = card_of(out)
-    assert data["library_name"] == "peft"
-    assert "holds the weights of `mine` and of the connector alone" in text
-    (code,) = snippets(out)
-    assert output_of(code, out) == answer_of(run, out)
-
-
-@pytest.mark.slow
 def test_a_causal_model(world: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "words")
     recipe = causal_recipe(tmp_path, world, tmp_path / "run", path=str(tmp_path / "words"))

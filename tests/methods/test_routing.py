@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from torch import Tensor
@@ -116,14 +114,3 @@ def test_draws_depend_on_seed_step_pass_and_key_alone() -> None:
                 with context.in_pass(number):
                     assert drawn(context) == seen[seed, step, number]
     assert len({tuple(numbers) for numbers in seen.values()}) == len(seen)
-
-
-def test_draws_are_uniform() -> None:
-    context = BatchContext()
-    counts: Counter[int] = Counter()
-    for step in range(50):
-        context.begin_step(0, step)
-        counts.update(drawn(context))
-    # 10,000 draws: a standard deviation is 43.
-    assert set(counts) == {0, 1, 2, 3}
-    assert all(abs(count - 2500) < 200 for count in counts.values())

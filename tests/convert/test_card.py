@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
 
 from tests.toys.causal import causal_recipe, save_model
 from tests.toys.files import ROOT
@@ -31,17 +29,14 @@ from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, TrainedOn, load_run, read_trained_on
 from vlds.convert.bases import base_of, license_fields
 from vlds.convert.card import (
-    Address,
-    Described,
     fenced,
     table,
     without_places,
-    write_model_card,
 )
 from vlds.evaluation.inference import predict
 from vlds.evaluation.result import Evaluation, Scored, write_scores
 from vlds.models.build import build_model
-from vlds.models.methods import Adapter, LoRA, Method
+from vlds.models.methods import LoRA, Method
 from vlds.recipe.config import Recipe
 from vlds.runtime.artifact_files import WEIGHTS
 from vlds.runtime.json_files import recorded_hash
@@ -109,27 +104,6 @@ def answer_of(run: Path, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_merged_model(world: Path, tmp_path: Path) -> None:
-    run, base = image_text_run(world, tmp_path)
-    out = tmp_path / "merged"
-    convert("merge", "--run", run, "--out", out)
-    data, text = card_of(out)
-    assert data == {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["vlds", "lora"],
-    }
-    counts = load_run(run).model.count_parameters()
-    assert f"{counts.percent:.3g} % of its weights trained ({counts.trainable:,} of" in text
-    assert f"`{base.name}` (backbone), tuned by vlds with LoRA + connector on vqa, caption" in text
-    assert "its licence is not known here; it applies to this model too" in text
-    (code,) = snippets(out)
-    printed = output_of(code, out)
-    assert printed == answer_of(run, out)
-    assert printed
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_code_of_each_type(
     model_type: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,52 +123,6 @@ def test_the_code_of_each_type(
 
 
 @pytest.mark.slow
-def test_the_code_tells_the_template_what_the_run_told_it(tmp_path: Path, world: Path) -> None:
-    model = tiny("qwen2_vl")
-    processor = copy.copy(model.processor)
-    processor.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-        "{% if message.role == 'assistant' %}(done){% endif %}"
-        "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n"
-        "{% if enable_thinking is false %}(done){% endif %}{% endif %}"
-    )
-    recipe = replace(world_recipe(world, tmp_path), model=model.kind, methods={})
-    for each, told in ((model.processor, False), (processor, True)):
-        built = replace(model, processor=each).build()
-        run = LoadedRun(recipe, each, built)
-        known = Described(recipe, built.count_parameters(), {}, {}, None, None)
-        write_model_card(tmp_path, known, run, Address("out", on_hub=False))
-        (code,) = snippets(tmp_path)
-        assert ("\n    enable_thinking=False,\n" in code) == told
-
-
-@pytest.mark.slow
-def test_a_method_of_peft(world: Path, tmp_path: Path) -> None:
-    run, base = image_text_run(world, tmp_path)
-    out = tmp_path / "lora"
-    convert("peft", "--run", run, "--out", out)
-    (tmp_path / base.name).symlink_to(base)
-    data, text = card_of(out)
-    assert data["library_name"] == "peft"
-    assert "holds the weights of `mine` and of the connector alone" in text
-    (code,) = snippets(out)
-    assert output_of(code, out) == answer_of(run, out)
-
-
-@pytest.mark.slow
-def test_a_method_that_stays_beside_the_model(world: Path, tmp_path: Path) -> None:
-    run, _ = image_text_run(world, tmp_path, Adapter(reduction=4), train_connector=False)
-    out = tmp_path / "hf"
-    convert("hf", "--run", run, "--out", out)
-    data, text = card_of(out)
-    assert data["library_name"] == "vlds"
-    assert "The weights of `mine` are kept apart, in `weights.safetensors`" in text
-    (code,) = snippets(out)
-    assert output_of(code, out) == answer_of(run, out)
-
-
-@pytest.mark.slow
 def test_a_causal_model(world: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "words")
     recipe = causal_recipe(tmp_path, world, tmp_path / "run", path=str(tmp_path / "words"))
@@ -205,13 +133,6 @@ def test_a_causal_model(world: Path, tmp_path: Path) -> None:
     whole, alone = snippets(out)
     assert output_of(whole, out) == answer_of(run, out)
     output_of(alone, out)
-    frozen = replace(recipe.model, train_projector=False)
-    run = run_of(replace(recipe, model=frozen, methods={"mine": LORA}))
-    convert("peft", "--run", run, "--out", tmp_path / "lora")
-    data, _ = card_of(tmp_path / "lora")
-    assert data["pipeline_tag"] == "text-generation"
-    (code,) = snippets(tmp_path / "lora")
-    output_of(code + "print(type(model.base_model).__name__)", tmp_path / "lora")
 
 
 @pytest.mark.slow
@@ -297,13 +218,6 @@ def test_a_folder_may_differ_from_the_hub_model_that_its_config_names(
     assert base_in(tmp_path / "out") is None
 
 
-def test_a_table_with_new_rows_has_no_base_on_the_hub(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_with("T5", "LoRA", world, tmp_path)
-    name_source(Path(str(recipe.model.backbone.path)))
-    convert("peft", "--run", write_run(recipe), "--out", tmp_path / "out")
-    assert base_in(tmp_path / "out") is None
-
-
 def write_changed(run: Path) -> None:
     """Save a run anew after a file of its base has changed."""
     from vlds.artifact import own_tensors, read_recipe, save_artifact
@@ -363,25 +277,6 @@ def test_scores_of_the_training(world: Path, tmp_path: Path) -> None:
     Evaluation("vqa", {}, predicted, predicted, data="mine-test@12ab").write(predictions)
     convert("peft", "--run", run, "--out", tmp_path / "named")
     assert "| vqa | mine-test | 2 | accuracy | 0.5000 |" in card_of(tmp_path / "named")[1]
-
-
-@pytest.mark.slow
-def test_a_folder_that_holds_all_keeps_nothing_apart(world: Path, tmp_path: Path) -> None:
-    """The text names what the file of the rest of the weights has, and the code is the shortest."""
-    recipe = recipe_with("T5", "Full", world, tmp_path)
-    frozen = replace(recipe.model, train_visual_embedding=False)
-    convert("hf", "--run", write_run(replace(recipe, model=frozen)), "--out", tmp_path / "out")
-    assert load_file(tmp_path / "out" / WEIGHTS) == {}
-    assert "kept apart" not in card_of(tmp_path / "out")[1]
-    code, _ = snippets(tmp_path / "out")
-    assert code.splitlines() == [
-        "import vlds",
-        "",
-        'model = vlds.load("out")',
-        'answer = model.answer("photo.jpg", "What is in the picture?", task="vqa")',
-        "print(answer.text)",
-    ]
-    assert output_of(code, tmp_path / "out") == answer_of(tmp_path / "out", tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -14,11 +14,10 @@ from tests.toys.method_cases import METHOD_CASES, cost_of
 from tests.toys.trained_runs import CASES, assert_same, logits_of, recipe_with, trained_run
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.adapters import AdaptersFolders, plain
-from vlds.convert.hf import fold_methods, write_hf
+from vlds.convert.hf import write_hf
 from vlds.convert.peft import PeftFolders
 from vlds.convert.reference import ReferenceFile
 from vlds.convert.target import RunFiles, Target, scrub
-from vlds.models.methods import Method
 from vlds.models.methods.base import Library
 from vlds.models.methods.host import added_tensors
 
@@ -123,23 +122,3 @@ def test_hf_gives_the_same_outputs(pair: Pair, tmp_path: Path) -> None:
     found = logits_of(load_run(tmp_path / "out").model)
     assert torch.equal(found, expected)
     assert not torch.equal(found, logits_of(second.model))
-
-
-def test_folding_gives_the_same_outputs(pair: Pair) -> None:
-    _, name, first, _ = pair
-    reason = expected_refusal("merge", pair)
-    if type(METHOD_CASES[name].method).merge is Method.merge:
-        reason = reason or "computes what no plain layer computes"
-    if reason is not None:
-        with pytest.raises(ValueError, match=f"methods.method: .*{reason}"):
-            fold_methods(first)
-        return
-    expected = logits_of(first.model)
-    before = {name: tensor.clone() for name, tensor in first.model.unique_state()}
-    folded = fold_methods(first).model
-    after = dict(folded.unique_state())
-    unchanged = before.keys() == after.keys() and all(
-        torch.equal(before[name], after[name]) for name in before
-    )
-    tolerance = 0.0 if unchanged else 1e-6
-    assert (logits_of(folded) - expected).abs().max() <= tolerance * expected.abs().max()

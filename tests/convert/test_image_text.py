@@ -124,19 +124,6 @@ def test_a_connector_beside_any_method(name: str, world: Path, tmp_path: Path) -
     assert torch.allclose(found, run.model.logits(model.batch(model.rows())), atol=1e-6)
 
 
-def test_a_connector_of_other_layers(world: Path, tmp_path: Path) -> None:
-    run = run_of(tiny("llava"), PEFT["lora"], world)
-    files = PeftFolders(run)
-    files.write(tmp_path)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == ["model.multi_modal_projector"]
-    with pytest.raises(ValueError, match=r"modules_to_save is \['lm_head'\], and \['model.multi"):
-        files.check_config(config | {"modules_to_save": ["lm_head"]}, tmp_path)
-    frozen = PeftFolders(run_of(tiny("llava"), PEFT["lora"], world, train_connector=False))
-    with pytest.raises(ValueError, match=r"modules_to_save is .*, which vlds has no method for"):
-        frozen.check_config(config, tmp_path)
-
-
 def test_names_that_wrappers_share() -> None:
     """Gemma 4's vision tower has linear layers inside modules called q_proj, which peft cannot
     wrap; it finds the language model's own by whole paths."""

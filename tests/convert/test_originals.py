@@ -117,23 +117,6 @@ def questions(num_images: int = 1) -> tuple[Batch, Tensor]:
     return batch, pixels.unflatten(0, (num_images, 4))
 
 
-@torch.no_grad()
-def test_a_fine_tuned_meter_gives_its_logits(tmp_path: Path) -> None:
-    file = tmp_path / "vqa.ckpt"
-    weights = checkpoint(file, plain_meter.mlp_shapes("vqa_classifier", D, D, len(CLASSES)))
-    tasks: dict[str, Task] = {"vqa": VQA(head=replace(MLP, classes=CLASSES))}
-    model = converted(meter_recipe(tmp_path, tasks), file, tmp_path / "out")
-    batch, pixels = questions()
-    ours = model.heads["vqa"](model.first_states(batch))
-    theirs = plain_meter.pair(weights, batch.input_ids, batch.attention_mask.long(), pixels[0])
-    assert (ours - plain_meter.classifier(weights, "vqa_classifier", theirs)).abs().max() < 1e-9
-    convert("reference", "--run", tmp_path / "out", "--out", tmp_path / "back.pth", "--verify")
-    back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
-    assert back.keys() == weights.keys()
-    for name, tensor in back.items():
-        assert torch.equal(tensor, weights[name].float()), name
-
-
 @recorded("meter_model", "vqa_labels")
 @torch.no_grad()
 def test_recorded_weights_of_meter_give_their_logits(path: Path, tmp_path: Path) -> None:
@@ -209,21 +192,6 @@ def test_retrieval_begins_as_matching(is_tuned: bool, tmp_path: Path) -> None:
     convert("reference", "--run", tmp_path / "out", "--out", tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["state_dict"]
     assert torch.equal(back["rank_output.weight"][0], weights[f"{name}.weight"][-1].float())
-
-
-@torch.no_grad()
-def test_two_pictures_give_nlvr2s_logits(tmp_path: Path) -> None:
-    file = tmp_path / "nlvr2.ckpt"
-    weights = checkpoint(file, plain_meter.mlp_shapes("nlvr2_classifier", D, 2 * D, 2), num_types=3)
-    tasks: dict[str, Task] = {"nlvr2": NLVR2(head=MLP)}
-    model = converted(meter_recipe(tmp_path, tasks, num_images=2), file, tmp_path / "out")
-    batch, pixels = questions(2)
-    mask = batch.attention_mask.long()
-    pairs = [plain_meter.pair(weights, batch.input_ids, mask, pixels[n], 1 + n) for n in range(2)]
-    expected = plain_meter.classifier(weights, "nlvr2_classifier", torch.cat(pairs, 1))
-    found = model.heads["nlvr2"](model.first_states(batch))
-    assert NLVR2.labels == ("true", "false")  # METER's second class is true
-    assert (found - expected.flip(1)).abs().max() < 1e-9
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.toys.models import backbone, batch, build
-from vlds.models.backbones import T5, Bart
+from vlds.models.backbones import Bart
 from vlds.models.kinds.joint import JointModel
-from vlds.models.methods import Adapter, DecoderPromptTuning, Hyperformer, Method, PrefixTuning
+from vlds.models.methods import Adapter, DecoderPromptTuning, Hyperformer, Method
 from vlds.schema import Batch, Decoding
 
 ROWS = (0, 1, 0, 2)
@@ -65,19 +64,6 @@ def test_the_prompts_run_first(sharing: str, other: Method, tmp_path: Path) -> N
     assert (found - plain.logits(examples)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("sharing", ["single", "multiple"])
-def test_every_weight_trains_and_a_copy_starts_anew(sharing: str, tmp_path: Path) -> None:
-    model = tuned(tmp_path, sharing)
-    model(batch(ROWS), torch.ones(4)).loss.backward()
-    for name, parameter in model.named_parameters():
-        if model.trained_by.get(name) == "prompts":
-            assert parameter.grad is not None, name
-            assert parameter.grad.any(), name
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        assert torch.equal(twin.logits(batch(ROWS)), model.logits(batch(ROWS)))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_answers_do_not_depend_on_the_other_rows(num_beams: int, tmp_path: Path) -> None:
@@ -87,39 +73,6 @@ def test_answers_do_not_depend_on_the_other_rows(num_beams: int, tmp_path: Path)
     for number in range(4):
         alone = examples.select(torch.tensor([number]))
         assert model.generate(alone, decoding)[0] == [together[number]]
-
-
-@torch.no_grad()
-def test_baking_keeps_the_output(tmp_path: Path) -> None:
-    model = tuned(tmp_path, "multiple")
-    before = model.logits(batch(ROWS))
-    method = DecoderPromptTuning(length=5, hidden_dim=6, sharing="multiple")
-    left = method.merge("prompts", model.backbone, ("a", "b", "c"))["prompts"]
-    assert isinstance(left, DecoderPromptTuning)
-    assert left.hidden_dim is None
-    assert torch.equal(model.logits(batch(ROWS)), before)
-
-
-@torch.no_grad()
-def test_prefixes_stand_beside_them_in_either_order(tmp_path: Path) -> None:
-    """BART's attention does not see the order of keys, and each method's are there once."""
-    methods: dict[str, Method] = {
-        "prompts": DecoderPromptTuning(length=5, hidden_dim=6),
-        "prefixes": PrefixTuning(length=3, hidden_dim=6),
-    }
-    first, second = (
-        build(backbone(Bart, tmp_path), {n: methods[n] for n in names}, dtype=torch.float64).eval()
-        for names in (("prompts", "prefixes"), ("prefixes", "prompts"))
-    )
-    second.load_state_dict(first.state_dict())
-    found = [model.logits(batch(ROWS)) for model in (first, second)]
-    assert (found[0] - found[1]).abs().max() < 1e-12
-
-
-def test_t5_has_no_such_prompts(tmp_path: Path) -> None:
-    methods = {"prompts": DecoderPromptTuning()}
-    with pytest.raises(ValueError, match=r"methods.prompts: .* plays the role 'decoder_positions'"):
-        build(backbone(T5, tmp_path), methods)
 
 
 def test_layers_are_not_recomputed(tmp_path: Path) -> None:

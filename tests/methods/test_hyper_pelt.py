@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.toys.models import TASKS, backbone, batch, build, hf_config, shake
+from tests.toys.models import TASKS, backbone, batch, build, shake
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import (
     built_run,
     convert,
-    convert_code,
     picture_batch,
     recipe_with,
     save_run,
@@ -153,33 +151,6 @@ def test_merged_it_is_adapters_beside_layers_and_prefixes(
     assert not torch.allclose(plain.logits(other), before)
 
 
-@pytest.mark.slow
-def test_one_tasks_run_becomes_plain_methods(world: Path, tmp_path: Path) -> None:
-    """Taken out of a run of two tasks and merged, a task answers as before, and the folder opens
-    with adapters and prefixes in place of the networks."""
-    recipe = recipe_with("T5", "HyperPELT tasks alone", world, tmp_path)
-    run, one, plain = write_run(recipe), tmp_path / "one", tmp_path / "plain"
-    convert("merge", "--how", "take", "--task", "caption", "--run", run, "--out", one, "--verify")
-    convert("merge", "--run", one, "--out", plain, "--verify")
-    whole, merged = load_run(run, torch.float32), load_run(plain, torch.float32)
-    kinds = {name: type(method) for name, method in merged.recipe.methods.items()}
-    assert kinds == {"method": Adapter, "method_prefix": PrefixTuning}
-    expected, found = (logits(each, "caption", ()) for each in (whole, merged))
-    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert not any("stacks" in name or "task_embed" in name for name in state_of(plain))
-
-
-def test_what_depends_on_pictures_is_not_merged(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = write_run(recipe_with("T5", "HyperPELT", world, tmp_path))
-    assert convert_code("merge", "--run", run, "--out", tmp_path / "out") == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert "methods.method: visual: got true, so that each picture makes its own weights" in said
-    assert "or train with visual: false" in said
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_name_that_merging_needs_is_kept_free(world: Path, tmp_path: Path) -> None:
     recipe = recipe_with("T5", "HyperPELT tasks alone", world, tmp_path)
     taken = {**recipe.methods, "method_prefix": PrefixTuning(length=2, hidden_dim=None)}
@@ -274,36 +245,6 @@ def test_what_no_networks_can_be_taken_from(world: Path, tmp_path: Path) -> None
             build(source, {"method": replace(pelt, **fields)})
     with pytest.raises(ValueError, match="train_networks: got false, and the networks would stay"):
         replace(pelt, train_networks=False).check_steps(10)
-
-
-@FAMILIES
-@torch.no_grad()
-def test_beams_and_finished_examples_keep_their_pictures(
-    family: type[Backbone], tmp_path: Path
-) -> None:
-    model = build(backbone(family, tmp_path), {"method": PELT}).eval()
-    shake(model)
-    examples = batch()
-    decoding = Decoding(num_beams=3, max_new_tokens=6)
-    together = model.generate(examples, decoding)[0]
-    alone = [
-        model.generate(examples.select(torch.tensor([row])), decoding)[0][0]
-        for row in range(len(examples))
-    ]
-    assert together == alone
-
-
-def test_only_layer_embeddings_grow_with_layers(tmp_path: Path) -> None:
-    counts = []
-    for layers in (2, 4):
-        sizes = {"num_layers": layers, "num_decoder_layers": layers}
-        config = tmp_path / "config.json"
-        config.write_text(json.dumps(hf_config(T5) | sizes))
-        source = T5(config=str(config), extra_tokens=0, visual_tokens=12)
-        model = build(source, {"method": PELT})
-        counts.append(model.count_parameters().by_part["method"].trainable)
-    # Two stacks, for tasks and for pictures.
-    assert counts[1] - counts[0] == 2 * 2 * 2 * PELT.task_dim
 
 
 @pytest.mark.parametrize(

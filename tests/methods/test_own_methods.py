@@ -23,23 +23,8 @@ from vlds.models.kernels.dropout import StepDropout
 from vlds.models.methods import IA3, Adapter, Compacter, LoRA, Method
 from vlds.models.methods.context import BatchContext, TaskRouting
 from vlds.models.methods.host import Host
-from vlds.schema import Decoding
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
-
-
-@FAMILIES
-def test_a_second_pass_adds_a_named_term(family: type[Backbone], tmp_path: Path) -> None:
-    source = backbone(family, tmp_path, dropout=0.2)
-    model = build(source, {"method": TwoPasses(reduction=4, weight=2.0)}).train()
-    examples, coefficients = batch(), torch.tensor([1.0, 0.5, 2.0, 1.5])
-    with step_kernels(model, StepDropout(0, 0)):
-        output = model(examples, coefficients)
-    added = output.added["method"]
-    assert (added > 0).all()
-    expected = coefficients @ (output.token_nll_sum + added)
-    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert not model.eval()(examples, coefficients).added
 
 
 @FAMILIES
@@ -65,17 +50,6 @@ def test_any_cut_of_a_batch_gives_the_same_loss_and_gradient(
     assert cut.item() == pytest.approx(whole.item(), rel=1e-5)
     for one, other in zip(of_whole, of_cut, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-5)
-
-
-@FAMILIES
-@torch.no_grad()
-def test_answers_keep_their_pictures(family: type[Backbone], tmp_path: Path) -> None:
-    model = build(backbone(family, tmp_path), {"method": PictureScale()}).eval()
-    shake(model)
-    examples, decoding = batch(), Decoding(num_beams=2, max_new_tokens=5)
-    together = model.generate(examples, decoding)[0]
-    rows = [examples.select(torch.tensor([row])) for row in range(len(examples))]
-    assert together == [model.generate(row, decoding)[0][0] for row in rows]
 
 
 # Methods act together, in pairs, on both backbones.
@@ -106,16 +80,6 @@ def test_every_pair_trains(family: type[Backbone], tmp_path: Path) -> None:
         with torch.no_grad():
             alone = model(examples.select(torch.tensor([2])), torch.ones(1)).token_nll_sum
         assert (alone - output.token_nll_sum[2]).abs().max() < 1e-9, names
-
-
-def test_three_prompts_stand_in_a_row(tmp_path: Path) -> None:
-    methods = {name: METHOD_CASES["PromptTuning"].method for name in ("a", "b", "c")}
-    model = build(backbone(T5, tmp_path), methods).eval()
-    bare = build(backbone(T5, tmp_path)).eval()
-    states, mask = model.encode(batch())
-    assert states.shape[1] == bare.encode(batch())[0].shape[1] + 9
-    assert mask.shape == states.shape[:2]
-    assert mask[:, :9].all()
 
 
 # Our LoRA and (IA)^3 are peft's, our bottleneck and Compacter those of the library `adapters`: on

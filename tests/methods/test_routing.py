@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from vlds.models.methods.context import BatchContext, TaskRouting, stacked_linear
 
 
 def mark(rows: Tensor, task: int) -> Tensor:
     return rows * 10 + task
-
-
-def test_rows_go_to_their_task() -> None:
-    routing = TaskRouting()
-    routing.set(torch.tensor([2, 0, 2, 1]))
-    rows = torch.arange(4.0)[:, None].expand(4, 3)
-    assert routing.apply(mark, rows)[:, 0].tolist() == [2, 10, 22, 31]
-    assert routing.tasks == [0, 1, 2]
-
-
-def test_one_task_is_one_call() -> None:
-    routing = TaskRouting()
-    routing.set(torch.tensor([1, 1, 1]))
-    calls: list[Tensor] = []
-
-    def keep(rows: Tensor, task: int) -> Tensor:
-        calls.append(rows)
-        return rows
-
-    rows = torch.ones(3, 2)
-    assert routing.apply(keep, rows) is rows
-    assert len(calls) == 1
 
 
 def test_a_batch_that_was_not_announced_is_refused() -> None:
@@ -139,34 +114,3 @@ def test_draws_depend_on_seed_step_pass_and_key_alone() -> None:
                 with context.in_pass(number):
                     assert drawn(context) == seen[seed, step, number]
     assert len({tuple(numbers) for numbers in seen.values()}) == len(seen)
-
-
-def test_draws_are_uniform() -> None:
-    context = BatchContext()
-    counts: Counter[int] = Counter()
-    for step in range(50):
-        context.begin_step(0, step)
-        counts.update(drawn(context))
-    # 10,000 draws: a standard deviation is 43.
-    assert set(counts) == {0, 1, 2, 3}
-    assert all(abs(count - 2500) < 200 for count in counts.values())
-
-
-def test_a_layer_computed_again_draws_as_before() -> None:
-    context = BatchContext()
-    context.begin_step(0, 0)
-    calls: list[tuple[int, ...]] = []
-
-    def layer(states: torch.Tensor) -> torch.Tensor:
-        calls.append(tuple(drawn(context)))
-        return states.sin()
-
-    states = torch.ones(1, requires_grad=True)
-    outputs = []
-    for number in (0, 1):
-        with context.in_pass(number):
-            outputs.append(checkpoint(layer, states, use_reentrant=False))
-    torch.stack(outputs).sum().backward()  # type: ignore[no-untyped-call]
-    first, second, *again = calls
-    assert first != second
-    assert sorted(again) == sorted([first, second])

@@ -14,22 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.toys.few_examples import (
-    NUM_WORDS,
-    draw_rules,
-    mean_nll,
-    questions,
-    tune,
-    wide_recipe,
-)
 from tests.toys.kinds import kind_recipe
-from tests.toys.models import TASKS, backbone, batch, build, shake
-from tests.toys.recipes import with_model
+from tests.toys.models import backbone, batch, build, shake
 from tests.toys.trained_runs import (
-    built_run,
     logits_of,
     recipe_with,
-    save_run,
     trained_run,
     write_run,
 )
@@ -44,78 +33,10 @@ from vlds.models.methods.sim_adapter import (
     log_mean,
     read_adapter,
 )
-from vlds.recipe.build import build as built
-from vlds.recipe.config import Recipe
 from vlds.runtime.json_files import write_manifest
 from vlds.schema import IGNORED_LABEL
 
 FFN: dict[str, Any] = {"attention": False, "cross_attention": False}
-
-
-def test_equal_scores_give_the_mean() -> None:
-    fusion, states, candidates = drawn_fusion()
-    with torch.no_grad():
-        for linear in (fusion.q, fusion.k):
-            linear.weight.zero_()
-            linear.bias.zero_()
-        fused, log_attention = fusion(states, candidates)
-    assert torch.allclose(log_attention.exp(), torch.full_like(log_attention, 0.25))
-    assert (fused - candidates.mean(2)).abs().max() < 1e-14
-
-
-@torch.no_grad()
-def test_one_candidate_alone_is_itself() -> None:
-    fusion, _, candidates = drawn_fusion()
-    fusion.q.weight.copy_(1e6 * torch.eye(6))
-    fusion.k.weight.copy_(torch.eye(6))
-    wanted = torch.tensor([[0, 1, 2], [3, 2, 0]])[..., None, None].expand(-1, -1, 1, 6)
-    states = candidates.gather(2, wanted)[:, :, 0]
-    fused, log_attention = fusion(states, candidates)
-    chosen = log_attention.argmax(-1)
-    assert len(chosen.unique()) > 1
-    picked = candidates.gather(2, chosen[..., None, None].expand(-1, -1, 1, 6))[:, :, 0]
-    assert torch.equal(fused, picked)
-    fusion.v.weight.copy_(Fusion(6, {}).v.weight)
-    assert (fusion(states, candidates)[0] - picked).abs().max() < 1e-4
-
-
-def drawn_fusion() -> tuple[Fusion, Tensor, Tensor]:
-    """Attention with values as they are, states (2, 3, d), and four candidates, in float64."""
-    torch.manual_seed(0)
-    fusion = Fusion(6, {"dtype": torch.float64})
-    with torch.no_grad():
-        fusion.v.weight.copy_(torch.eye(6))
-    return fusion, torch.randn(2, 3, 6).double(), torch.randn(2, 3, 4, 6).double()
-
-
-@torch.no_grad()
-def test_values_as_they_are_cost_nothing() -> None:
-    fusion, _, _ = drawn_fusion()
-    assert fusion.distance() == 0
-    fusion.v.weight[0, 1] += 0.5
-    fusion.v.weight[2, 2] -= 2
-    assert fusion.distance() == 0.25 + 4
-    assert 0 < Fusion(6, {"dtype": torch.float64}).distance() < 1e-10
-
-
-def test_sizes_are_the_papers() -> None:
-    """Of 18 layers of width 256."""
-    weights = sum(parameter.numel() for parameter in Fusion(256, {}).parameters())
-    assert weights == 197_120
-    assert 18 * weights == 3_548_160
-
-
-def test_the_guide_alone_finds_its_run() -> None:
-    torch.manual_seed(0)
-    fusion = Fusion(8, {})
-    states, candidates, own = torch.randn(4, 5, 8), torch.randn(4, 5, 3, 8), torch.tensor([1] * 4)
-    real = torch.ones(4, 5, dtype=torch.bool)
-    optimizer = torch.optim.Adam(fusion.parameters(), lr=0.05)
-    for _ in range(200):
-        optimizer.zero_grad()
-        guide_loss(log_mean(fusion(states, candidates)[1], real), own).mean().backward()
-        optimizer.step()
-    assert fusion(states, candidates)[1].exp().mean((0, 1))[1] > 0.9
 
 
 def test_runs_without_attention_have_finite_gradients() -> None:
@@ -204,17 +125,6 @@ def test_the_loss_has_both_terms(with_self: bool, tmp_path: Path) -> None:
     assert (losses[0] - losses[1]).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_only_the_attention_trains(tmp_path: Path) -> None:
-    method = SimAdapter(adapters={"vqa": Adapter(**FFN), "gqa": Adapter(**FFN)})
-    model = build(backbone(T5, tmp_path), {"method": method}).train()
-    model(batch(), torch.ones(4)).loss.backward()
-    trained = {n for n, p in model.named_parameters() if p.grad is not None and "method" in n}
-    assert trained == {n for n, by in model.trained_by.items() if by == "method"}
-    assert all(".fusion." in name for name in trained)
-    assert len(trained) == 5 * 4
-    assert len(TASKS) == 3
-
-
 @pytest.mark.slow
 def test_runs_become_a_run_that_needs_them_no_longer(world: Path, tmp_path: Path) -> None:
     recipe = recipe_with("T5", "Adapter", world, tmp_path)
@@ -241,64 +151,6 @@ def test_runs_become_a_run_that_needs_them_no_longer(world: Path, tmp_path: Path
     for each in runs.values():
         shutil.rmtree(each)
     assert torch.equal(logits_of(load_run(tmp_path / "fused").model), logits_of(run.model))
-
-
-@pytest.fixture(scope="module")
-def three_tasks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Tensor]:
-    """The recipe of a saved run that has learned three tasks, and their rules."""
-    recipe = wide_recipe(world, tmp_path_factory.mktemp("three"), ["one", "two", "three"])
-    adapter = Adapter(reduction=4, sharing="multiple")
-    run, rules = built_run(replace(recipe, methods={"adapter": adapter})), draw_rules(3, seed=0)
-    tune(run.model, lambda step: questions(rules, 48, step), steps=100, rate=1e-2)
-    save_run(run)
-    return run.recipe, rules
-
-
-@pytest.mark.slow
-@pytest.mark.sampled(5)
-@pytest.mark.parametrize("seed", range(5))
-def test_fusion_learns_a_new_task_faster_than_one_adapter(
-    seed: int, three_tasks: tuple[Recipe, Tensor]
-) -> None:
-    """From few examples of a task that follows one rule for some words and another one for the
-    others. In both cases the visual embedding trains too."""
-    recipe, rules = three_tasks
-    draw = torch.Generator().manual_seed(seed)
-    first, second = rules[torch.randperm(3, generator=draw)[:2]]
-    rule = torch.where(torch.randperm(NUM_WORDS, generator=draw) < NUM_WORDS // 2, first, second)
-    few = questions(rule[None], 24, seed=seed)
-    new = replace(recipe, tasks={"new": recipe.tasks["one"]}, seed=seed)
-    new = with_model(new, train_visual_embedding=True)
-
-    def loss_of(method: Method, run: str = "") -> float:
-        model = built_run(replace(new, methods={"method": method})).model
-        if run:
-            for path, tensors in read_adapter(Path(recipe.output), run).tensors.items():
-                adapter = model.get_submodule(f"backbone.{path}.extensions.method")
-                adapter.load_state_dict(tensors)
-                adapter.requires_grad_(False)
-        return mean_nll(tune(model, lambda _: few, steps=10, rate=3e-3), few)
-
-    alone = [loss_of(Adapter(reduction=4), name) for name in recipe.tasks]
-    fused = loss_of(SimAdapter(runs=dict.fromkeys(recipe.tasks, recipe.output)))
-    assert fused < 0.5 * min(alone)
-
-
-def test_a_run_fused_with_itself_is_the_run(world: Path, tmp_path: Path) -> None:
-    """Whatever the attention, if values are as they are."""
-    recipe = recipe_with("T5", "Adapter", world, tmp_path)
-    run = trained_run(recipe)
-    runs = dict.fromkeys(("vqa", "other"), str(save_run(run)))
-    model = built_run(replace(recipe, methods={"fused": SimAdapter(runs=runs)})).model
-    state, expected = dict(model.unique_state()), dict(run.model.unique_state())
-    with torch.no_grad():
-        for name in state.keys() & expected.keys():
-            state[name].copy_(expected[name])
-        for module in model.modules():
-            if isinstance(module, Fusion):
-                module.v.weight.copy_(torch.eye(16))
-    difference = (logits_of(model) - logits_of(run.model)).abs().max()
-    assert difference < 1e-5 * logits_of(run.model).abs().max()
 
 
 @pytest.mark.slow
@@ -353,12 +205,6 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
 def test_what_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         build(backbone(Bart, tmp_path), {"method": SimAdapter(**fields)})
-
-
-@pytest.mark.parametrize(("field", "value"), [("guide", -1.0), ("orthogonality", float("inf"))])
-def test_a_weight_of_the_loss_is_finite_and_not_negative(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"^{field}: got {value}; give 0 or more"):
-        built(SimAdapter, {"runs": {"a": "x", "b": "y"}, field: value})
 
 
 def test_settings_of_adapters_alone_do_not_train() -> None:

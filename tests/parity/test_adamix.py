@@ -89,57 +89,6 @@ def check_experts(case: RelatedCase, model: nn.Module, place: str, ours: str) ->
                     check_gradient(own, case["grads"][name], name)
 
 
-@recorded("adamix_layer")
-def test_a_layer_alone(path: Path) -> None:
-    case = RelatedCase(path)
-    width = case["dim"]
-    model = nn.ModuleDict({"linear": nn.Linear(width, width, bias=False)}).double()
-    model["linear"].weight.data.copy_(torch.eye(width))
-    sharing = experts_sharing(case["sharing_down"], case["sharing_up"])
-    adapter = Adapter(
-        reduction=width // case["bottleneck"], sharing=sharing, activation="gelu",
-        attention=False, cross_attention=False,
-    )  # fmt: skip
-    mixture = Mixture(of=adapter, experts=case["experts"])
-    case.record["layers"] = 1
-    context = attach(case, model, mixture, ffn_out="linear")
-    module = model["linear"].extensions["mix"]
-    weights = case.under("weights/")
-    for half, original in (("down", "MoA_A"), ("up", "MoA_B")):
-        for leaf in ("weight", "bias"):
-            names = sorted(n for n in weights if original in n and n.endswith(f".{leaf}"))
-            stack = torch.stack([weights[n] for n in names if "score" not in n])
-            module.get_parameter(f"{half}_{leaf}").data.copy_(stack)
-    context.training = True
-    compared = 0
-    for down, up in case["routes_down_up"]:
-        context.routes = [(down, up)]
-        module.zero_grad()
-        inputs = case["x"].clone().requires_grad_()
-        out = model["linear"](inputs)
-        prefix = f"route_{down}_{up}"
-        assert (out - case[f"{prefix}/out"]).abs().max() < 1e-9
-        (out * case["coef"]).sum().backward()
-        assert (inputs.grad - case[f"{prefix}/grad_x"]).abs().max() < 1e-9
-        for name, expected in case.under(f"{prefix}/grad/").items():
-            half = "down" if "MoA_A" in name else "up"
-            number, leaf = name.rpartition(".")[0].rpartition(".")[2], name.rpartition(".")[2]
-            gradient = module.get_parameter(f"{half}_{leaf}").grad
-            assert gradient is not None
-            assert (gradient[int(number)] - expected).abs().max() < 1e-9
-            compared += 1
-    assert compared
-    context.training = False
-    assert (model["linear"](case["x"]) - case["merged/out"]).abs().max() < 1e-9
-    mixture.merge("mix", model, ["task"])
-    merged = model["linear"].extensions["mix"]
-    for half in ("down", "up"):
-        for leaf in ("weight", "bias"):
-            ours = merged.get_parameter(f"{half}_{leaf}")
-            assert len(ours) == 1
-            assert (ours[0] - case[f"merged/{half}.{leaf}"]).abs().max() < 1e-9
-
-
 def encoder_loss(case: RelatedCase, logits: Tensor) -> Tensor:
     """The loss of classes, or of numbers."""
     if case["num_labels"] == 1:
@@ -278,22 +227,6 @@ def check_merged(case: RelatedCase, model: nn.Module, mixture: Mixture) -> None:
     for logits in (before, after):
         assert (logits - case["eval/merged_logits"]).abs().max() < 1e-9
         assert abs(task_loss(case, logits).item() - case["eval_merged_loss"]) < 1e-9
-
-
-@recorded("adamix_gpt2_adapter")
-def test_adapters_in_a_decoder(path: Path) -> None:
-    case = RelatedCase(path)
-    adapter = Adapter(
-        reduction=case["hidden"] // case["bottleneck"], attention=False, cross_attention=False,
-        sharing=experts_sharing(case["share_A"], case["share_B"]),
-    )  # fmt: skip
-    mixture, model = Mixture(of=adapter, experts=case["experts"]), gpt2(case)
-    place = "transformer.h.{n}.mlp"
-    context = attach(case, model, mixture, ffn_out=place.format(n="*") + ".c_proj")
-    model.load_state_dict(adapter_weights(case, place, place + ".c_proj"), strict=False)
-    check_two_passes(case, model, context, case["routing_pass_layer_downup"])
-    check_experts(case, model, place, place + ".c_proj")
-    check_merged(case, model, mixture)
 
 
 @recorded("adamix_gpt2_lora")

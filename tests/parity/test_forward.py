@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.recorded.case import RecordedCase, mixed
+from tests.toys.recorded.case import RecordedCase
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods.host import side_path
 from vlds.schema import IGNORED_LABEL
@@ -108,19 +107,3 @@ def test_choice_of_two_words(case: RecordedCase, model: JointModel) -> None:
         assert (logits[:, true] > logits[:, false]).long().tolist() == theirs
         compared += 1
     assert compared
-
-
-@pytest.mark.parametrize("pair", [(0, 2), (1, 3)])
-def test_tasks_mixed_in_a_batch(
-    case: RecordedCase, model: JointModel, pair: tuple[int, int]
-) -> None:
-    """Rows of different tasks, images and lengths in one batch have the losses that they have
-    alone."""
-    if case.padding_counts:
-        pytest.skip("an example's loss depends on its batch's padding, as in the original code")
-    first, second = (case.batch(case.tasks[number]) for number in pair)
-    batch = mixed(first, second, case.record["config"]["pad"])
-    with torch.no_grad():
-        together = model.token_nll(batch).sum(1)
-        alone = torch.stack([model.token_nll(first).sum(1), model.token_nll(second).sum(1)])
-    assert distance(together, alone.T.flatten()) < 1e-9

@@ -31,28 +31,6 @@ def fusion_of(weights: dict[str, Tensor]) -> Fusion:
     return fusion
 
 
-@recorded("simadapter_fusion")
-def test_attention_alone(path: Path) -> None:
-    case = RelatedCase(path)
-    fusion = fusion_of(case.under("weights/"))
-    inputs = {
-        name: case[name].clone().requires_grad_()
-        for name in ("query", "adapter_outputs", "residual")
-    }
-    states, log_attention = fusion(inputs["query"], inputs["adapter_outputs"])
-    out = states + inputs["residual"]
-    assert (log_attention.exp() - case["attention"]).abs().max() < 1e-9
-    assert (out - case["out"]).abs().max() < 1e-9
-    loss = (out * case["coef"]).sum()
-    assert abs(loss.item() - case["loss"]) < 1e-9
-    loss.backward()
-    for name, tensor in inputs.items():
-        assert (tensor.grad - case[f"grad/{name}"]).abs().max() < 1e-9
-    for ours, theirs in (("q", "linear_q"), ("k", "linear_k"), ("v", "linear_v")):
-        for leaf, parameter in fusion.get_submodule(ours).named_parameters():
-            assert (parameter.grad - case[f"grad/{theirs}.{leaf}"]).abs().max() < 1e-9
-
-
 class Layer:
     """A pre-norm layer of the original's toolkit, by its formulas, with our fusion at its end."""
 

@@ -16,7 +16,7 @@ from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
 from vlds.models.heads.texts import ClassTexts, TextHead, unit
 from vlds.models.methods.context import ClassesPredicted, Predicted
 from vlds.models.methods.simnl import SimNL, SimNLLoss, SimNLModule, consistency, reranking
-from vlds.models.methods.tip_adapter import HeadPlace, negative_keys, shot_weights
+from vlds.models.methods.tip_adapter import HeadPlace
 
 NAMES = {
     "positive.res_template": "template",
@@ -64,21 +64,6 @@ class Reader:
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     return 100 * (logits.argmax(1) == labels).double().mean().item()
-
-
-@recorded("simnl")
-def test_caches(path: Path) -> None:
-    """Negative keys, and the weights of the shots in the values."""
-    case = RelatedCase(path)
-    reader = Reader(case)
-    keys = reader.module.keys
-    built = negative_keys(keys).flatten(0, 1)
-    assert (built - case["built/negative_cache_keys"]).abs().max() < 1e-9
-    weights = shot_weights(keys, reader.config.temperature).flatten()
-    values = case["built/soft_cache_values"]
-    assert (values.sum(1) - weights).abs().max() < 1e-9
-    labels = torch.arange(case["classes"]).repeat_interleave(case["shots"])
-    assert torch.equal(values.argmax(1), labels)
 
 
 @recorded("simnl")

@@ -48,26 +48,6 @@ def test_group_keeps_annotations_of_a_sample_together(group: int) -> None:
     assert members != {frozenset(again[i : i + group]) for i in range(0, len(rows), group)}
 
 
-def test_a_window_reads_only_its_shards() -> None:
-    counts = [np.full(10, 2, np.uint32) for _ in range(6)]
-    order = EpochOrder("s", counts, seed=3, window=2)
-    shards = [sample // 10 for sample, _ in pairs(order, 0, order.size)]
-    thirds = [set(shards[i : i + 40]) for i in range(0, 120, 40)]
-    assert [len(third) for third in thirds] == [2, 2, 2]
-    assert set.union(*thirds) == set(range(6))
-    assert shards[:40] != sorted(shards[:40])
-
-
-def test_epochs_seeds_and_names_differ() -> None:
-    counts = [np.full(50, 2, np.uint32)]
-    order = EpochOrder("s", counts, seed=3, window=64)
-    first = pairs(order, 0, 100)
-    assert first != pairs(order, 100, 200)
-    assert first != pairs(EpochOrder("s", counts, seed=4, window=64), 0, 100)
-    assert first != pairs(EpochOrder("t", counts, seed=3, window=64), 0, 100)
-    assert first == pairs(EpochOrder("s", counts, seed=3, window=64), 0, 100)
-
-
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**64 - 1])
 def test_draws_depend_on_seed_position_and_attempt_alone(seed: int) -> None:
     draws = Draws(seed)
@@ -124,13 +104,6 @@ def test_shares_follow_weights_and_temperature() -> None:
     assert mixing_shares([1, 1], sizes, 2) == [Fraction(3, 4), Fraction(1, 4)]
     assert mixing_shares([0.7, 0.3], sizes, None) == [Fraction(7, 10), Fraction(3, 10)]
     assert mixing_shares([1, 9], sizes, 1) == [Fraction(1, 2), Fraction(1, 2)]
-
-
-def test_small_shares_enlarge_the_block() -> None:
-    order = mixed([5, 5], mixing_shares([999, 1], [5, 5], None))
-    assert order.block >= 1000
-    sources, _, _ = order.at(np.arange(order.block))
-    assert np.count_nonzero(sources == 1) >= 1
 
 
 def test_far_positions_cost_little() -> None:
@@ -251,16 +224,6 @@ def test_any_positions_in_any_order_give_the_same(
         assert one.tolist() == other[positions].tolist()
 
 
-def test_tasks_have_their_shares_in_every_lane(sources: list[Source]) -> None:
-    tasks = [
-        batch.task_index.view(4, 2)
-        for batch in islice(train_stream(sources, lanes=4, micro_batch_size=8), 64)
-    ]
-    for lane in range(4):
-        counted = Counter(task for batch in tasks for task in batch[lane].tolist())
-        assert counted[0] == 3 * counted[1]
-
-
 # The mixture changes in mid-run, and no source loses its place.
 
 
@@ -305,22 +268,6 @@ def test_a_phase_is_resumed_like_any_state(sources: list[Source]) -> None:
     assert got + rest == expected
     assert end["phase"] == begun["phase"]
     assert end["phase"]["at"] == 24
-
-
-def test_a_third_phase(sources: list[Source]) -> None:
-    counted: Counter[int] = Counter()
-    state = None
-    for weights in ([3.0, 1.0], [1.0, 1.0], [1.0, 7.0]):
-        stream = train_stream(reweighted(sources, weights))
-        if state is not None:
-            stream.load_state(state, new_phase=True)
-        for task, ids in ids_by_task(stream, 8).items():
-            counted[task] += len(ids)
-        state = stream.state()
-        sizes = {source.name: source.datasets[0].num_annotations for source in sources}
-        given_so_far = {name: epoch * sizes[name] for name, epoch in stream.epochs().items()}
-        assert given_so_far == pytest.approx({"red": counted[0], "blue": counted[1]})
-    assert counted == {0: 48 + 32 + 8, 1: 16 + 32 + 56}
 
 
 @settings(deadline=None, max_examples=60)

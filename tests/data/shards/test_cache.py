@@ -17,7 +17,6 @@ from data_prep.packing.writer import write_dataset
 from tests.toys.pictures import noise
 from tests.toys.streams import cached_shards, epoch_rows, records, red_source, rows_of, train_stream
 from tests.toys.web import Web
-from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.cache import ShardCache
@@ -117,18 +116,3 @@ def test_equal_names_do_not_mix_nor_do_versions(
     monkeypatch.setattr(vlds.data.shards.remote, "FRESH_S", 0.0)
     assert open_dataset(web.url("one"), cache).read(0).images[0] == noise(100)
     web.shutdown()
-
-
-def test_the_recipe_names_the_cache(
-    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    open_dataset(web.url("small")).read(0)
-    assert len(list((tmp_path / "xdg" / "vlds").glob("*.tar"))) == 1
-    monkeypatch.setenv("HOME", str(tmp_path))
-    data = DataConfig(cache="~/elsewhere", cache_bytes=5)
-    assert data.shard_cache == ShardCache(tmp_path / "elsewhere" / "vlds", 5)
-    assert DataConfig().shard_cache == ShardCache(tmp_path / "xdg" / "vlds", None)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"data.cache: .*file cannot be written .*name another"):
-        open_dataset(web.url("small"), ShardCache(tmp_path / "file"))

@@ -84,18 +84,6 @@ def test_a_flipped_bit_is_a_bad_sample(tmp_path: Path, content: str) -> None:
     assert (bad["shard"], bad["i"]) == (tar.name, 4)
 
 
-def test_a_whole_shard_of_other_bytes_is_named_before_training(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    """The same samples with other pictures of the same size: nothing else tells."""
-    folder = Path(shutil.copytree(folders["small"], tmp_path / "small"))
-    for tar in folder.glob("*.tar"):
-        for sample in range(3 if "1.tar" in tar.name else 4):
-            flip(tar, sample, -600)
-    with pytest.raises(ValueError, match=r"source red: none of the first 7 samples .* can be used"):
-        train_stream([Source("red", ToyTask(), [open_dataset(folder)])])
-
-
 def test_a_copy_that_changed_is_fetched_again(
     web: Web, folders: dict[str, Path], cache: ShardCache
 ) -> None:

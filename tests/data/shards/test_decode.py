@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vlds.data.shards.pictures import PictureCache, decode_image, upright_size
+from vlds.data.shards.pictures import decode_image, upright_size
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=10, width=14)
@@ -105,21 +105,6 @@ def test_sixteen_bit_gray_keeps_its_range() -> None:
     ramp = np.linspace(0, 65535, 140).astype(np.uint16).reshape(10, 14)
     picture = decode_image(encoded(Image.fromarray(ramp), "PNG"), SPEC, "x")
     np.testing.assert_array_equal(picture[0], ramp >> 8)
-
-
-def test_cache_keeps_the_last_used_within_its_bytes() -> None:
-    cache = PictureCache(max_bytes=250)
-    pictures = [(np.full((100,), n, np.uint8),) for n in range(3)]
-    decoded: list[str] = []
-
-    def get(key: str) -> tuple[np.ndarray, ...]:
-        return cache.get(key, lambda: decoded.append(key) or pictures["abc".index(key)])
-
-    for key in "abacac":
-        assert get(key) is pictures["abc".index(key)]
-    assert decoded == ["a", "b", "c"]
-    get("b")
-    assert decoded == ["a", "b", "c", "b"], "the least recently used had to go"
 
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}

@@ -21,10 +21,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.class_folders import CLASSES, change_info, write_classes
 from tests.toys.pictures import jpeg
 from vlds.data.errors import ShardError
-from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.info import NO_CLASS, DatasetInfo
-from vlds.data.shards.sample import parse_sample
-from vlds.data.shards.shard_index import build_index, load_index
 from vlds.data.shards.store import few_shots, open_dataset
 from vlds.data.shards.writing import index_folder
 from vlds.data.streams.assemble import ImageStack
@@ -55,17 +52,6 @@ def test_idx_has_energons_layout(folder: Path) -> None:
     assert counts.reshape(-1, 2).tolist() == [[1, 1], [2, 1], [3, 1], [4, 1]]
 
 
-def test_index_is_made_from_the_shard_where_it_is_missing(folder: Path) -> None:
-    info = DatasetInfo.load(folder)
-    before = [load_index(folder, shard) for shard in info.shards]
-    for path in [*folder.glob("*.idx"), *folder.glob("*.cnt")]:
-        path.unlink()
-    for shard, index in zip(info.shards, before, strict=True):
-        again = load_index(folder, shard)
-        assert again.offsets.tolist() == index.offsets.tolist()
-        assert again.counts.tolist() == index.counts.tolist()
-
-
 def test_tars_of_other_writers_are_indexed_in_place(folder: Path) -> None:
     before = DatasetInfo.load(folder)
     for path in folder.iterdir():
@@ -74,27 +60,6 @@ def test_tars_of_other_writers_are_indexed_in_place(folder: Path) -> None:
     info = index_folder(folder, name="small", kind="vqa", split="train")
     assert info.shards == before.shards
     assert open_dataset(folder).read(6).id == "small-6"
-
-
-def no_json(shard: Path) -> None:
-    with tarfile.open(shard, "w") as tar:
-        tar.addfile(tarfile.TarInfo("0.jpg"))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (no_json, "sample 0 has no member"),
-        (lambda shard: os.truncate(shard, shard.stat().st_size // 2), "cut inside|ends at byte"),
-    ],
-)
-def test_what_cannot_be_indexed_is_named(
-    folder: Path, damage: Callable[[Path], None], message: str
-) -> None:
-    shard = folder / "small-train-00001.tar"
-    damage(shard)
-    with pytest.raises(ShardError, match=rf"small-train-00001\.tar.*({message})"):
-        build_index(shard)
 
 
 def pipe(shard: Path) -> None:
@@ -142,23 +107,6 @@ def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], mes
         open_dataset(folder)
 
 
-def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
-    about = folder / "dataset.json"
-    for place, message in (
-        (folder / "nothing", "no such folder"),
-        (about, r"dataset.json: no such folder; check the path"),
-        (folder.parent, f"data sets inside it: {folder}"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            open_dataset(place)
-    about.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        open_dataset(folder)
-    about.unlink()
-    with pytest.raises(ValueError, match="did not end"):
-        open_dataset(folder)
-
-
 # Samples by number; damage is named, not passed over.
 
 
@@ -172,17 +120,6 @@ def written(folder: Path, members: list[tuple[str, bytes]], **fields: object) ->
     record = SampleRecord(id="x", members=members, json={"annotations": [{"id": "x-0"}], **fields})
     write_dataset(folder, name="one", kind="nlvr2", split="dev", records=[record])
     return folder
-
-
-def test_samples_come_back_in_order(folders: dict[str, Path]) -> None:
-    dataset = open_dataset(folders["big"])
-    samples = [dataset.read(n) for n in range(dataset.num_samples)]
-    assert [s.id for s in samples] == [f"big-{n}" for n in range(60)]
-    assert sum(len(s.annotations) for s in samples) == dataset.num_annotations == 180
-    last = samples[41]
-    assert (last.key, last.dataset, last.kind) == ("000000041", "big", "vqa")
-    assert last.extra == {"size": [[16, 16]]}
-    assert dataset.shard_of(41) == "big-train-00004.tar"
 
 
 def test_pairs_keep_the_order_of_the_json(tmp_path: Path) -> None:
@@ -205,19 +142,6 @@ def test_wrong_features_are_a_bad_sample(tmp_path: Path, data: bytes, message: s
     dataset = open_dataset(written(tmp_path, [("features.npy", data)]))
     with pytest.raises(SkipSample, match=message):
         dataset.read(0)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"q": "why?", "a": NaN}', "unexpected character"),
-        ('{"q": "why?", "a": ["x", null]}', "answers is null"),
-    ],
-)
-def test_numbers_that_are_none_are_a_bad_sample(text: str, message: str) -> None:
-    fields = {"question": "json:q", "answer": "json:a"}
-    with pytest.raises(ValueError, match=message):
-        parse_sample("k", {"json": memoryview(text.encode())}, "n", "vqa", fields)
 
 
 @pytest.mark.parametrize(
@@ -284,13 +208,6 @@ def test_the_index_knows_each_class(tmp_path: Path) -> None:
         open_dataset(folder).class_numbers()
 
 
-def test_at_a_url(tmp_path: Path, cache: ShardCache) -> None:
-    folder = write_classes(tmp_path / "toy")
-    remote = open_dataset(f"file://{folder}", cache)
-    assert remote.class_numbers().tolist() == [1, 2, 0, 1, 2]
-    assert not list(cache.folder.rglob("*.tar"))  # no shard was fetched
-
-
 def test_a_lost_file_is_made_again_and_a_changed_one_refused(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "toy")
     file = folder / "toy-train-00000.tar.cls"
@@ -314,21 +231,6 @@ def test_indexing_again_keeps_the_order_of_the_classes(
     assert main(given) == 0
     assert DatasetInfo.load(folder).classes == ("ant", "cat", "zebra")
     assert open_dataset(folder).class_numbers().tolist() == [0, 1, 2, 0, 1]
-
-
-def test_other_kinds_may_list_their_labels(tmp_path: Path) -> None:
-    """Of a list of answers, say: their samples have many annotations, and no class in the index."""
-    annotations = [{"id": "a", "question": "?", "answers": ["no"]}]
-    record = SampleRecord(id="x", members=[("jpg", jpeg())], json={"annotations": annotations})
-    write_dataset(
-        tmp_path / "toy", name="toy", kind="vqa", split="train", records=[record],
-        classes=("yes", "no"),
-    )  # fmt: skip
-    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
-    assert open_dataset(tmp_path / "toy").read(0).id == "x"
-    given = ["index", str(tmp_path / "toy"), "--name", "toy", "--kind", "vqa", "--split", "train"]
-    assert main(given) == 0
-    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
 
 
 @pytest.mark.parametrize(
@@ -369,13 +271,3 @@ def test_dataset_json_is_checked(fields: dict[str, Any], message: str, tmp_path:
     change_info(folder, **fields)
     with pytest.raises(ValueError, match=re.escape(message)):
         open_dataset(folder).class_numbers()
-
-
-def test_stats_and_preview(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_classes(tmp_path / "toy")
-    capsys.readouterr()
-    assert main(["stats", str(folder)]) == 0
-    assert "classes               3   1 to 2 samples each" in capsys.readouterr().out
-    assert main(["preview", str(folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.strip() for line in lines].count("zebra") == 1

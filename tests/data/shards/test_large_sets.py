@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,13 +11,12 @@ import pytest
 
 from data_prep.packing.writer import write_dataset
 from tests.toys.streams import ToyTask, records, train_stream
-from vlds.data.errors import ErrorPolicy, ShardError
+from vlds.data.errors import ShardError
 from vlds.data.shards import info as info_module
 from vlds.data.shards import shard_index, store
 from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.shard_index import Indexes
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.source import NumPictures, Source
+from vlds.data.streams.source import Source
 
 
 @pytest.fixture
@@ -87,22 +85,6 @@ def test_a_wrong_index_is_found_when_it_is_wanted(
         first_steps(folder, 45)
 
 
-def test_samples_with_odd_pictures_are_replaced(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a small set, the run would not start."""
-
-    def said() -> str:
-        source = Source("s", ToyTask(), [open_dataset(folder)], num_pictures=NumPictures(2, 2))
-        with pytest.raises(ValueError, match="it has 1 picture, 2 expected") as error:
-            list(islice(train_stream([source], errors=ErrorPolicy(max_bad_fraction=1.0)), 1))
-        return str(error.value)
-
-    assert "bad samples in a row" not in said()
-    keep_two(monkeypatch)
-    assert "9 bad samples in a row" in said()
-
-
 def test_the_place_of_an_annotation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep_two(monkeypatch)
     dataset = open_dataset(folder)
@@ -132,39 +114,3 @@ def test_a_large_list_of_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         file.write_text(wrong, "utf-8")
         with pytest.raises(ValueError, match=said):
             DatasetInfo.load(folder)
-
-
-def test_a_table_of_shards(folder: Path) -> None:
-    info = DatasetInfo.load(folder)
-    shards = list(info.shards)
-    assert [shard.name for shard in shards] == [f"many-train-{n:05d}.tar" for n in range(12)]
-    assert info.shards[-1] == shards[11]
-    assert info.shards[3:5] == shards[3:5]
-    with pytest.raises(IndexError):
-        info.shards[12]
-    assert info.table.column("bytes").tolist() == [
-        (folder / shard.name).stat().st_size for shard in shards
-    ]
-    with pytest.raises(ValueError, match="crc_sha256 is 'x', 64 hexadecimal digits expected"):
-        replace(shards[0], crc_sha256="x")
-
-
-def test_what_was_used_last_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_index, "KEPT_SAMPLES", 10)
-    whole, read = open_dataset(folder)._indexes, list[int]()
-
-    def load(number: int) -> shard_index.ShardIndex:
-        read.append(number)
-        return whole[number]
-
-    for at_once in (1, 4):
-        read.clear()
-        indexes = Indexes(load, 12, at_once=at_once)
-        assert [i.offsets.tolist() for i in indexes.several([4, 2, 4, 9])] == [
-            whole[n].offsets.tolist() for n in (4, 2, 4, 9)
-        ]
-        assert sorted(read) == [2, 4, 9]
-        indexes.several([2, 9])
-        assert sorted(read) == [2, 4, 9]
-        assert indexes[4] is whole[4]
-        assert sorted(read) == [2, 4, 4, 9]

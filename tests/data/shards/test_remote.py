@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,6 @@ def test_addresses_are_of_known_schemes(
     monkeypatch.setenv("VLDS_SCHEMES", "nowhere")
     with pytest.raises(ValueError, match=message):
         open_dataset(url, cache)
-
-
-@pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
-def test_a_missing_library_is_named(cache: ShardCache) -> None:
-    with pytest.raises(ValueError, match=r"data set s3://bucket/x: Install s3fs"):
-        open_dataset("s3://bucket/x", cache)
 
 
 def test_samples_are_those_of_the_folder(
@@ -118,19 +111,6 @@ def test_a_line_that_breaks_is_tried_again(
     assert web.requests[name] == 4
 
 
-def test_a_line_that_never_holds_is_named(web: Web, cache: ShardCache, hasty: None) -> None:
-    web.breaks["big-train-00001.tar"] = 100
-    dataset = open_dataset(web.url("big"), cache)
-    said = r"big-train-00001\.tar: away for .*PayloadError.* check the con"
-    with pytest.raises(Away, match=said):
-        dataset.read(10)
-    assert {path.suffix for path in cache.folder.glob("*.tar*")} == {".lock"}
-    web.shutdown()
-    web.server_close()
-    with pytest.raises(Away, match=r"/big/dataset\.json: away for 0.5 s; .*Connect"):
-        open_dataset(web.url("big"), ShardCache(cache.folder / "other"))
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_store_that_is_away_is_no_damage(
     web: Web, cache: ShardCache, hasty: None, num_workers: int
@@ -178,18 +158,6 @@ def test_refusals_come_before_the_run(
     assert web.requests[name] == 1
     del web.status[name]  # mended at once
     assert open_dataset(web.url("big"), cache).num_samples == 60
-
-
-def test_a_server_that_falls_silent_is_asked_again(
-    web: Web, cache: ShardCache, hasty: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vlds.data.shards.download, "SILENCE_S", 0.1)
-    name = "small-train-00000.tar"
-    web.held[name] = threading.Event()
-    dataset = open_dataset(web.url("small"), cache)
-    with pytest.raises(Away, match=r"away for 0.5 s; .*Timeout"):
-        dataset.read(0)
-    web.held.pop(name).set()
 
 
 def test_a_shard_that_cannot_be_had_is_a_bad_shard(

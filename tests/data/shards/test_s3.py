@@ -33,7 +33,6 @@ from tests.toys.streams import (
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.remote import Copier
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
@@ -114,32 +113,6 @@ def test_a_flaky_store_changes_nothing(
     assert set(line.faults) == {"error", "cut", "slow"}
 
 
-@pytest.mark.slow  # s3fs pauses between tries of its own
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("errors", "the server refused or failed"),
-        ("cuts", "the body was cut off"),
-        ("slow", "the server is too slow"),
-    ],
-)
-def test_ways_to_fail_are_told_apart(
-    line: Line, cache: ShardCache, capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, how: str, words: str,
-) -> None:  # fmt: skip
-    dataset = open_dataset(BIG, cache)
-    monkeypatch.setattr(vlds.data.shards.download, "AWAY_S", 0.3)
-    setattr(line, how, 1.0)
-    if how == "slow":
-        line.delay = 5.0
-        monkeypatch.setattr(vlds.data.shards.download, "PATIENCE_S", 0.5)
-    with pytest.raises(Away, match=r"^s3://.*big-train-00000\.tar: away for 0.3 s; "):
-        dataset.read(0)
-    lines = [text for text in capfd.readouterr().err.splitlines() if "asked again" in text]
-    assert len(lines) == 1
-    assert words in lines[0]
-
-
 def test_a_request_is_tried_by_one_owner(
     line: Line, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,10 +176,9 @@ def test_what_is_not_there_is_named(
 
 
 def test_shards_to_come_are_fetched_ahead(
-    line: Line, tmp_path: Path, cache: ShardCache, capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """When a window begins, its shards are there; in each epoch, with room for two windows too."""
+    line: Line, tmp_path: Path, cache: ShardCache, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """When a window begins, its shards are there."""
     options = {"kind": "vqa", "split": "train", "shard_samples": 5}
     write_dataset(tmp_path / "long", name="long", records=records("long", 80), **options)
     files = use_store(pytest.MonkeyPatch(), line.port)
@@ -225,18 +197,6 @@ def test_shards_to_come_are_fetched_ahead(
         next(batches)
     assert sum(line.ranges.values()) == before
     assert len(cached_shards(cache)) == 9
-    sizes = sorted(shard.bytes for shard in source.datasets[0].info.shards)
-    monkeypatch.setattr(Copier, "PAUSE_S", 0.0)  # an epoch takes less than a second here
-    monkeypatch.setattr(vlds.data.shards.cache, "TOUCH_S", 0.0)
-    bounded = ShardCache(tmp_path / "bounded", sum(sizes[-8:]))
-    source = red_source(f"s3://{BUCKET}/long", bounded)
-    copier = source.datasets[0]._files._copier  # type: ignore[attr-defined]
-    ranges = []
-    for number, _ in enumerate(islice(train_stream([source], window=4), 90)):
-        until(lambda: not copier._names, 20)
-        if number % 30 == 29:
-            ranges.append(sum(line.ranges.values()) - before)
-    assert ranges == ranges[:1] * 3, "none in the second and third epoch"
     assert capfd.readouterr().err == ""
 
 

@@ -132,15 +132,6 @@ def test_a_damaged_shard_stops_the_run(
         ids_of(stream, 23)
 
 
-def test_a_damaged_shard_is_replaced_when_asked(smashed: Path, tmp_path: Path) -> None:
-    policy = ErrorPolicy(max_bad_fraction=1.0, on_bad_shard="substitute")
-    stream = train_stream([red_source(smashed)], errors=policy, ledger=tmp_path / "ledger")
-    ids = ids_of(stream, 23)
-    assert len(ids) == 184
-    assert not any(id.startswith("big-24-") for id in ids)
-    assert "wrong checksum" in (tmp_path / "ledger").read_text()
-
-
 @pytest.mark.parametrize("above", [False, True])
 def test_what_verify_found_is_replaced_without_being_read(
     smashed: Path, tmp_path: Path, above: bool

@@ -3,7 +3,6 @@ together, and one picture's questions."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.pictures import noise
 from tests.toys.streams import ToyTask, all_ids, eval_streams, red_source
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import EvalOrder, Source, survey
@@ -48,39 +45,6 @@ def test_every_annotation_once(
     assert {tuple(batch.ids) for of_rank in batches for batch in of_rank} == {
         tuple(batch.ids) for batch in alone
     }
-
-
-def test_a_picture_is_in_one_batch(folders: dict[str, Path]) -> None:
-    """Five questions about it are one pass of the vision encoder."""
-    source = red_source(folders["big"])
-    (stream,) = eval_streams(source, 1, 12)
-    batches = list(stream)
-    assert sum(len(batch.images) for batch in batches if batch.images is not None) == 60
-    assert all(len(batch) <= 12 for batch in batches)
-    # A batch is given up where no whole picture fits in, which leaves few rows empty.
-    assert len(batches) <= 180 / 12 * 1.2
-
-
-def test_like_lengths_go_together(tmp_path: Path) -> None:
-    """The longest inputs first, and little padding."""
-    draw = np.random.default_rng(0)
-    lengths = draw.integers(1, 100, 64).tolist()
-    records = [
-        SampleRecord(
-            id=str(n),
-            members=[("png", noise(n))],
-            json={"annotations": [{"id": str(n), "question": "word " * length}]},
-        )
-        for n, length in enumerate(lengths)
-    ]
-    write_dataset(tmp_path, name="long", kind="vqa", split="val", records=records)
-    task = replace(ToyTask(), max_prompt_tokens=80)
-    (stream,) = eval_streams(Source("red", task, [open_dataset(tmp_path)]), 1, 8)
-    widths = [batch.input_ids.shape[1] for batch in stream]
-    assert widths[0] == 80
-    assert widths == sorted(widths, reverse=True)
-    padding = sum(int((~batch.attention_mask).sum()) for batch in stream)
-    assert padding < 0.08 * sum(batch.input_ids.numel() for batch in stream)
 
 
 def test_whole_samples_where_the_task_says_so(folders: dict[str, Path]) -> None:

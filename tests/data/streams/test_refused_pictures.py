@@ -13,7 +13,7 @@ from data_prep.packing.writer import write_dataset
 from tests.toys.files import read_lines
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.pictures import noise
-from tests.toys.streams import ToyTask, all_ids, eval_order, records, red_source, train_stream
+from tests.toys.streams import ToyTask, records, red_source, train_stream
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun
 from vlds.data.config import DataConfig
@@ -21,7 +21,7 @@ from vlds.data.errors import ErrorPolicy
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
-from vlds.data.streams.stream import EvalStream, TrainStream
+from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.evaluator import predict
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0)
@@ -79,20 +79,6 @@ def test_streamed_shards_go_on_with_what_comes_next(model: Tiny, tmp_path: Path)
     sources = [StreamedSource("red", ToyTask(), [streamed])]  # type: ignore[arg-type]
     stream = SequentialStream(sources, config, setup)
     assert_replaced(stream)
-
-
-def test_in_evaluation_it_counts_as_wrong(model: Tiny, tmp_path: Path) -> None:
-    thin = source(tmp_path, lambda n: n == 4)
-    setup = StreamSetup(collator=model.collator, image=model.kind.image)
-    stream = EvalStream(thin, eval_order(thin, 4), setup)
-    rows = [row for batch in stream for row in zip(batch.ids, batch.valid, strict=True)]
-    valid = [id for id, is_valid in rows if is_valid]
-    mine = [f"thin-4-{n}" for n in range(5)]
-    assert sorted([*valid, *mine]) == sorted(all_ids(thin.datasets[0]))
-    assert sorted((entry.id, entry.reference) for entry in stream.bad) == [
-        (id, f"a {n}") for n, id in enumerate(mine)
-    ]
-    assert {entry.reason for entry in stream.bad} == {REASON}
 
 
 def test_a_prediction_names_the_picture(model: Tiny, world: Path, tmp_path: Path) -> None:

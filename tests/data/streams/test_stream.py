@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from tests.toys.streams import (
-    SPEC,
     ToyTask,
     all_ids,
     global_batches,
@@ -47,29 +45,12 @@ def test_global_batches_depend_on_nothing_but_seed_and_lanes(
         assert global_batches(sources, 6, **other)[0] != expected
 
 
-def test_what_workers_prepared_ahead_is_not_lost(sources: list[Source]) -> None:
-    stream = train_stream(sources, num_workers=2)
-    first = [batch.ids for batch in islice(stream, 3)]
-    assert stream.consumed == 24
-    second = [batch.ids for batch in islice(stream, 2)]
-    assert first + second == [batch.ids for batch in islice(train_stream(sources), 5)]
-
-
 def test_two_data_sets_of_one_task_are_shuffled_together(folders: dict[str, Path]) -> None:
     datasets = [open_dataset(folders["big"]), open_dataset(folders["small"])]
     stream = train_stream([Source("red", ToyTask(), datasets)])
     ids = [id for batch in islice(stream, 25) for id in batch.ids][: 180 + 18]
     assert sorted(ids) == sorted(all_ids(datasets[0]) + all_ids(datasets[1]))
     assert len({id.split("-")[0] for id in ids[:60]}) == 2
-
-
-@pytest.mark.parametrize("lanes", [1, 4])
-def test_batches_of_one_task(sources: list[Source], lanes: int) -> None:
-    stream = train_stream(sources, unit="global_batch", micro_batch_size=2, lanes=lanes)
-    tasks = [task for batch in islice(stream, 4 * 64) for task in batch.task_index.tolist()]
-    batches = [set(tasks[n : n + 8]) for n in range(0, len(tasks), 8)]
-    assert all(len(batch) == 1 for batch in batches)
-    assert Counter(tasks)[0] == 3 * Counter(tasks)[1]
 
 
 @pytest.mark.sampled(3)
@@ -101,27 +82,6 @@ def test_each_task_has_batches_of_its_own_size(
     assert stream.epochs(after_steps=69) == stream.epochs()
 
 
-def test_pictures_of_a_group_are_decoded_and_stacked_once(sources: list[Source]) -> None:
-    def distinct(group: int) -> int:
-        stream = train_stream(sources[:1], group=group, global_batch_size=32)
-        counts = []
-        for batch in islice(stream, 4):
-            assert batch.images is not None
-            assert batch.images.shape[1:] == (3, SPEC.height, SPEC.width)
-            counts.append(len(batch.images))
-        return sum(counts)
-
-    assert distinct(5) < 0.6 * distinct(1)
-
-
-def test_two_tasks_on_one_data_set_share_its_pictures(folders: dict[str, Path]) -> None:
-    sources = [Source(name, ToyTask(), [open_dataset(folders["small"])]) for name in ("one", "two")]
-    batch = next(iter(train_stream(sources, global_batch_size=32)))
-    assert set(batch.task_index.tolist()) == {0, 1}
-    assert batch.images is not None
-    assert len(batch.images) == 7
-
-
 def test_small_cache_and_no_cache_give_the_same_pixels(sources: list[Source]) -> None:
     streams = [train_stream(sources, picture_cache_bytes=n) for n in (0, 1000, 1 << 20)]
     for batches in zip(*(islice(stream, 30) for stream in streams), strict=True):
@@ -148,16 +108,6 @@ def test_another_global_batch_goes_on_with_a_warning(sources: list[Source]) -> N
         stream.load_state(state)
     expected = [id for batch in islice(train_stream(sources), 3) for id in batch.ids]
     assert next(iter(stream)).ids == expected[16:20]
-
-
-def test_a_global_batch_that_no_task_has_may_change_without_a_word(sources: list[Source]) -> None:
-    sized = [replace(source, batch_size=6) for source in sources]
-    state = train_stream(sized, unit="global_batch").state()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        stream = train_stream(sized, unit="global_batch", global_batch_size=4)
-        stream.load_state(state)
-    assert next(iter(stream)).ids == next(iter(train_stream(sized, unit="global_batch"))).ids
 
 
 def test_an_iterator_is_void_after_a_seek(sources: list[Source]) -> None:

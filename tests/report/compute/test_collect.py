@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import pkgutil
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines, write_lines
 from tests.toys.pictures import jpeg
-from tests.toys.recipes import with_model
 from tests.toys.scored_runs import (
     Runs,
     lines_of,
-    score,
     scored_recipe,
     vqa_run,
     write_predictions,
     write_scored_run,
 )
 from tests.toys.world import world_recipe
-from vlds.cli.main import run_command
 from vlds.data.shards.store import open_dataset
-from vlds.models.methods import Adapter, LoRA
 from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report import examples
 from vlds.report.clips import Frames
@@ -39,11 +31,9 @@ from vlds.report.collect import collect, compared_scores
 from vlds.report.page import markdown
 from vlds.report.predictions import Predictions
 from vlds.report.read import Scores, TaskScores
-from vlds.report.report import method_text, trained_text
-from vlds.report.scores import Difference, interval_of_difference, interval_of_mean, numbered
+from vlds.report.scores import Difference
 from vlds.runtime.artifact_files import BEST
-from vlds.schema import Sample
-from vlds.tasks import GQA, VQA, Chat
+from vlds.tasks import GQA, Chat
 
 LAST = Path("predictions", "step-00000010")
 """The predictions of a run's last evaluation."""
@@ -65,95 +55,12 @@ def asked(runs: Runs, tmp_path: Path) -> Path:
     return vqa_run(runs.world, tmp_path / "asked", 3)
 
 
-def without_samples(run: Path) -> Path:
-    """The run as a version left it that did not write the samples of its examples."""
-    for file in run.glob("predictions/*/*.jsonl"):
-        lines = read_lines(file)
-        write_lines(file, [{k: v for k, v in line.items() if k != "sample"} for line in lines])
-    return run
-
-
-@pytest.mark.slow
-def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path) -> None:
-    """The world's pictures have one to three questions each."""
-    report = collect([runs.first, runs.second])
-    first, second = (run.results["vqa"] for run in report.runs.values())
-    assert first.values is not None
-    assert second.values is not None
-    names = [key[1:].partition("-")[0] for key in sorted(first.predictions.references)]
-    groups = numbered(names)
-    assert len(set(names)) == 24
-    assert first.interval == interval_of_mean(first.values, groups)
-    assert first.interval != interval_of_mean(first.values, np.arange(48))
-    ((vqa, _),) = report.differences.values()
-    assert isinstance(vqa, Difference)
-    assert vqa.interval == interval_of_difference(second.values, first.values, groups)
-    assert report.interval_notes[0].startswith(
-        "Brackets: the middle 95 % of 1,000 bootstrap resamples of the samples (a picture, pair or "
-        "clip with all of its examples;"
-    )
-    assert len(report.interval_notes) == 1
-
-
 def test_one_picture_has_no_interval(run: Path) -> None:
     file = run / LAST / "vqa.jsonl"
     write_lines(file, [line | {"sample": "one"} for line in read_lines(file)])
     report = collect([run])
     assert report.only.results["vqa"].interval is None
     assert any("one sample alone does not tell" in note for note in report.interval_notes)
-
-
-@pytest.mark.slow
-def test_predictions_that_do_not_name_their_samples(runs: Runs, tmp_path: Path) -> None:
-    """Single examples are drawn, and it is said; captions are one to a picture anyway."""
-    old = without_samples(copy(runs.first, tmp_path / "old"))
-    report = collect([old])
-    found = report.only.results["vqa"]
-    assert found.values is not None
-    assert found.interval == interval_of_mean(found.values, np.arange(48))
-    (_, note) = report.interval_notes
-    assert note == (
-        "For vqa single examples were drawn: the predictions do not say which sample each example "
-        "is of. Where several are of one picture, this interval is too narrow; evaluate the run "
-        "again."
-    )
-    caption = report.only.results["caption"]
-    assert caption.interval == collect([runs.first]).only.results["caption"].interval
-
-
-@pytest.mark.slow
-def test_a_run_that_names_samples_lends_them_to_one_that_does_not(
-    runs: Runs, tmp_path: Path
-) -> None:
-    """Runs are compared on equal examples only, so their samples are equal, too."""
-    expected = collect([runs.first, runs.second]).differences["second"]
-    for place, run in (("a", runs.first), ("b", runs.second)):
-        old = without_samples(copy(run, tmp_path / place / run.name))
-        pair = [old if run == known else known for known in (runs.first, runs.second)]
-        report = collect(pair)
-        assert list(report.differences.values()) == [expected]
-        assert any(f"For vqa of {run.name} single examples" in n for n in report.interval_notes)
-
-
-def test_methods_are_told_with_their_numbers(runs: Runs) -> None:
-    assert method_text(LoRA(rank=4)) == "LoRA (rank=4, alpha=32.0, dropout=0.1)"
-    assert method_text(Adapter(part="vision", learning_rate=0.001)) == (
-        "Adapter (part=vision, learning_rate=0.001, reduction=8)"
-    )
-    recipe = world_recipe(runs.world, Path("run"))
-    plain = with_model(replace(recipe, methods={}), train_norms=False, train_visual_embedding=False)
-    assert trained_text(plain) == "nothing"
-
-
-def test_differences_are_to_the_first_run(runs: Runs) -> None:
-    report = collect([runs.first, runs.second])
-    assert report.headlines == [("vqa", "exact_match"), ("caption", "word_f1")]
-    ((vqa, caption),) = report.differences.values()
-    assert isinstance(vqa, Difference)
-    assert isinstance(caption, Difference)
-    first, second = (run.results["vqa"] for run in report.runs.values())
-    assert vqa.value == pytest.approx(second.value - first.value)
-    assert vqa.interval.low < vqa.value < vqa.interval.high
 
 
 @pytest.mark.slow
@@ -166,12 +73,6 @@ def test_other_examples_and_other_tasks_are_not_compared(runs: Runs, tmp_path: P
     report = collect([runs.first, fewer, runs.second])
     assert report.differences["fewer"] == ["other examples", "not scored in both"]
     assert isinstance(report.differences["second"][0], Difference)
-
-
-def test_without_resamples_there_are_no_intervals(runs: Runs) -> None:
-    report = collect([runs.first, runs.second], resamples=0)
-    assert [run.results["vqa"].interval for run in report.runs.values()] == [None, None]
-    assert (report.differences, report.interval_notes) == ({}, [])
 
 
 def test_a_run_that_keeps_its_best_step_stands_for_it(asked: Path) -> None:
@@ -190,14 +91,6 @@ def test_a_run_that_keeps_its_best_step_stands_for_it(asked: Path) -> None:
     }  # fmt: skip
     assert found.facts["scores of"] == "best/predictions, predictions/step-00000004"
     assert found.notes == [f"{asked}: best, of step 4; training has not ended."]
-
-
-def test_a_last_step_that_was_not_logged(run: Path) -> None:
-    """As where `log_every` does not divide the steps."""
-    metrics = run / "metrics.jsonl"
-    lines = read_lines(metrics)
-    write_lines(metrics, [line for line in lines if line["step"] < 10 or "loss" not in line])
-    assert collect([run]).only.stopped == ""
 
 
 def test_a_killed_run(run: Path) -> None:
@@ -262,28 +155,6 @@ def test_damaged_predictions_give_no_score(
     assert said in markdown(collect([run])).replace("\\", "")
 
 
-def test_a_run_that_was_never_evaluated(run: Path) -> None:
-    shutil.rmtree(run / "predictions")
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    found = collect([run], pictures=True)
-    assert (found.headlines, found.only.results, found.only.notes) == ([], {}, [])
-    assert found.only.inputs.losses["vqa"][0] == (1, 2.0)
-
-
-def test_a_run_that_vlds_evaluate_alone_has_scored(runs: Runs, tmp_path: Path) -> None:
-    recipe = world_recipe(runs.world, tmp_path / "run")
-    lines = {"vqa": lines_of(recipe.tasks["vqa"], 4)}
-    run = write_scored_run(tmp_path / "run", recipe, lines, step=None)
-    found = collect([run]).only
-    assert found.results["vqa"].scores == score(recipe, lines)["vqa"]
-    assert found.results["vqa"].predictions.step is None
-    assert found.facts["scores of"] == "predictions"
-    assert found.score("vqa", "exact_match") == found.results["vqa"].value
-    (run / "metrics.jsonl").unlink()
-    assert collect([run]).only.results["vqa"].interval is not None
-
-
 def test_results_on_test_data_stand_beside_the_others(run: Path) -> None:
     """Under a name of their own, with an interval and pictures."""
     recipe = load_recipe(run / "recipe.yaml")
@@ -323,15 +194,6 @@ def test_the_newest_predictions_count(run: Path, after: int | None, age: int) ->
     assert found.results["caption"].predictions.step == 10
     unsure = f"{later}, which does not say whether the training's evaluation in step-00000010 came"
     assert [unsure in note for note in found.notes] == ([True] if after is None else [])
-
-
-def test_a_task_without_labels_has_no_scores(runs: Runs, tmp_path: Path) -> None:
-    recipe = world_recipe(runs.world, tmp_path / "run")
-    unlabelled = [line | {"reference": None} for line in lines_of(recipe.tasks["vqa"], 3)]
-    run = write_scored_run(tmp_path / "run", recipe, {"vqa": unlabelled}, scores={"vqa": {}})
-    report = collect([run], pictures=True)
-    assert (report.only.results, report.headlines) == ({}, [])
-    assert {entry.correct for entry in report.only.inputs.gallery} == {None}
 
 
 @pytest.mark.parametrize(
@@ -381,28 +243,6 @@ def test_without_java_the_official_cider_costs_its_interval_alone(
         assert "missing (" in report.interval_notes[-1]
 
 
-def test_cider_has_an_interval_and_a_paired_difference(runs: Runs, tmp_path: Path) -> None:
-    found = []
-    for name, wrong_every in (("first", 2), ("second", 9)):
-        recipe = scored_recipe(runs.world, tmp_path / name)
-        caption = replace(recipe.tasks["caption"], scores=["cider_plain_tokens"], headline=None)
-        recipe = replace(recipe, tasks={"caption": caption})
-        lines = {"caption": lines_of(caption, wrong_every, 1)}
-        found.append(write_scored_run(tmp_path / name, recipe, lines))
-    report = collect(found)
-    for run in report.runs.values():
-        result = run.results["caption"]
-        assert result.headline == "cider_plain_tokens"
-        assert result.interval is not None
-        assert result.interval.low < result.value < result.interval.high
-    ((difference,),) = report.differences.values()
-    assert isinstance(difference, Difference)
-    assert 0 < difference.interval.low < difference.value < difference.interval.high
-    assert report.interval_notes[1:] == [
-        "CIDEr's document frequencies are those of all pictures in every resample."
-    ]
-
-
 def test_a_recipe_that_cannot_be_read_costs_the_intervals_alone(run: Path) -> None:
     (run / "recipe.yaml").write_text("output: x\nbackbone: {class_path: Gone}\n")
     found = collect([run], pictures=True).only
@@ -430,35 +270,6 @@ def test_the_gallery_shows_what_was_asked_and_said(run: Path) -> None:
     described = [entry for entry in gallery if entry.task == "caption"]
     assert {entry.confidence for entry in described} == {None}
     assert [len(entry.reference) for entry in described] == [2] * 6
-
-
-def test_of_a_long_text_the_mean_over_its_tokens_counts(run: Path) -> None:
-    file = run / LAST / "caption.jsonl"
-    lines = read_lines(file)
-    write_lines(file, [line | {"confidence": 0.001, "token_confidence": 0.87} for line in lines])
-    for made in (True, False):  # then read back
-        gallery = collect([run], pictures=made).only.inputs.gallery
-        described = [entry for entry in gallery if entry.task == "caption"]
-        assert [entry.confidence for entry in described] == [0.87] * 6
-
-
-def test_stored_features_are_shown_without_pictures(runs: Runs, tmp_path: Path) -> None:
-    recipe = clip_recipe(runs.world, tmp_path)
-    tasks = {"tvqa": recipe.tasks["tvqa"]}
-    lines = {"tvqa": lines_of(tasks["tvqa"], 4)}
-    run = write_scored_run(tmp_path / "run", replace(recipe, tasks=tasks), lines)
-    found = collect([run], pictures=True).only
-    assert found.notes == []
-    assert found.results["tvqa"].interval is not None
-    assert [len(entry.images) for entry in found.inputs.gallery] == [0] * 6
-    assert all("[Choices] a0: red." in entry.prompt for entry in found.inputs.gallery)
-
-
-def test_the_gallery_leaves_out_what_the_task_cannot_read() -> None:
-    """The data have changed since the run was evaluated."""
-    sample = Sample("0", "red", "0", "vqa", (), (), ({"id": "7", "question": 7},))
-    predicted = Predictions(Path("vqa.jsonl"), None, {"7": "red"}, {"7": None}, {}, {}, {"7": 1})
-    assert examples.gallery_entry("vqa", VQA(), sample, 0, predicted) is None
 
 
 def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:
@@ -494,34 +305,6 @@ def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
         f"{runs.first.parent.name}/first",
     ]
     assert list(collect([one, runs.first]).runs) == ["run", "first"]
-
-
-def test_each_file_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the whole command: for scores, gallery, explorer, curves and facts together."""
-    read: list[str] = []
-    for place in ("predictions.read_text", "read.read_text", "read.read_metric_lines"):
-        name = f"vlds.report.{place}"
-        original = pkgutil.resolve_name(name)
-
-        def noted(path: Path, *more: Any, original: Any = original, **named: Any) -> Any:
-            read.append(path.name)
-            return original(path, *more, **named)
-
-        monkeypatch.setattr(name, noted)
-    assert run_command(["report", str(run), "--resamples", "20"]) == 0
-    assert sorted(read) == ["caption.jsonl", "metrics.jsonl", "recipe.yaml", "vqa.jsonl"]
-
-
-def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) -> None:
-    loop = tmp_path / "loop"
-    loop.symlink_to(loop)
-    for wrong, said in (
-        (tmp_path / "gone", "gone: there is no such folder"),
-        (runs.first / ".." / "first", "first: is named twice; name each run once"),
-        (loop, "loop: there is no such folder"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            collect([runs.first, wrong])
 
 
 def test_inputs_of_conversations_say_where_pictures_stand(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from PIL import Image
 from tests.toys.files import read_lines, write, write_lines
 from tests.toys.own_rows import pack_rows
 from tests.toys.rank_pool import RankPool
-from tests.toys.scored_runs import Runs
 from tests.toys.trained_runs import talkative_run
 from tests.toys.world import COLOURS, world_recipe
 from vlds.cli.main import run_command
@@ -23,10 +22,9 @@ from vlds.data.shards.sample import groups_of, joined
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source, survey
 from vlds.recipe.config import Recipe, save_recipe
-from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.examples import asked_of
-from vlds.report.lead import ENOUGH, Weakest, pair_leads, run_leads, weakest_group
+from vlds.report.lead import ENOUGH, Weakest, run_leads, weakest_group
 from vlds.report.numbers import Interval
 from vlds.report.predictions import Predictions
 from vlds.report.scores import (
@@ -265,33 +263,3 @@ def test_equally_good_groups_of_patients_are_seldom_named(sizes: list[int]) -> N
 def test_a_group_of_one_patient_is_not_told_from_him() -> None:
     one = result({"cat": (0, 40), "dog": (60, 80)}, per_picture=40)
     assert weakest_group(one) is None
-
-
-def test_a_run_has_a_sentence_for_each_task(runs: Runs) -> None:
-    run = collect([runs.first]).only
-    vqa, caption = run_leads(run, 1000)
-    own, always = run.results["vqa"], run.baselines[FREQUENT]["vqa"]
-    assert own.interval is not None
-    assert vqa.score == f"{own.value:.3f}"
-    assert vqa.interval == f"[{own.interval.low:.3f}, {own.interval.high:.3f}]"
-    gap = own.value - always.value
-    assert f"exact_match on 48 examples; {gap:.3f} above the most frequent answer" in vqa.text
-    assert caption.text == "word_f1 on 10 examples."
-
-
-def test_a_lead_that_can_be_chance_says_so(runs: Runs) -> None:
-    run = collect([runs.first], resamples=100).only
-    always = run.baselines[FREQUENT]["vqa"]
-    alike = replace(always, values=run.results["vqa"].values)
-    vqa, _ = run_leads(replace(run, baselines={FREQUENT: {"vqa": alike}}), 100)
-    assert ", which can be chance (p = 1.000)." in vqa.text
-
-
-def test_two_runs_are_told_apart_or_not(runs: Runs) -> None:
-    report = collect([runs.first, runs.second])
-    vqa, _ = pair_leads(report)
-    (found, _) = report.differences["second"]
-    assert isinstance(found, Difference)
-    assert f"higher on {found.better} and lower on {found.worse} of 48 examples" in vqa.text
-    told = "are told apart" if found.p < 0.05 else "are not told apart"
-    assert vqa.text.endswith(f"The two {told} (p = {found.p:.3f}).")

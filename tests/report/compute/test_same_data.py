@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,15 +21,13 @@ from tests.toys.scored_runs import (
     write_predictions,
     write_scored_run,
 )
-from vlds.evaluation.result import Scored, write_scores
 from vlds.models.methods import Adapter
 from vlds.report.baselines import BLIND, FREQUENT, FROZEN, frequent_answers
 from vlds.report.collect import collect
 from vlds.report.lead import run_leads
 from vlds.report.page import build_page, markdown
-from vlds.report.report import mean_text, seed_groups
-from vlds.report.run_tables import csv_text, runs_table, seed_notes
-from vlds.report.tables import BEST
+from vlds.report.report import mean_text
+from vlds.report.run_tables import csv_text
 from vlds.runtime.folders import STARTS
 from vlds.tasks import Retrieval
 
@@ -62,44 +58,12 @@ def test_runs_on_other_data_have_columns_of_their_own(runs: Runs, tmp_path: Path
     assert same.differences
 
 
-@pytest.mark.slow
-def test_unknown_data_are_not_the_same_data(runs: Runs, tmp_path: Path) -> None:
-    """Where neither names nor equal references say that they are."""
-    runs_of = {name: vqa_run(runs.world, tmp_path / name, n) for name, n in (("a", 3), ("b", 4))}
-    alike = collect(list(runs_of.values()))
-    assert [task for task, _ in alike.headlines] == ["vqa"]
-    other = runs_of["b"] / "predictions" / "step-00000010" / "vqa.jsonl"
-    other.write_text(other.read_text().replace('"id": "', '"id": "other-'))
-    apart = collect(list(runs_of.values()))
-    assert [task for task, _ in apart.headlines] == ["vqa on unknown data"]
-    assert apart.data_texts == {}
-    assert FREQUENT not in markdown(apart)
-    for run in runs_of.values():  # the log alone
-        shutil.rmtree(run / "predictions")
-    assert [t for t, _ in collect(list(runs_of.values())).headlines] == ["vqa on unknown data"]
-    assert [task for task, _ in collect([runs_of["a"]]).headlines] == ["vqa"]
-
-
 def test_a_set_that_was_packed_again_is_another_one(runs: Runs, tmp_path: Path) -> None:
     """The name alone does not make data the same."""
     one = with_data(vqa_run(runs.world, tmp_path / "one", 3), OWN)
     two = with_data(vqa_run(runs.world, tmp_path / "two", 4), "world-val@ffff456789abcdef")
     tasks = [task for task, _ in collect([one, two]).headlines]
     assert tasks == ["vqa on world-val@012345", "vqa on world-val@ffff45"]
-
-
-def test_evaluations_of_other_data_stand_beside_the_runs_own(runs: Runs, tmp_path: Path) -> None:
-    run = with_data(vqa_run(runs.world, tmp_path / "run", 3), OWN)
-    task = scored_recipe(runs.world, tmp_path / "run").tasks["vqa"]
-    lines = [line | {"data": OTHER} for line in lines_of(task, 2)]
-    (run / "predictions" / "mine-test@00").mkdir()
-    write_predictions(run / "predictions" / "mine-test@00" / "vqa.jsonl", lines)
-    results = collect([run]).only.results
-    assert {name: result.predictions.data for name, result in results.items()} == {
-        "vqa": OWN,
-        "vqa on mine-test": OTHER,
-    }
-    assert results["vqa"].value > results["vqa on mine-test"].value
 
 
 def test_each_type_of_question_has_its_most_frequent_answer(runs: Runs, tmp_path: Path) -> None:
@@ -196,36 +160,6 @@ def test_how_a_run_was_started(runs: Runs, tmp_path: Path) -> None:
     ) in markdown(collect([run]))
 
 
-CONTROL = "norms + visual embedding"
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("evaluated_on", [OWN, OTHER, None])
-def test_the_newest_predictions_count_beside_a_comparison(
-    runs: Runs, tmp_path: Path, evaluated_on: str | None
-) -> None:
-    """That `vlds demo` has stored, if their data are the same."""
-    recipe = scored_recipe(runs.world, tmp_path / "run")
-    first = [line | {"data": OWN} for line in lines_of(recipe.tasks["vqa"], 4)]
-    run = write_scored_run(tmp_path / "run", recipe, {"vqa": first})
-    compared = {FREQUENT: {"exact_match": 0.1}, CONTROL: {"exact_match": 0.25}}
-    stored = Scored(OWN, len(first), {"exact_match": 0.75}, "exact_match", compared)
-    write_scores(run, {"vqa": stored})
-    before = collect([run]).only
-    assert before.scores.columns == [FREQUENT, CONTROL, "run"]
-    assert before.score("vqa", "exact_match") == 0.75
-    told = {"after": 10} if evaluated_on is None else {"after": 10, "data": evaluated_on}
-    newer = [line | told for line in lines_of(recipe.tasks["vqa"], 2)]
-    write_predictions(run / "predictions" / "vqa.jsonl", newer)
-    report = collect([run]).only
-    assert report.score("vqa", "exact_match") == 0.5
-    same = evaluated_on == OWN
-    assert report.scores.columns == ([FREQUENT, CONTROL, "run"] if same else [FREQUENT, "run"])
-    columns = report.scores.tasks["vqa"].by_column
-    assert columns[FREQUENT]["exact_match"] != 0.1, "computed from the newest predictions"
-    assert (CONTROL in columns) == same
-
-
 # Runs that differ in their seed alone.
 
 
@@ -256,57 +190,6 @@ def test_mean_and_deviation_stand_below_the_runs(seeds: list[Path]) -> None:
     assert rows[-1][0] == "mean of 3 seeds seed-0, seed-1, seed-2"
     assert rows[-1][1] == f"{mean:.3f} +/- {deviation:.3f}"
     assert "how far another seed moves a score" in page.text
-
-
-@pytest.mark.sampled(10)
-@pytest.mark.parametrize(
-    ("ours", "theirs", "best"),
-    [
-        ((4, 4, 5), (2, 2, 2), 0),
-        ((2, 2, 2), (4, 4, 5), 1),
-        ((3, 4, 6), (3, 4, 6), None),  # a tie
-        ((4, 4), (2, 2), None),  # too few seeds
-        ((4, 4, 5), (2,), None),  # too few in common
-        ((4, 4, 5), (2, 9, 2), None),  # worse with one seed
-    ],
-)
-@pytest.mark.parametrize("is_same_data", [True, False])
-def test_a_mean_is_best_by_the_rule_of_compare(
-    ours: Sequence[int], theirs: Sequence[int], best: int | None, is_same_data: bool, runs: Runs,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    """Numbers: every how many answers one is wrong, by seed."""
-    folders = []
-    for row, (reduction, seeds) in enumerate(((4, ours), (2, theirs))):
-        for seed, wrong_every in enumerate(seeds):
-            folders.append(tmp_path / f"row-{row}" / f"seed-{seed}")
-            recipe = replace(scored_recipe(runs.world, folders[-1]), seed=seed)
-            recipe = replace(recipe, methods={"adapter": Adapter(reduction=reduction)})
-            lines = lines_of(recipe.tasks["vqa"], wrong_every)
-            if row and not is_same_data:
-                lines = [line | {"id": f"other-{line['id']}"} for line in lines]
-            write_scored_run(folders[-1], recipe, {"vqa": lines})
-    report = collect(folders, resamples=0)
-    rows = [row for row in runs_table(report, on_page=True).rows if row.head.startswith("mean")]
-    marked = [any(cell.look == BEST for cell in row.cells) for row in rows]
-    assert marked == [row == best and is_same_data for row in range(len(marked))]
-    told = " ".join(seed_notes(report))
-    said = "Bold: a best mean" if any(marked) else "No best mean is bold, because each"
-    assert f"{said} needs 3 seeds or more in common with every other row" in told
-
-
-@pytest.mark.slow
-def test_a_seed_counts_once(seeds: list[Path], tmp_path: Path) -> None:
-    again = shutil.copytree(seeds[0], tmp_path / "again")
-    assert seed_groups(collect([*seeds[:2], again], resamples=0)) == [["seed-0", "seed-1"]]
-
-
-@pytest.mark.slow
-def test_the_same_seed_twice_or_another_recipe_is_no_group(seeds: list[Path], runs: Runs) -> None:
-    assert seed_groups(collect([runs.first, runs.second], resamples=0)) == []
-    report = collect([seeds[0], seeds[3]], resamples=0)
-    assert seed_groups(report) == []
-    assert "mean of" not in build_page(report)
 
 
 def test_a_missing_score_has_no_mean() -> None:

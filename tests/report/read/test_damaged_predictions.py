@@ -70,48 +70,6 @@ def spots(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield from spots(tree[key])
 
 
-@pytest.mark.sampled(7)
-@pytest.mark.parametrize("place", ["step-00000010", "blank"])
-@pytest.mark.parametrize(
-    ("task", "field", "value", "said"),
-    [
-        ("vqa", "confidence", "high", "confidence is 'high', a valid number expected"),
-        ("vqa", "confidence", [], "confidence is [], a valid number expected"),
-        ("vqa", "token_confidence", 1.5, "token_confidence is 1.5, a number in 0..1 expected"),
-        ("vqa", "reference.answer", ABSENT, "its reference is not one of VQA (KeyError('answer'"),
-        ("vqa", "reference.answers", ABSENT, "not one of VQA (KeyError('answers'))"),
-        ("vqa", "reference.answer_type", ABSENT, "not one of VQA (KeyError('answer_type'))"),
-        ("vqa", "reference.answer", {"a": 1}, "not one of VQA (TypeError("),
-        ("gqa", "reference.answer", ["red"], "not one of GQA (TypeError("),
-        ("gqa", "reference.words", {"a": 1}, "not one of GQA (TypeError("),
-        ("gqa", "reference.odd", 1, "not one of GQA (TypeError("),
-        ("caption", "reference", {"a": 1}, "not one of Caption (TypeError("),
-        ("caption", "reference", [1, 2], "not one of Caption (TypeError("),
-    ],
-)
-def test_damage_is_said_with_its_line(
-    runs: Runs, tmp_path: Path, place: str, task: str, field: str, value: Any, said: str
-) -> None:
-    run = make_run(runs, tmp_path / "run")
-    file = run / "predictions" / place / f"{task}.jsonl"
-    lines = read_lines(file)
-    *parents, name = field.split(".")
-    tree = lines[6]
-    for parent in parents:
-        tree = tree[parent]
-    if value is ABSENT:
-        del tree[name]
-    else:
-        tree[name] = value
-    write_lines(file, lines)
-    report = collect([run], resamples=10, pictures=task == "caption")
-    (note,) = report.only.notes
-    assert f"{file}, line 7: " in note
-    assert said in note
-    assert (task in report.only.results) == (place == "blank")
-    assert build_page(report)
-
-
 def test_a_line_that_is_not_utf_8_is_damage(runs: Runs, tmp_path: Path) -> None:
     """Its answer would be another one without that byte."""
     run = make_run(runs, tmp_path / "run")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.toys.browser import PROGRAM, visit
-from tests.toys.scored_runs import HOSTILE, Runs
+from tests.toys.scored_runs import Runs
 from vlds.report.page import write_report
 from vlds.report.read import read_run
 
@@ -41,24 +41,6 @@ def test_it_is_quiet_fetches_nothing_and_fits(
         assert pictures >= 5
 
 
-WIDTHS = "[...document.querySelectorAll('#scores > .scroll .bar')].map(bar => bar.offsetWidth)"
-OWN = (
-    "[...document.querySelectorAll('#scores > .scroll td:nth-child(2)')].map(cell => Math.ceil({}))"
-)
-
-
-def test_bars_are_of_one_length_and_a_phone_shows_the_run_s_own_score(
-    run: Path, tmp_path: Path
-) -> None:
-    right = OWN.format("cell.getBoundingClientRect().right")
-    page = write_report([read_run(run)], tmp_path)
-    seen = visit(page.as_uri(), WIDTHS, right, width=390)
-    bars, ends = seen.values
-    assert len(bars) == 15
-    assert len(set(bars)) == 1
-    assert max(ends) <= 390
-
-
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_shows_pictures_and_curves_in_light_and_dark(
     run: Path, tmp_path: Path, dark: bool
@@ -72,41 +54,7 @@ def test_it_shows_pictures_and_curves_in_light_and_dark(
     assert {ground, curve} <= colours
 
 
-COUNT = "document.getElementById('count').textContent"
-ROWS = "[...document.querySelectorAll('.explore tbody tr')].map(row => row.textContent)"
-MADE = "document.querySelectorAll('img[onerror], .explore img, .explore script').length"
 IS_SHOWN = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
-
-
-def fill(id_: str, value: str, event: str) -> str:
-    """An expression that sets a control as a reader would: by its text where it is a list."""
-    return (
-        f"(() => {{ const part = document.getElementById('{id_}');"
-        f" const option = [...part.options ?? []].find(o => o.textContent === {value!r});"
-        f" part.value = option ? option.value : {value!r};"
-        f" part.dispatchEvent(new Event('{event}')); return null; }})()"
-    )
-
-
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
-def test_predictions_are_filtered_and_searched(
-    sure: Path, tmp_path: Path, width: int, dark: bool
-) -> None:
-    page = write_report([read_run(sure)], tmp_path)
-    seen = visit(
-        page.as_uri(), COUNT, "document.getElementById('after').click()", COUNT,
-        fill("task", "vqa", "change"), fill("show", "wrong", "change"), COUNT,
-        fill("words", "IMG src", "input"), ROWS, MADE, WIDTH,
-        width=width, dark=dark,
-    )  # fmt: skip
-    assert seen.values[0] == "1 to 25 of 58"
-    assert seen.values[2] == "26 to 50 of 58"
-    assert seen.values[5] == "1 to 16 of 16"
-    (row,) = seen.values[7]
-    assert HOSTILE in row
-    assert seen.values[8:] == [0, width]
-    assert seen.logged == []
-    assert seen.requested == [page.as_uri()]
 
 
 def test_all_but_the_filters_is_there_without_script(sure: Path, tmp_path: Path) -> None:

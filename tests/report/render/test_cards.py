@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -13,13 +12,11 @@ import pytest
 from PIL import Image
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.files import read_lines
 from tests.toys.films import COLORS
 from tests.toys.html_reader import Reader
 from tests.toys.pictures import jpeg
-from tests.toys.scored_runs import Runs, scored_recipe, write_scored_run
+from tests.toys.scored_runs import Runs, write_scored_run
 from tests.toys.world import world_recipe
-from vlds.report import cards
 from vlds.report.cards import FOLDER, Pictures, differing, mistakes
 from vlds.report.clips import Frames, digest_of, small_picture
 from vlds.report.collect import collect
@@ -47,15 +44,6 @@ def test_the_surest_mistakes_come_first_one_of_each_picture(sure: Path) -> None:
     assert len({entry.sample for entry in shown}) == len(shown)
 
 
-def test_captions_are_shown_from_the_lowest_score(runs: Runs) -> None:
-    answers = answers_of(collect([runs.first], resamples=10).only)
-    pick = mistakes({"first": answers})["caption"]
-    assert pick.text == "The lowest word_f1:"
-    values = [answers["caption"].examples[key].value or 0.0 for key in pick.ids]
-    assert values == sorted(values)
-    assert values[0] < 1
-
-
 def test_two_runs_have_cards_where_one_scores_more(runs: Runs) -> None:
     report = collect([runs.first, runs.second], resamples=10)
     answers = {name: answers_of(run) for name, run in report.runs.items()}
@@ -71,46 +59,9 @@ def test_two_runs_have_cards_where_one_scores_more(runs: Runs) -> None:
     assert "are wrong in all runs" in both
 
 
-def test_one_mistake_is_one(sure: Path) -> None:
-    answers = answers_of(collect([sure], resamples=0).only)
-    first = next(key for key, entry in answers["vqa"].examples.items() if not entry.correct)
-    one = answers["vqa"]._replace(examples={
-        key: entry for key, entry in answers["vqa"].examples.items()
-        if entry.correct or key == first
-    })  # fmt: skip
-    assert mistakes({"sure": {"vqa": one}})["vqa"].text.startswith("1 of 33 is wrong, ")
-
-
-def test_two_runs_of_unlike_tasks_have_a_sentence_each(runs: Runs, tmp_path: Path) -> None:
-    folders = []
-    for task in ("vqa", "caption"):
-        recipe = scored_recipe(runs.world, tmp_path / task)
-        lines = read_lines(runs.first / "predictions" / "step-00000010" / f"{task}.jsonl")
-        alone = replace(recipe, tasks={task: recipe.tasks[task]})
-        folders.append(write_scored_run(tmp_path / f"{task} run", alone, {task: lines}))
-    text = Reader(build_page(collect(folders, resamples=0), "none")).text
-    assert "vqa of vqa run: 0.667" in text
-    assert "caption of caption run: " in text
-    assert "16 of 48 are wrong, " not in text
-    assert "16 of 48 are wrong." in text
-    assert "in all runs" not in text
-    assert "Where they differ" not in text
-
-
 def section(page: str, name: str) -> Reader:
     part = page[page.index(f'<section id="{name}"') :]
     return Reader(part[: part.index("</section>") + len("</section>")])
-
-
-def test_a_page_whose_data_have_moved_says_so_on_each_card(runs: Runs, tmp_path: Path) -> None:
-    recipe = scored_recipe(tmp_path / "gone", tmp_path / "run")
-    lines = {"vqa": read_lines(runs.first / "predictions" / "step-00000010" / "vqa.jsonl")}
-    run = write_scored_run(
-        tmp_path / "run", replace(recipe, tasks={"vqa": recipe.tasks["vqa"]}), lines
-    )
-    part = section(build_page(collect([run], resamples=0)), "mistakes")
-    assert part.attributes("img") == []
-    assert part.text.count("its data set is not here") == len(part.attributes("figure")) > 0
 
 
 @pytest.fixture
@@ -169,24 +120,6 @@ def test_thumbnails_lie_beside_the_page_or_inside_it(sure: Path, tmp_path: Path)
     assert "img-src data: 'self';" in str(policy)
     assert Reader(none.read_text("utf-8")).attributes("img") == []
     assert not (none.parent / FOLDER).exists()
-
-
-def test_thumbnails_inside_a_page_have_a_limit(
-    sure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cards, "EMBEDDED_BYTES", 1000)
-    page = build_page(collect([sure], resamples=0), "embed")
-    assert re.search(r"\d+ thumbnails take 0 MB, and \d+ are left out; `--pictures folder`", page)
-
-
-def test_cards_have_a_limit_and_say_what_they_leave_out(
-    damaged: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cards, "CARD_BYTES", 3000)
-    part = section(build_page(collect([damaged], resamples=0)), "mistakes")
-    size = sum(len(image["src"] or "") for image in part.attributes("img"))
-    assert 0 < size <= 3000
-    assert "is left out: cards have at most 0 MB" in part.text
 
 
 def frame(number: int, size: tuple[int, int]) -> bytes:

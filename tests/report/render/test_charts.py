@@ -5,33 +5,20 @@ answers are taken for which others.
 from __future__ import annotations
 
 import math
-import re
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-from tests.toys.files import write_lines
-from tests.toys.html_reader import Reader
-from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
 from vlds.report.charts import (
     BOTTOM,
     HEIGHT,
-    MOST_BANDS,
     MOST_PAIRS,
     TOP,
-    WIDTH,
     charts_of,
     confusions,
-    log_ticks,
     thinned,
-    tick_text,
-    ticks,
 )
-from vlds.report.collect import collect
 from vlds.report.examples import Answered, TaskAnswers
-from vlds.report.page import build_page
-from vlds.runtime.limited import SHARED
 
 FALLING = [(float(step), 10.0 ** (2 - step / 100)) for step in range(0, 401)]
 
@@ -63,75 +50,6 @@ def test_two_points_are_bars_and_one_is_a_number() -> None:
     assert (one.title, one.last) == ("score, step 5,000", "0.25")
     assert (one.lines, one.bars) == ([], [])
     assert charts_of("score", {"a": [(1.0, math.nan)]}) == []
-
-
-def test_values_stand_where_a_pointer_rests() -> None:
-    other = [(step, value / 2) for step, value in FALLING[:200]]
-    (chart,) = charts_of("loss", {"first": FALLING, "second": other})
-    assert 20 <= len(chart.bands) <= MOST_BANDS
-    assert all(
-        left.left + left.width == pytest.approx(right.left, abs=0.11)
-        for left, right in pairwise(chart.bands)
-    )
-    assert all(len(band.text.split("\n")) in (2, 3) for band in chart.bands)
-    assert chart.bands[-1].text.startswith("step 400\nfirst 0.0")
-
-
-def test_learning_rate_and_gradient_norm_have_curves(tmp_path: Path) -> None:
-    lines = [
-        {"step": n, "loss": 3 / n, "learning_rate": 1e-4 / n, "gradient_norm": 0.5 * n}
-        for n in range(1, 9)
-    ]
-    lines += [{"step": 9, "learning_rate": "high", "gradient_norm": None}]
-    write_lines(tmp_path / "metrics.jsonl", lines)
-    page = Reader(build_page(collect([tmp_path])))
-    charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
-    assert charts[-2:] == [
-        "learning rate, from 0.0001 to 1.25e-05", "gradient norm, from 0.5 to 4",
-    ]  # fmt: skip
-    assert "step 8\n1.25e-05" in page.text
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (1, 1, [1, 2]),
-        (0.3, 4, [0.2, 0.5, 1, 2, 5]),
-        (0.01, 100, [0.01, 0.1, 1, 10, 100]),
-        (1e-9, 1e9, [1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, 1e9]),
-    ],
-)
-def test_log_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert log_ticks(low, high) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("steps", [983, 1008, 1_300_000])
-def test_the_last_label_is_not_cut(steps: int) -> None:
-    """A digit of 11 pixels is at most 7 wide."""
-    (chart,) = charts_of("loss", {"run": [(step, 1.0) for step in (0, steps // 2, steps)]})
-    last = chart.x_ticks[-1]
-    assert len(last.text) >= 4
-    assert last.at + 7 * len(last.text) / 2 <= WIDTH
-
-
-def test_tick_texts_are_short() -> None:
-    values = (0.0, 5e-5, 1.5e-4, 0.001, 0.25, 1500.0, 120_000.0)
-    shown = ["0", "5e-5", "1.5e-4", "0.001", "0.25", "1500", "120k"]
-    assert [tick_text(value) for value in values] == shown
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 1, [0, 0.5, 1]),
-        (0, 2.7, [0, 1, 2, 3]),
-        (0, 400, [0, 100, 200, 300, 400]),
-        (-0.3, 0.1, [-0.3, -0.2, -0.1, 0, 0.1]),
-        (0, 0, [0, 0.5, 1]),
-    ],
-)
-def test_ticks_span_the_data_in_round_steps(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
 
 
 def test_many_points_become_few_and_keep_their_mean() -> None:
@@ -166,50 +84,3 @@ def test_many_answers_have_pairs_and_a_rest() -> None:
     assert (first.head, [cell.text for cell in first.cells]) == ("1", ["?", "2", "100 %"])
     assert len(found.table.rows) == MOST_PAIRS + 1
     assert [cell.text for cell in last.cells] == ["", "6", ""]
-
-
-def test_answers_that_do_not_repeat_have_no_matrix() -> None:
-    assert confusions({"vqa": answers(("a", "b"), ("c", "b"), ("d", "b"))}) == []
-    assert confusions({"vqa": answers(("a", "a"), ("a", "a"))}) == []
-
-
-def test_the_page_has_a_matrix_once(runs: Runs, tmp_path: Path) -> None:
-    recipe = scored_recipe(runs.world, tmp_path / "run")
-    lines = lines_of(recipe.tasks["vqa"], 3)
-    run = write_scored_run(tmp_path / "run", recipe, {"vqa": lines})
-    page = Reader(build_page(collect([run], resamples=0)))
-    (matrix,) = [rows for rows in page.tables if rows[0] and rows[0][0].startswith("answer")]
-    assert matrix[0][0] == "answer \\ said"
-    assert len(matrix) == 1 + 3
-
-
-# The page's colours can be read, in light and in dark.
-
-LIGHT, DARK = (
-    dict(re.findall(r"--(\w+): (#\w{6});", block))
-    for block in re.findall(r":root \{([^}]*#[^}]*)\}", (SHARED / "style.css").read_text())
-)
-
-
-def luminance(colour: str) -> float:
-    """Of WCAG 2."""
-    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    """Of WCAG 2: 1 to 21."""
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-def test_texts_and_controls_stand_out(colours: dict[str, str]) -> None:
-    grounds = [colours["ground"], colours["card"]]
-    for name in ("ink", "faint", "accent", "right", "wrong", *(f"c{n}" for n in range(6))):
-        assert min(contrast(colours[name], ground) for ground in grounds) >= 4.5, name
-    assert min(contrast(colours["edge"], ground) for ground in grounds) >= 3
-    assert contrast(colours["ink"], colours["bar"]) >= 4.5

@@ -18,7 +18,6 @@ from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report.comparison import Comparison, RowSpec, TableSpec, compare
 from vlds.report.comparison_formats import FORMATS
 from vlds.report.numbers import Number
-from vlds.runtime.folders import add_start
 
 CIDER = "cider_plain_tokens"
 
@@ -42,16 +41,6 @@ def test_markdown_has_a_row_for_each_recipe(comparison: Comparison) -> None:
     )
     assert "(1 of 3 seeds)" in rows[2]
     assert "| 70.0 | 120.0 | 95.0 |" in rows[2]
-
-
-def test_the_time_says_how_many_runs_have_one(tmp_path: Path) -> None:
-    table = FORMATS["md"](compare(replace(write_compared(tmp_path), target=("vqa", 62.0))))
-    assert "| 85 | 1 min 00 s (2 of 3 runs) |" in table
-    assert "| 85 | - |" in table
-    row = "single adapter"
-    of_row = FORMATS["md"](compare(replace(write_compared(tmp_path / "x"), target=("vqa", row))))
-    assert f"| time to vqa of {row} |" in of_row
-    assert f"The score to reach is the mean of {row}, 64.0." in of_row
 
 
 def test_csv_is_unrounded(comparison: Comparison) -> None:
@@ -91,49 +80,6 @@ def test_names_are_text_in_every_format(comparison: Comparison) -> None:
     markdown = FORMATS["md"](hostile)
     assert markdown.count(r"\_a\_\|\<i> \&lt; 1") == 2
     assert "<i>" not in markdown.replace(r"\<i>", "")
-
-
-def test_many_columns_break_no_number(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    tasks = [f"textual-vqa-{n}" for n in range(9)]
-    rows = [
-        replace(row, numbers={**row.numbers, **dict.fromkeys(tasks, row.numbers["vqa"])})
-        for row in comparison.rows
-    ]
-    text = FORMATS["terminal"](replace(comparison, columns=tasks, rows=rows))
-    assert text.count("64.0 \u00b1 4.0") == 9
-    assert all(task in text for task in tasks)
-    assert max(map(len, text.splitlines())) <= 80
-
-
-def test_the_terminal_shows_published_values_below_ours(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    text = FORMATS["terminal"](comparison)
-    first = next(n for n, line in enumerate(text.splitlines()) if "single adapter" in line)
-    assert "64.0 \u00b1 4.0" in text.splitlines()[first]
-    assert "(65.9)" in text.splitlines()[first + 1]
-    assert "standard deviation of the sample (n - 1)" in text
-
-
-def test_a_narrow_terminal_shows_scores_above_costs(
-    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    scores, costs, times, *_ = FORMATS["terminal"](comparison).split("\n\n")
-    assert scores.splitlines()[0].split() == ["vqa", "caption", "average"]
-    assert costs.splitlines()[0].split() == ["peak"]
-    assert costs.splitlines()[1].split() == ["trains", "stores", "memory", "samples/s", "answers/s"]
-    assert times.splitlines()[0].split() == ["time", "to"]
-    for lines in (scores.splitlines(), costs.splitlines(), times.splitlines()):
-        assert any(line.startswith("single adapter ") for line in lines)
-        assert max(map(len, lines)) <= 80
-    monkeypatch.setenv("COLUMNS", "160")
-    (_, *others) = FORMATS["terminal"](comparison).split("\n\n")
-    assert not any("single adapter" in part for part in others)
 
 
 def test_runs_make_a_table_without_a_sweep(
@@ -187,40 +133,12 @@ def test_the_score_that_a_recipe_names_stands_for_a_task(suffix: str, tmp_path: 
         assert "average" in text
 
 
-def test_a_sweep_that_names_a_published_average_has_one_over_all_scales(tmp_path: Path) -> None:
-    spec = write_compared(tmp_path)
-    told = "although their scales differ: vqa (0 to 1); caption (0 to 10)"
-    assert told in FORMATS["md"](compare(spec))
-    rows = [replace(row, published={}) for row in spec.rows]
-    assert "| average |" not in FORMATS["md"](compare(replace(spec, rows=rows)))
-
-
 def test_a_seed_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_demo_run(tmp_path / f"seed-{n}", 0.5, seed=n // 2) for n in range(3)]
     assert run_command(["compare", *map(str, runs), "--format", "md"]) == 0
     told = capsys.readouterr().out
     assert "| seed-0, seed-2 (2 seeds) |" in told
     assert "seed-1: is left out, it has recipe and seed of seed-0." in told
-
-
-def test_rows_say_how_their_memory_is_divided_where_they_differ(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = [
-        write_demo_run(tmp_path / "two", 0.5, methods={}), write_demo_run(tmp_path / "three", 0.5)
-    ]  # fmt: skip
-    for run, stage in zip(runs, (2, 3), strict=True):
-        add_start(run, 0, "vlds train", f"{stage - 1} ranks, a CPU", [])
-        with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(f'{{"step": 10, "zero_stage": {stage}, "bytes_per_rank": {{"all": 9}}}}\n')
-    words = [str(run) for run in runs]
-    for command in ("report", "compare"):
-        assert run_command([command, *words, "--format", "md"]) == 0
-        text = capsys.readouterr().out
-        assert "(ZeRO-2, 1 ranks)" in text
-        assert "(ZeRO-3, 2 ranks)" in text
-        assert run_command([command, words[0], "--format", "md"]) == 0
-        assert "ZeRO" not in capsys.readouterr().out
 
 
 WIDTH = "document.scrollingElement.scrollWidth"

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,9 @@ import pytest
 from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
 from tests.toys.report_run import COLUMNS, NASTY, TASKS, write_report_run
-from tests.toys.scored_runs import Runs, scored_recipe, with_data, write_scored_run
-from vlds.evaluation.result import Scored, read_scores, write_scores
-from vlds.report.baselines import FREQUENT
+from tests.toys.scored_runs import Runs
 from vlds.report.collect import collect
 from vlds.report.page import build_page
-from vlds.report.tables import p_text
-from vlds.runtime.terminal import visible
-from vlds.tasks import GQA
-
-DATA = "world-val@0123456789abcdef"
 
 
 def page_of(*folders: Path, pictures: bool = False) -> str:
@@ -84,26 +76,6 @@ def test_texts_do_not_leave_the_data_of_the_script(evil: Path) -> None:
     assert "is \\u202ereversed\\x1b[2J" in told
 
 
-@pytest.mark.slow
-def test_what_a_model_says_is_text(evil: Path) -> None:
-    page = Reader(page_of(evil, pictures=True))
-    shown = [entry.prediction for entry in collect([evil]).only.inputs.gallery]
-    assert len(set(shown)) > 4
-    for said in shown:
-        assert visible(said).strip() in page.text
-    assert "\u202e" not in page.text
-    assert "\x1b" not in page.text
-    assert evil.name in page.text
-    cards = [a for a in page.attributes("figure") if a["class"] == "sample"]
-    assert page.text.count("12 % sure") == len(cards) > 12
-    directions = {attributes["dir"] for attributes in page.attributes("bdi")}
-    assert directions == {"auto"}
-    long = [said for said in shown if len(said) > 220]
-    assert long
-    for said in long:  # folded, and whole
-        assert f"{said[:110].rstrip()} ..." in page.text
-
-
 def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
     folder = shutil.copytree(runs.first, tmp_path / "is \u202ereversed\x1b[2J")
     for folders in ([folder], [folder, runs.second]):
@@ -112,43 +84,11 @@ def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
         assert f"{tmp_path}/is \\u202ereversed\\x1b[2J" in page
 
 
-def test_single_runs_and_models_have_no_best(runs: Runs, run: Path) -> None:
-    """No seeds can tell whether another training would draw them the other way."""
-    for folders in ([run], [runs.first, runs.second]):
-        assert 'class="number best"' not in page_of(*folders)
-
-
-def test_a_score_that_is_better_where_it_is_lower_says_so(runs: Runs, tmp_path: Path) -> None:
-    recipe = scored_recipe(runs.world, tmp_path)
-    recipe = replace(recipe, tasks={"gqa": GQA(evaluate=["gqa"], headline="distribution")})
-    folders = []
-    for name, far in (("near", 0.25), ("far", 0.75)):
-        scores = {"gqa": {"accuracy": 1 - far, "distribution": far, "accuracy/half/yes/no": far}}
-        run = write_scored_run(tmp_path / name, recipe, {}, scores=scores)
-        write_scores(run, {"gqa": Scored("gqa-val@01", 48, scores["gqa"], "distribution")})
-        folders.append(run)
-    report = collect(folders)
-    page = build_page(report)
-    assert "distribution (lower is better)" in page
-    assert "accuracy (lower" not in page
-    assert '<th scope="row">yes/no</th>' in page
-    detail = Reader(page).tables[1]
-    assert [row[0] for row in detail] == [
-        "score", "distribution (lower is better)", "accuracy", "accuracy by half", "yes/no",
-    ]  # fmt: skip
-
-
 def test_parts_that_are_missing_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
     page = Reader(page_of(tmp_path)).text
     for heading in ("Scores", "Samples", "size and speed", "Score during training", "Brackets"):
         assert heading not in page
-
-
-def test_a_lost_picture_leaves_a_word(tmp_path: Path) -> None:
-    folder = write_report_run(tmp_path / "run")
-    (folder / "gallery" / "0000-0.png").unlink()
-    assert "0000-0.png is missing" in page_of(folder)
 
 
 def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
@@ -161,84 +101,6 @@ def test_examples_without_pictures_are_shown_as_text(tmp_path: Path) -> None:
     assert page.attributes("img") == []
     assert "(nothing)" in page.text
     assert "missing" not in page.text
-
-
-def test_scores_stand_with_their_intervals(runs: Runs) -> None:
-    report = collect([runs.first])
-    page = Reader(build_page(report))
-    (scores,) = [rows for rows in page.tables if rows[0] and rows[0][0] == "task"]
-    for task, row in zip(("vqa", "caption"), scores[1:], strict=True):
-        result = report.only.results[task]
-        assert result.interval is not None
-        name, own, always = row  # a phone shows the beginning of a row
-        assert name == f"{task} {result.headline} {result.examples} examples"
-        entry = report.only.scores.tasks[task].by_column.get(FREQUENT)
-        assert always == (f"{entry[result.headline]:.3f}" if entry else "-")
-        assert (task == "vqa") == bool(entry)
-        assert own == (
-            f"{result.value:.3f} [{result.interval.low:.3f}, {result.interval.high:.3f}]"
-        )
-    assert "1,000 bootstrap resamples" in page.text
-
-
-def test_all_bars_of_a_row_have_one_scale(tmp_path: Path) -> None:
-    """The run's own score comes first; one above 1, as a CIDEr may be, shortens the others."""
-    folder = write_report_run(tmp_path / "run")
-    stored = {"a": ({"f1": 0.674}, {"f1": 0.6}), "b": ({"CIDEr": 0.5}, {"CIDEr": 2.0})}
-    write_scores(
-        folder, {t: Scored(None, 3, own, None, {"x": x}) for t, (own, x) in stored.items()}
-    )
-    page = page_of(folder)
-    assert re.findall(r"--length:([\d.]+)%", page)[:4] == ["67.4", "60.0", "25.0", "100.0"]
-    assert Reader(page).tables[0][0] == ["task", "run", "x"]
-
-
-def test_runs_stand_side_by_side(runs: Runs, run: Path, tmp_path: Path) -> None:
-    copies = [
-        Path(shutil.copytree(folder, tmp_path / name))
-        for name, folder in (("first", runs.first), ("second", runs.second), ("third", run))
-    ]
-    stored = read_scores(run)
-    write_scores(copies[2], {name: replace(s, data=DATA) for name, s in stored.items()})
-    report = collect([with_data(folder, DATA) for folder in copies])
-    page = Reader(build_page(report))
-    beside, differences = [rows for rows in page.tables if rows[0] and rows[0][0] == "run"]
-    assert beside[0][:3] == [
-        "run",
-        "vqa exact_match world-val, 48 examples",
-        "caption word_f1 world-val, 10 examples",
-    ]
-    assert beside[0][-3:] == ["trains", "bytes per rank", "examples a second"]
-    always, *beside[1:] = beside[1:]
-    assert always[0] == FREQUENT
-    assert float(always[1]) > 0
-    assert always[2] == "-"
-    assert [row[0] for row in beside[1:3]] == [
-        f"{name} Adapter (reduction=4, sharing=half_shared_up) + norms + visual embedding"
-        for name in ("first", "second")
-    ]
-    assert beside[1][-3:] == ["4.00 %", "2.5 MB", "106"]
-    result = report.runs["second"].results["vqa"]
-    assert result.interval is not None
-    assert beside[2][1].startswith(f"{result.value:.3f} [{result.interval.low:.3f}, ")
-    found = report.differences["second"][0]
-    assert not isinstance(found, str)
-    ends = f"[{found.interval.low:.3f}, {found.interval.high:.3f}]"
-    test = f"{p_text(found.p)} {found.better} higher, {found.worse} lower"
-    assert differences[1][:2] == ["second", f"{found.value:+.3f} {ends} {test}"]
-    assert differences[2][1] == "- not scored in both"
-
-
-def test_curves_of_several_runs_share_a_chart(runs: Runs) -> None:
-    page = Reader(page_of(runs.first, runs.second))
-    charts = [a["aria-label"] for a in page.attributes("svg") if a.get("aria-label")]
-    assert charts == [
-        f"{task}, {scale}first from {start} to {end}; second from {start} to {end}"
-        for task, start, end in (("vqa", 2, 0.2),)  # of one task alone, all tasks are the same
-        for scale in ("", "log scale, ")
-    ]
-    curves = [a["class"] for a in page.attributes("g")]
-    assert curves.count("curve c0 d0") == curves.count("curve c1 d0") == 3  # one in the legend
 
 
 def test_the_same_example_of_several_runs_is_one_card(runs: Runs, evil: Path) -> None:

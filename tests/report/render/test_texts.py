@@ -10,19 +10,16 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from tests.toys.report_run import COLUMNS, SCORES, TASKS, write_report_run
 from tests.toys.scored_runs import Runs
 from vlds.cli.main import run_command
 from vlds.report.baselines import FREQUENT
 from vlds.report.collect import collect
 from vlds.report.page import markdown
 from vlds.report.report import Report
-from vlds.report.run_tables import csv_text, summary_table
+from vlds.report.run_tables import csv_text
 from vlds.report.scores import Difference
-from vlds.report.tables import markdown_text, terminal_table
-from vlds.runtime.terminal import bytes_text
+from vlds.report.tables import markdown_text
 
 ENDS = ("value", "low", "high")
 Key = tuple[str, str, str]
@@ -104,15 +101,6 @@ def test_csv_reads_back_to_the_last_digit(runs: Runs) -> None:
     assert {(row["examples"], row["step"]) for row in scores.values()} == {("48", "10")}
 
 
-def test_models_beside_a_run_have_rows_of_their_own(tmp_path: Path) -> None:
-    rows = csv.DictReader(StringIO(csv_text(collect([write_report_run(tmp_path / "adapters")]))))
-    scores = {(r["model"], r["task"], r["name"]): float(r["value"]) for r in rows if r["task"]}
-    assert {model for model, *_ in scores} == set(COLUMNS)
-    for task, entry in SCORES.tasks.items():
-        for model, found in entry.by_column.items():
-            assert {name: scores[model, task, name] for name in found} == dict(found)
-
-
 def test_markdown_cells_hold_any_text() -> None:
     assert markdown_text("a|b\nc") == r"a\|b c"
     assert markdown_text("<b>*x*</b> `y`") == r"\<b>\*x\*\</b> \`y\`"
@@ -130,23 +118,6 @@ def test_markdown_escapes_names_everywhere(runs: Runs, tmp_path: Path) -> None:
     assert "\u202e" not in text
     assert not re.search(r"(?<!\\)<", text)
     assert "vqa.jsonl is empty" in text
-
-
-@pytest.mark.slow
-def test_texts_go_to_the_terminal_or_a_folder(
-    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = shutil.copytree(runs.first, tmp_path / "run", ignore=shutil.ignore_patterns("gallery*"))
-    for suffix in ("md", "csv"):
-        words = ["report", str(run), "--format", suffix, "--resamples", "50"]
-        assert run_command(words) == 0
-        shown = capsys.readouterr().out
-        assert run_command([*words, "--out", str(tmp_path / "new" / "folder")]) == 0
-        file = tmp_path / "new" / "folder" / f"report.{suffix}"
-        assert capsys.readouterr().out == f"{file}\n"
-        assert file.read_text("utf-8") == shown
-        assert "exact_match" in shown
-    assert not (run / "gallery").exists(), "a text needs no pictures"
 
 
 @pytest.mark.parametrize(
@@ -167,21 +138,3 @@ def test_mistakes_are_one_line(
     run = str(runs.first)
     assert run_command(["report", *(word.replace("RUN", run) for word in words)]) == 2
     assert capsys.readouterr().err == f"vlds report: {said.replace('RUN', run)}\n"
-
-
-def test_the_summary_fits_eighty_columns() -> None:
-    console = Console(width=80, record=True, color_system=None)
-    console.print(terminal_table(summary_table(SCORES)))
-    lines = console.export_text().splitlines()
-    assert len(lines) == 1 + len(TASKS)
-    assert all(label in lines[0] for label in COLUMNS)
-    assert lines[1].split() == ["vqa", "vqa_accuracy", "1,234", "0.200", "0.400", "0.600", "0.800"]
-    assert lines[4].split() == ["caption", "word_f1", "1,234", "-", "0.400", "0.600", "0.800"]
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (860_000, "860.0 kB"), (2.5e9, "2.5 GB"), (7e15, "7,000.00 TB")],
-)
-def test_bytes(count: float, text: str) -> None:
-    assert bytes_text(count) == text

@@ -11,11 +11,9 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from safetensors.torch import load_file
@@ -34,10 +32,10 @@ from vlds.convert.reference import ONE_NORM, TensorPiece, named_tensors, read_te
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.kinds.joint import JointModel
-from vlds.models.methods import VLPET, Method, bottleneck
+from vlds.models.methods import VLPET, Method
 from vlds.models.vision import StoredFeatures
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
+from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 FOLDER = Path(os.environ.get("VLDS_GOLDENS", ROOT / "tests/golden"))
 CASES = sorted(
@@ -49,8 +47,6 @@ CASES = sorted(
 """Cases of whole models that the original codes' trainers recorded, by their command line flags."""
 # Those of related systems alone will do: the tests of these then skip.
 assert any(FOLDER.rglob("*.json")), f"no recorded cases in {FOLDER}"
-ACTIVITY_WEIGHT = 1e-3
-"""Factor of the term that --track_z adds to the loss."""
 
 
 @dataclass
@@ -160,14 +156,9 @@ class RecordedCase:
         return weights / lengths / len(lengths)
 
     def loss(self, model: JointModel, task: str) -> Tensor:
-        """The original's loss of one task, in the model's precision; with --track_z, bottlenecks
-        that are active cost."""
+        """The original's loss of one task, in the model's precision."""
         dtype = next(model.parameters()).dtype
-        with bottleneck_activations() as active:
-            loss = model(self.batch(task, dtype), self.coefficients(task).to(dtype)).loss
-        if "track_z" not in parse_flags(self.record["flags"]):
-            return loss
-        return loss + ACTIVITY_WEIGHT * torch.stack([z.square().mean() for z in active]).mean()
+        return model(self.batch(task, dtype), self.coefficients(task).to(dtype)).loss
 
     def decoding(self, task: str) -> Decoding:
         """How the answers of a task were generated."""
@@ -192,48 +183,6 @@ class RecordedCase:
                     key = next((s for s in spellings(first) if s in self.weights), first)
                     slices.append(NamedSlice(first_name.get(key, key), parameter, piece))
         return slices
-
-
-@contextmanager
-def bottleneck_activations() -> Iterator[list[Tensor]]:
-    """Outputs of each bottleneck's activation, in the order they run."""
-    active: list[Tensor] = []
-
-    def gelu(states: Tensor, approximate: str) -> Tensor:
-        active.append(torch.nn.functional.gelu(states, approximate=approximate))
-        return active[-1]
-
-    with mock.patch.object(bottleneck, "F", SimpleNamespace(gelu=gelu)):
-        yield active
-
-
-def mixed(first: Batch, second: Batch, pad: int) -> Batch:
-    """One batch with the examples of two, in alternation, padded to the longer of both."""
-    length = max(first.input_ids.shape[1], second.input_ids.shape[1])
-    target = max(first.labels.shape[1], second.labels.shape[1])
-    images = max(first.image_index.shape[1], second.image_index.shape[1])
-
-    def widen(batch: Batch, offset: int) -> Batch:
-        return replace(
-            batch,
-            input_ids=fill(batch.input_ids, length, pad),
-            attention_mask=fill(batch.attention_mask, length, False),
-            labels=fill(batch.labels, target, IGNORED_LABEL),
-            image_index=fill(batch.image_index + offset, images, NO_IMAGE),
-        )
-
-    one, two = widen(first, 0), widen(second, len(first.features))
-    order = torch.arange(len(one) + len(two)).view(2, -1).T.flatten()
-    names = ["task_index", "input_ids", "attention_mask", "labels", "weights", "valid"]
-    names.append("image_index")
-    joined = {n: torch.cat([getattr(one, n), getattr(two, n)])[order] for n in names}
-    ids = [[*one.ids, *two.ids][n] for n in order.tolist()]
-    return Batch(
-        ids=ids,
-        features=torch.cat([one.features, two.features]),
-        boxes=torch.cat([one.boxes, two.boxes]),
-        **joined,
-    )
 
 
 def fill(tensor: Tensor, width: int, value: Any) -> Tensor:

@@ -66,8 +66,6 @@ def methods_of(
     if "unfreeze_bias" in on:
         # Of names with "bias" in them, T5 has only the tables of relative positions.
         methods["biases"] = BitFit() if size["backbone"] == "bart" else BiasesAlone()
-    if "unfreeze_lm_head" in on:
-        methods["tokens"] = TokensAlone()
     if "encoder_prompt_len" in on:
         methods["prompts"] = PromptTuning(
             sharing="single" if "use_single_prompt" in on else "multiple",
@@ -183,14 +181,6 @@ class BiasesAlone(Method):
     def attach(self, host: Host) -> list[torch.nn.Parameter]:
         """The relative position biases."""
         return bias_parameters(host.model)
-
-
-class TokensAlone(Method):
-    """The original's --unfreeze_lm_head: the token table, which the output layer shares."""
-
-    def attach(self, host: Host) -> list[torch.nn.Parameter]:
-        """The one table."""
-        return [host.model.get_input_embeddings().weight]
 
 
 def backbone_of(size: dict[str, Any], config: str) -> Backbone:

@@ -26,7 +26,6 @@ TEXT: dict[str, Any] = {
 }  # fmt: skip
 VISION = {"width": 64, "heads": 1, "blocks_used": 1, "patch": 4, "layer_norm_eps": 1e-5}
 WIDTH, HEADS, LAYERS, SIDE = 16, 2, 2, 8
-STEPS = 4
 
 
 def norm(w: Weights, name: str, x: Tensor, eps: float) -> Tensor:
@@ -245,9 +244,8 @@ def texts(seed: int, rows: int = 4, length: int = 8) -> tuple[Tensor, Tensor]:
     return ids.where(mask == 1, TEXT["pad_token_id"]), mask
 
 
-def write_case(folder: Path, loss: str, head_rate: float, streams_rate: float = 5) -> Path:
-    """A case of one of LOSSES in the form of the recorded ones: the loss, its gradients, the groups
-    of the optimizer and four of its steps. `head_rate`, `streams_rate`: factors of the rate."""
+def write_case(folder: Path, loss: str) -> Path:
+    """A case of one of LOSSES in the form of the recorded ones: the loss and its gradients."""
     heads = {
         "nlvr2_loss": mlp_shapes("nlvr2_classifier", 2 * WIDTH, 4 * WIDTH, 2),
         "snli_loss": mlp_shapes("snli_classifier", 2 * WIDTH, 2 * WIDTH, 3),
@@ -271,13 +269,11 @@ def write_case(folder: Path, loss: str, head_rate: float, streams_rate: float = 
     weights = {name: tensor.double().requires_grad_() for name, tensor in stored.items()}
     config = {
         "vocab_size": TEXT["vocab_size"], "hidden_size": WIDTH, "num_heads": HEADS,
-        "num_top_layer": LAYERS, "image_size": SIDE, "learning_rate": 1e-3, "weight_decay": 0.01,
-        "warmup_steps": 0.1, "decay_power": 1, "end_lr": 0, "lr_mult_head": head_rate,
-        "lr_mult_cross_modal": streams_rate,
+        "num_top_layer": LAYERS, "image_size": SIDE,
     }  # fmt: skip
     record = {
         "kind": "meter_model", "config": config, "text_encoder": TEXT, "vision": VISION,
-        **trained(weights, lambda w: LOSSES[loss](w, exact), loss, config),
+        **differentiated(weights, LOSSES[loss](weights, exact), loss),
     }  # fmt: skip
     path = folder / f"{loss}.json"
     path.write_text(json.dumps(record), encoding="utf-8")
@@ -286,60 +282,15 @@ def write_case(folder: Path, loss: str, head_rate: float, streams_rate: float = 
     return path
 
 
-def trained(
-    w: dict[str, Tensor], loss_of: Callable[[Weights], Tensor], name: str, config: dict[str, Any]
-) -> dict[str, Any]:
-    """Loss, gradients, groups and steps of METER's optimizer, as records have them."""
-    groups = groups_of(w, config)
-    steps, first, moments = [], {}, {n: (torch.zeros_like(t),) * 2 for n, t in w.items()}
-    rate_of = {n: (g["lr_multiplier"], g["weight_decay"]) for g in groups for n in g["names"]}
-    for step in range(STEPS):
-        loss = loss_of(w)
-        found = torch.autograd.grad(loss, list(w.values()), allow_unused=True)
-        grads = {n: g for n, g in zip(w, found, strict=True) if g is not None}
-        if step == 0:
-            first = {
-                n: sums(grads[n], "grad_norm", "grad_dot_cos") if n in grads else None for n in w
-            }
-            start = loss.item()
-        # Warm-up over two of 20 steps, then a line to 0.
-        factor = step / 2 if step < 2 else (20 - step) / 18
-        for n, g in grads.items():
-            m, v = 0.9 * moments[n][0] + 0.1 * g, 0.98 * moments[n][1] + 0.02 * g * g
-            moments[n] = m, v
-            rate = config["learning_rate"] * rate_of[n][0] * factor
-            corrected = (1 - 0.98 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
-            with torch.no_grad():
-                w[n] -= rate * corrected * m / (v.sqrt() + 1e-8)
-                w[n] -= rate * rate_of[n][1] * w[n]
-        whole = torch.cat([g.flatten() for g in grads.values()]).norm().item()
-        rates = [config["learning_rate"] * g["lr_multiplier"] * factor for g in groups]
-        params = {n: list(sums(t.detach(), "norm", "dot").values()) for n, t in w.items()}
-        steps.append({"loss": loss.item(), "grad_norm": whole, "lr": rates, "params": params})
-    train = {"max_steps": 20, "betas": [0.9, 0.98], "eps": 1e-8, "steps": steps}
-    return {"losses": {name: start}, "grads": first, "param_groups": groups, "train": train}
+def differentiated(weights: Weights, loss: Tensor, name: str) -> dict[str, Any]:
+    """Loss and gradients as records have them."""
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    pairs = zip(weights, found, strict=True)
+    grads = {n: None if g is None else sums(g, "grad_norm", "grad_dot_cos") for n, g in pairs}
+    return {"losses": {name: loss.item()}, "grads": grads}
 
 
 def sums(values: Tensor, norm_name: str, dot_name: str) -> dict[str, float]:
     """The norm of some numbers, and their product with cosines."""
     cosine = torch.arange(values.numel(), dtype=torch.float64).cos()
     return {norm_name: values.norm().item(), dot_name: (values.flatten() * cosine).sum().item()}
-
-
-def groups_of(names: Mapping[str, object], config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """METER's six groups: encoders, heads and streams, each with and without weight decay."""
-    heads = ("vqa_classifier", "nlvr2_classifier", "snli_classifier", "mlm_score", "itm_score")
-    undecayed = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
-    factors = {"": 1, "head": config["lr_mult_head"], "streams": config["lr_mult_cross_modal"]}
-    groups = []
-    for part, factor in factors.items():
-        for decay in (config["weight_decay"], 0.0):
-            mine = [
-                name
-                for name in names
-                if part
-                == ("streams" if "cross_modal" in name else "head" * any(h in name for h in heads))
-                and (decay == 0) == any(end in name for end in undecayed)
-            ]
-            groups.append({"names": mine, "lr_multiplier": factor, "weight_decay": decay})
-    return groups

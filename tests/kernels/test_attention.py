@@ -8,11 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vlds.models.kernels.attention import (
-    LONGEST,
     TORCH_ATTENTION,
     attention,
     attention_by,
@@ -138,28 +135,6 @@ def test_recomputed_attention_is_the_formula(p: float, dtype: torch.dtype) -> No
             assert distance(one, other) < 0.01
 
 
-@pytest.mark.parametrize("reason", ["long", "dropout", "float32", "no gradient"])
-def test_all_else_is_torchs(reason: str) -> None:
-    length = LONGEST + 1 if reason == "long" else 4
-    query, key, value = (draw(1, 2, length, 8) for _ in range(3))
-    if reason == "float32":
-        query, key, value = query.float(), key.float(), value.float()
-    with attention_by(attention), torch.set_grad_enabled(reason != "no gradient"):
-        output = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=0.5 if reason == "dropout" else 0.0
-        )
-    assert "ShortAttention" not in type(output.grad_fn).__name__
-    if reason != "dropout":
-        expected = TORCH_ATTENTION(query, key, value)
-        assert torch.equal(output, expected)
-
-
-def test_torchs_function_is_back_outside() -> None:
-    with attention_by(attention):
-        assert F.scaled_dot_product_attention is not TORCH_ATTENTION
-    assert F.scaled_dot_product_attention is TORCH_ATTENTION
-
-
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_dropout_of_weights_follows_the_examples(groups: int) -> None:
     """Whatever rows stand beside an example, causal or with a mask."""
@@ -182,31 +157,3 @@ def test_dropout_of_weights_follows_the_examples(groups: int) -> None:
     assert not torch.allclose(
         whole, F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     )
-
-
-class Places(TorchDispatchMode):
-    """The devices of what operations make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[str] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        output = function(*args, **(kwargs or {}))
-        self.made += [t.device.type for t in tree_leaves(output) if isinstance(t, Tensor)]
-        return output
-
-
-def test_elsewhere_than_on_a_cpu_the_host_does_what_torch_alone_does() -> None:
-    """A mask that the host draws first took it a second a pass of 36 layers of 4,096 tokens."""
-    made = []
-    with torch.device("meta"):
-        states = [draw(1, 4, 64, 16) for _ in range(3)]
-    for function in (attention, TORCH_ATTENTION):
-        with Places() as seen:
-            function(*states, is_causal=True)
-        made.append(seen.made)
-    assert made[0] == made[1]
-    assert set(made[0]) == {"meta"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,9 @@ import pytest
 import torch
 
 from tests.toys.beam_search import beam_search, log_probs
-from tests.toys.class_folders import CLASSES, write_classes
 from tests.toys.models import Words, batch
 from vlds.models.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
-from vlds.models.generation.answer_list import AnswerList, read_answers
+from vlds.models.generation.answer_list import read_answers
 from vlds.models.kinds.joint import JointModel
 from vlds.schema import Decoding
 
@@ -62,36 +60,6 @@ def test_the_best_of_the_list(model: JointModel, num_beams: int) -> None:
             start, end = config.decoder_start_token_id, config.eos_token_id
             whole = replace(decoding, max_new_tokens=listed.longest)
             assert answer == beam_search(scores, start, end, whole)
-
-
-def test_states_are_read_once_an_example_and_the_done_leave(model: JointModel) -> None:
-    """Keys of the encoder's states are computed once per example, not per beam; the first step runs
-    once per example; finished examples leave the batch."""
-    decoder = model.backbone.get_decoder()
-    (keys, *_) = [
-        m for n, m in decoder.named_modules()
-        if n.endswith(("EncDecAttention.k", "encoder_attn.k_proj"))
-    ]  # fmt: skip
-    made, written = [], []
-    hooks = [
-        keys.register_forward_hook(lambda _, inputs, __: made.append(len(inputs[0]))),
-        decoder.get_input_embeddings().register_forward_hook(
-            lambda _, inputs, __: written.append(len(inputs[0]))
-        ),
-    ]
-    model.processor = Targets(model)
-    shrunk = 0
-    for seed in range(6):
-        made.clear()
-        written.clear()
-        model.generate(batch(tasks=(0,) * 16, seed=seed), Decoding(num_beams=2, answers=LISTED))[0]
-        assert made == [16]
-        assert written[:2] == [16, 32]
-        assert written[1:] == sorted(written[1:], reverse=True)
-        shrunk += written[-1] < 32
-    for hook in hooks:
-        hook.remove()
-    assert shrunk
 
 
 @pytest.mark.sampled(3)
@@ -167,21 +135,6 @@ def test_the_attention_of_gpus(model: JointModel, num_beams: int) -> None:
             assert model.backbone.config._attn_implementation == name
         finally:
             model.backbone.set_attn_implementation(CPU_ATTENTION)
-
-
-def test_answers_that_are_the_same_to_the_tokenizer(model: JointModel) -> None:
-    texts = ["w4 w5", "w4  w5", "w5"]
-    listed = AnswerList(texts, Targets(model)(texts)["input_ids"])
-    assert list(listed.texts.values()) == ["w4 w5", "w5"]
-
-
-def test_lists_come_from_files(tmp_path: Path) -> None:
-    file = tmp_path / "answers.json"
-    file.write_text(json.dumps(["yes", "no", "yes"]), encoding="utf-8")
-    assert read_answers(str(file)) == ("yes", "no")
-    assert read_answers(("red",)) == ("red",)
-    about = write_classes(tmp_path / "toy") / "dataset.json"
-    assert read_answers(str(about)) == CLASSES
 
 
 def test_a_list_on_the_command_line_with_a_number_in_it_is_no_file() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, FalconH1Config
 
 from tests.toys.causal import (
-    GRID,
     TASKS,
     batch,
     build,
-    causal_recipe,
     kind_in,
     rows,
     save_model,
@@ -29,10 +25,7 @@ from tests.toys.causal import (
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.kinds.causal import Causal
 from vlds.models.methods import Adapter, Full, LoRA
-from vlds.models.roles import optimizer_rules
-from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch
-from vlds.training.optimizer import parameter_groups
 
 
 @pytest.mark.sampled(2)
@@ -51,55 +44,6 @@ def test_the_loss_is_that_of_hugging_face(causal: Causal) -> None:
         expected = plain(inputs_embeds=embeds, labels=labels).loss.detach()
         num_labels = int((labels != IGNORED_LABEL).sum())
         assert abs(float(nll[number].sum() / num_labels - expected)) < 1e-6
-
-
-@pytest.mark.sampled(3)
-def test_a_row_does_not_depend_on_its_batch(causal: Causal) -> None:
-    lora = LoRA(rank=2, roles=["attn_out", "ffn_out"], sharing="multiple", train_biases=False)
-    model = build(causal, {"lora": lora}, torch.float64).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("lora.b"):
-                parameter.normal_()
-        together = model(batch(causal), torch.ones(4)).token_nll_sum
-        for number, row in enumerate(rows()):
-            alone = model(batch(causal, [row]), torch.ones(1)).token_nll_sum
-            assert torch.allclose(alone, together[number : number + 1], rtol=1e-9)
-
-
-def test_labels_on_the_sequence_are_cut_with_it(llama: Causal) -> None:
-    """Also where the prompt is as long as the longest answer."""
-    examples = batch(llama)
-    assert examples.labels is not None
-    assert examples.labels.shape == examples.input_ids.shape
-    chosen = examples.select(torch.tensor([3, 0]))
-    assert chosen.labels is not None
-    assert chosen.labels.shape == chosen.input_ids.shape
-    labelled = chosen.labels != IGNORED_LABEL
-    assert torch.equal(chosen.labels[labelled], chosen.input_ids[labelled])
-    assert labelled.sum(1).tolist() == (examples.labels != IGNORED_LABEL)[[3, 0]].sum(1).tolist()
-    # The same widths, but targets that stand alone.
-    starts = (examples.labels != IGNORED_LABEL).int().argmax(1)
-    rows = [row.roll(-start) for row, start in zip(examples.labels, starts.tolist(), strict=True)]
-    apart = replace(examples, labels=torch.stack(rows), labels_on_prompt=False)
-    assert apart.select(torch.tensor([3, 0])).labels.shape[1] == int(labelled.sum(1).max())  # type: ignore[union-attr]
-
-
-def test_sizes_count_visual_tokens(llama: Causal) -> None:
-    examples = batch(llama)
-    pictures = torch.tensor([1, 0, 1, 2]) * GRID * GRID
-    expected = pictures + examples.attention_mask.sum(1)
-    assert torch.equal(build(llama).sizes(examples), expected[:, None])
-
-
-def test_logits_are_those_that_the_loss_reads(llama: Causal) -> None:
-    model = build(llama).eval()
-    examples = batch(llama)
-    assert examples.labels is not None
-    logits, real = model.logits(examples), examples.labels != IGNORED_LABEL
-    scored = -logits.log_softmax(-1)[real].gather(1, examples.labels[real][:, None])[:, 0]
-    assert torch.allclose(scored, model.token_nll(examples)[real])
-    assert not logits[~real].any()
 
 
 def gradients(model: nn.Module, examples: Batch) -> dict[str, Tensor]:
@@ -140,91 +84,12 @@ def test_activation_checkpointing_changes_no_number(causal: Causal) -> None:
         assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5), name
 
 
-def test_only_methods_and_the_projector_train(llama: Causal) -> None:
-    methods = {"adapter": Adapter(reduction=4)}
-    model = build(llama, methods).train()
-    assert set(model.trained_by.values()) == {"adapter", "connector"}
-    assert optimizer_rules(model)["connector.linear_2.bias"].decays is False
-    assert not model.vision.training
-    frozen = build(replace(llama, train_projector=False), methods)
-    assert set(frozen.trained_by.values()) == {"adapter"}
-
-
-def test_the_projector_has_a_rate_of_its_own(llama: Causal, world: Path, tmp_path: Path) -> None:
-    recipe = causal_recipe(tmp_path, world, tmp_path / "run")
-    model = build(llama, recipe.methods)
-    groups = parameter_groups(model, recipe)
-    peaks = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert peaks[id(parameter)] == (3e-3 if name.startswith("connector.") else 1e-2)
-    with pytest.raises(ValueError, match="'connector' cannot be a method's name"):
-        ModelSetup(kind=recipe.model, methods={"connector": Full()})
-
-
-def test_sources_name_what_files_have_filled(saved: Path) -> None:
-    chosen = kind_in(saved / "qwen2")
-    model = build(chosen, {"lora": LoRA(rank=2, roles=["attn_q"], train_biases=False)})
-    names = {name for name, _ in model.unique_state() if name.startswith("backbone.")}
-    assert model.sources.names == {name for name in names if "extensions" not in name}
-
-
-def test_weights_without_a_source_are_drawn_by_name(llama: Causal) -> None:
-    config = f"{llama.path}/config.json"
-    chosen = replace(llama, path=None, config=config, tokenizer=llama.path)
-    torch.manual_seed(1)
-    one = build(chosen).state_dict()
-    torch.manual_seed(2)
-    other = build(chosen).state_dict()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    assert one["backbone.lm_head.weight"].std() > 0.01
-
-
-def test_a_copy_is_a_model_of_its_own(llama: Causal) -> None:
-    model = build(llama, {"adapter": Adapter(sharing="multiple", reduction=4)}).eval()
-    twin = copy.deepcopy(model)
-    examples = batch(llama)
-    assert torch.equal(twin.token_nll(examples), model.token_nll(examples))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    assert twin.token_nll(examples).sum() > model.token_nll(examples).sum()
-
-
 def test_rotary_frequencies_stay_precise_in_bfloat16(llama: Causal) -> None:
     expected = build(llama).backbone.model.rotary_emb.inv_freq
     for model in (build(llama, dtype=torch.bfloat16), build(llama).to(torch.bfloat16)):
         assert model.backbone.model.rotary_emb.inv_freq.dtype == torch.float32
         assert torch.equal(model.backbone.model.rotary_emb.inv_freq, expected)
         assert model.backbone.lm_head.weight.dtype == torch.bfloat16
-
-
-@pytest.mark.sampled(3)
-def test_an_exported_model_is_the_same(causal: Causal, tmp_path: Path) -> None:
-    model = build(causal, {"all": Full(), "eyes": Full(part="vision")}).eval()
-    exported = causal.export(model, tmp_path)
-    again = build(exported).eval()
-    assert not again.trained_by
-    model.requires_grad_(False)  # torch has other kernels for weights that train
-    assert torch.equal(again.token_nll(batch(exported)), model.token_nll(batch(causal)))
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
-    trained = {n for n, by in model.trained_by.items() if by == "all"}
-    assert trained == {f"backbone.{name}" for name, _ in theirs.named_parameters()}
-    tied = model.backbone.lm_head.weight is model.backbone.get_input_embeddings().weight
-    assert tied == (again.backbone.lm_head.weight is again.backbone.get_input_embeddings().weight)
-
-
-def test_stored_features(llama: Causal) -> None:
-    chosen = replace(llama, vision=StoredFeatures(dim=6, grid=4), grid=2)
-    model = build(chosen).eval()
-    collator = pickle.loads(pickle.dumps(chosen.collator(chosen.load_processor())))
-    features = torch.randn(3, 16, 6).half()
-    examples = collator(rows(), features, evaluation=False)
-    assert examples.images is None
-    assert model.visual_tokens(examples).shape == (3, 4, 16)
-    changed = replace(examples, features=torch.zeros_like(features))
-    moved = (model.token_nll(changed) - model.token_nll(examples)).abs().sum(1) > 0
-    assert moved.tolist() == [True, False, True, True]
 
 
 def test_errors_name_the_field(llama: Causal, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -23,7 +22,6 @@ from tests.toys.causal import SIZES, TASKS, batch, build, kind_in, rows, save_mo
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.kinds.causal import Causal, CausalModel
 from vlds.models.methods import Adapter, Hyperformer, HyperPELT, LoRA, Method, PrefixTuning
-from vlds.models.methods.host import NoteInput
 from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
@@ -124,21 +122,6 @@ def test_a_listed_answer_is_as_sure_as_a_choice(num_beams: int, llama: Causal) -
         assert one.token_confidence is None
 
 
-def test_choices_are_compared_in_the_first_step(llama: Causal) -> None:
-    model = build(llama, dtype=torch.float64).eval()
-    examples, words = batch(llama, evaluation=True), ("red", "blue", "dark")
-    firsts = [ids[0] for ids in model.choice_ids(words)]
-    answers = model.answer(examples, Decoding(choices=words))
-    sequences = model.sequences(examples, model.visual_tokens(examples), left=True)
-    step = model.backbone.generate(
-        inputs_embeds=sequences.embeds, attention_mask=sequences.mask.long(), max_new_tokens=1,
-        output_logits=True, return_dict_in_generate=True, pad_token_id=0,
-    ).logits[0][:, firsts]  # fmt: skip
-    assert [answer.text for answer in answers] == [words[n] for n in step.argmax(-1).tolist()]
-    shares = step.softmax(-1).amax(-1).tolist()
-    assert [answer.confidence for answer in answers] == pytest.approx(shares, abs=1e-6)
-
-
 def test_an_answer_in_the_batch_is_not_read(llama: Causal) -> None:
     model = build(llama, dtype=torch.float64).eval()
     assert batch(llama, evaluation=True).labels is None
@@ -146,25 +129,6 @@ def test_an_answer_in_the_batch_is_not_read(llama: Causal) -> None:
     assert [answer.text for answer in held] == [answer.text for answer in bare]
     for one, other in zip(held, bare, strict=True):
         assert one.confidence == pytest.approx(other.confidence)
-
-
-def test_the_head_reads_no_slice(causal: Causal) -> None:
-    """Torch multiplies a slice many times slower than a copy."""
-    model = build(causal).eval()
-    head = model.backbone.get_output_embeddings()
-    read: list[bool] = []
-    products = torch.nn.functional.linear
-
-    def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if weight is head.weight:
-            read.append(states.is_contiguous())
-        return products(states, weight, bias)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "linear", linear)
-        ids_of(model, batch(causal, evaluation=True), FREE)
-    assert read
-    assert all(read)
 
 
 # A causal model with the weights of a LLaVA computes what LLaVA computes.
@@ -235,17 +199,6 @@ def test_the_loss_is_llavas(tmp_path: Path) -> None:
 
 # What methods meet in causal models alone.
 
-FUSED = ("attn_qkv", "attn_out", "ffn_in", "ffn_out")
-
-
-def test_a_fused_projection(saved: Path) -> None:
-    chosen = kind_in(saved / "phi3")
-    fused = LoRA(rank=2, roles=list(FUSED), sharing="multiple", train_biases=False)  # type: ignore[arg-type]
-    model = build(chosen, {"lora": fused})
-    assert any("qkv_proj.extensions.lora" in name for name in model.trained_by)
-    with pytest.raises(ValueError, match=r"methods\.lora: .*'attn_q'.*choose attn_qkv"):
-        build(chosen, {"lora": LoRA(rank=2)})
-
 
 @pytest.mark.parametrize(
     ("kind", "method", "reason"),
@@ -296,22 +249,3 @@ def test_prefixes_are_keys_and_values_that_stand_before_all_others(kind: str, sa
     found = model.backbone(inputs_embeds=sequences.embeds, use_cache=False).logits
     assert torch.allclose(found, expected, atol=1e-10)
     assert not torch.allclose(found, plain.backbone(inputs_embeds=sequences.embeds).logits)
-
-
-def test_what_adapters_beside_layers_read_is_let_go(llama: Causal) -> None:
-    """Of a gated layer's two inputs, which are one, one is kept until the adapter has run."""
-    model = build(llama, {"pelt": HyperPELT(reduction=4)})
-    model(batch(llama), torch.ones(4)).loss.backward()
-    notes = [module for module in model.modules() if isinstance(module, NoteInput)]
-    assert len(notes) == 2
-    assert all(note.noted.value is None for note in notes)
-
-
-def test_visual_tokens_may_be_narrower_than_layers(tmp_path: Path) -> None:
-    save_model(tmp_path / "opt", "opt", word_embed_proj_dim=8)
-    chosen = kind_in(tmp_path / "opt")
-    model = build(chosen, {"pelt": HyperPELT(reduction=4, prefix_length=2)})
-    model(batch(chosen), torch.ones(4)).loss.backward()
-    look = model.backbone.extensions["pelt"].look
-    assert look.in_features == 8
-    assert look.weight.grad.any()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import compress, pairwise
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ from tests.toys.causal import batch as causal_batch
 from tests.toys.image_text.claims import TALKING
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.image_text.theirs import conversation, processed
-from vlds.models.collate import JointCollator
 from vlds.models.kinds.causal_rows import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.schema import (
     IGNORED_LABEL,
-    Clip,
     Decoding,
     Example,
     RefusedRows,
@@ -311,16 +308,6 @@ def test_pieces_cannot_make_a_pictures_place() -> None:
     assert text.count(word) == 1
 
 
-def test_many_pieces_take_time_in_proportion(tmp_path: Path) -> None:
-    chat = chat_of(tmp_path, TEMPLATES["chatml"])
-    times = [time.process_time()]
-    for num in (500, 8_000):
-        assert chat.turn_ids((Turn("user", ("a", None) * num),), 9 * num).pictures[-1] == num
-        times.append(time.process_time())
-    few, many = (end - begin for begin, end in pairwise(times))
-    assert many < 48 * few  # 16 times; 100 if each piece looks at all others
-
-
 WITH_PICTURES = (
     Turn("user", ("first ", None, " what is red ?")),
     Turn("assistant", ("blue sky",), learned=True),
@@ -466,23 +453,3 @@ def marked_places(chat: ChatFormat, turns: Sequence[Turn]) -> list[int]:
         before += piece
         places.append(len(chat.ids(before)))
     return places
-
-
-def test_a_clip_is_its_frames_in_place(tmp_path: Path) -> None:
-    """In causal models; encoder-decoders read them beside the plain text."""
-    chat = chat_of(tmp_path, TEMPLATES["chatml"])
-    clip = Turn("user", ("look ", Clip((0.5, 1.5, 2.5), 3.0), " and ", None, "?"))
-    assert clip.num_pictures == 4
-    spread = clip._replace(content=("look ", None, None, None, " and ", None, "?"))
-    rows = [row_of((SYSTEM, turn))._replace(images=range(4)) for turn in (clip, spread)]
-    one, other = (collated(chat, row) for row in rows)
-    assert torch.equal(one.input_ids, other.input_ids)
-    assert one.image_index.tolist() == [[0, 1, 2, 3]]
-    before = one.types["pictures_before"]
-    assert torch.equal(before, other.types["pictures_before"])
-    assert {0, 3, 4} == set(before.flatten().tolist())
-    joint = JointCollator(chat.tokenizer, features=True)
-    batch = joint([rows[0]], torch.zeros(4, 2, 4), evaluation=False)
-    said = chat.tokenizer.decode(batch.input_ids[0])
-    assert "look" in said
-    assert batch.image_index.tolist() == [[0, 1, 2, 3]]

@@ -35,7 +35,7 @@ from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import save_module
 from vlds.models.methods import Adapter, LoRA, Method
 from vlds.models.model import Model
-from vlds.models.vision import ClipTokens, ConvNet, Timm
+from vlds.models.vision import ClipTokens, Timm
 from vlds.models.vision.base import load_weights
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
@@ -64,20 +64,6 @@ def test_streams_read_text_and_picture_and_no_padding(recipe: Recipe) -> None:
     other = replace(batch, images=255 - batch.images)
     changed, _ = model.fuse(other)
     assert (changed - text).abs().max() > 1e-3
-
-
-def test_masked_image_tokens_change_nothing() -> None:
-    torch.manual_seed(0)
-    fusion = CoAttention(CoAttentionConfig(width=8, layers=2, heads=2), 6, 5, True).eval()
-    text, image = torch.randn(2, 4, 6), torch.randn(2, 7, 5)
-    seen = torch.arange(7) < torch.tensor([[7], [4]])
-    first = fusion(text, torch.ones(2, 4).bool(), image, seen)
-    image[1, 4:] += 100
-    second = fusion(text, torch.ones(2, 4).bool(), image, seen)
-    assert torch.allclose(first.text, second.text, atol=1e-6)
-    assert torch.allclose(first.pooled, second.pooled, atol=1e-6)
-    shown = fusion(text, torch.ones(2, 4).bool(), image, torch.ones(2, 7).bool())
-    assert not torch.allclose(first.text[1], shown.text[1], atol=1e-3)
 
 
 def num_weights(module: nn.Module) -> int:
@@ -222,19 +208,6 @@ def test_saved_streams_may_see_a_second_picture(tmp_path: Path) -> None:
     wider = CoAttention(replace(sizes, width=16), 6, 5, True, 2)
     with pytest.raises(ValueError, match=r"does not fit CoAttention: text_projection\.weight"):
         load_weights(wider, str(tmp_path / "fusion.safetensors"))
-
-
-def test_without_a_class_token_the_mean_stands_for_the_picture(recipe: Recipe) -> None:
-    cells = ConvNet(image_size=16, grid=2, widths=[4, 8, 8])
-    model = model_of(with_model(recipe, vision=cells))
-    rows = batch_of(recipe, TEXTS)
-    images, shown = model.visual_tokens(rows)
-    assert images.shape[2] == 4
-    fusion, mask = model.backbone.fusion, rows.attention_mask.bool()
-    text = model.backbone.text(input_ids=rows.input_ids, attention_mask=mask.long())
-    fused = fusion(text.last_hidden_state, mask, images[:, 0], shown[:, 0])
-    expected = fusion.image_pooler(fused.image.mean(1, keepdim=True))
-    assert torch.allclose(fused.pooled[:, 16:], expected, atol=1e-6)
 
 
 @pytest.mark.slow

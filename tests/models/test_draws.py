@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from tests.toys.engines import start_deepspeed, whole_state
 from tests.toys.models import (
-    DIM,
-    GRID,
     TASKS,
-    VOCABULARY,
     backbone,
     build,
     hf_config,
@@ -28,7 +25,6 @@ from vlds.models import JointSeq2Seq
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, attach_methods, build_model, build_parts
 from vlds.models.kinds.joint import JointModel
-from vlds.models.loading.drawn_weights import Tape, draw_by_name
 from vlds.models.methods import (
     IA3,
     Adapter,
@@ -44,16 +40,11 @@ from vlds.models.methods import (
 )
 from vlds.models.methods.host import Host, LinearExtension
 from vlds.models.partitioned import partitioned_loading
-from vlds.models.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
+from vlds.models.vision import ConvNet
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
 VISION = ConvNet(image_size=12, grid=3, widths=[4, 8])
-CLIP_SIZES = {
-    "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 16,
-    "projection_dim": 16,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,47 +256,3 @@ def test_values_are_spread_as_the_constructors_spread_them(
         else:
             assert torch.equal(tensor, drawn[name]), name
     assert large > 60
-
-
-def test_new_rows_do_not_depend_on_their_number(tmp_path: Path) -> None:
-    source = saved_backbone(T5, tmp_path)
-    table = build(source).backbone.shared.weight
-    config = ModelSetup(
-        kind=JointSeq2Seq(backbone=source, vision=StoredFeatures(dim=DIM, grid=GRID))
-    )
-    longer = build_model(config, TASKS, torch.float32, range(VOCABULARY + 7)).backbone.shared.weight
-    assert torch.equal(longer[:VOCABULARY], table)
-    new = longer[40:]
-    assert len({tuple(row.tolist()) for row in new}) == VOCABULARY + 7 - 40
-    assert new.std().item() == pytest.approx(1.0, rel=0.1)
-
-
-@pytest.mark.parametrize("encoder", ["clip", "timm"])
-def test_encoders_of_other_libraries(encoder: str, tmp_path: Path) -> None:
-    """Both have special random values: truncated, scaled, drawn several times."""
-    vision: VisionEncoder = Timm(model="vit_tiny_patch16_224", image_size=48)
-    if encoder == "clip":
-        file = tmp_path / "clip.json"
-        file.write_text(json.dumps(CLIP_SIZES), encoding="utf-8")
-        vision = ClipVision(config=str(file))
-    source = backbone(T5, tmp_path)
-    first, second = build(source, vision=vision), build(source, vision=vision)
-    assert not drawn_names(first, second)
-    drawn = drawn_names(first, build(source, vision=vision, seed=1))
-    left = everything(
-        build_parts(
-            ModelSetup(kind=JointSeq2Seq(backbone=source, vision=vision)), torch.float32, range(60)
-        )
-    )
-    for name, tensor in everything(first).items():
-        if name.startswith("vision.") and tensor.is_floating_point():
-            assert (name in drawn) == bool(tensor.std() > 0), name
-            assert tensor.std().item() == pytest.approx(left[name].std().item(), rel=0.2), name
-
-
-def test_a_build_leaves_the_generator_where_its_constructors_leave_it() -> None:
-    with Tape() as tape:
-        layer = nn.Linear(3, 4)
-    before = torch.get_rng_state()
-    draw_by_name(layer, tape, 0, ())
-    assert torch.equal(torch.get_rng_state(), before)

@@ -61,12 +61,6 @@ def test_beams(decoding: Decoding) -> None:
     assert len({len(answer) for answer in expected}) > 2
 
 
-def test_the_made_up_language_tells_the_rules_apart() -> None:
-    """Each rule changes some answer, so that the test above would see a wrong one."""
-    for first, second in ((0, 1), (0, 2), (1, 3)):
-        assert search_all(CHOICES[first]) != search_all(CHOICES[second])
-
-
 @pytest.mark.parametrize("num_beams", [1, 2, 4])
 def test_searches_with_a_cache(model: JointModel, num_beams: int) -> None:
     """A greedy answer is that of a single beam, which is not forced to end."""
@@ -106,19 +100,6 @@ def test_choices(model: JointModel) -> None:
     assert [answer.confidence for answer in found] == pytest.approx(shares)
     with pytest.raises(ValueError, match="do not differ in their first token"):
         model.generate(batch(), Decoding(choices=("w7 w8", "w7")))
-
-
-def test_nothing_leaks_from_a_checkpoint(model: JointModel) -> None:
-    """Generation settings of pretrained checkpoints have no effect."""
-    before = model.generate(batch(), Decoding(max_new_tokens=6))[0]
-    assert model.backbone.generation_config.no_repeat_ngram_size in (None, 0)
-    assert model.backbone.generation_config.forced_bos_token_id is None
-    assert model.generate(batch(), Decoding(max_new_tokens=6))[0] == before
-
-
-def test_answers_end_before_the_end_token() -> None:
-    ids = torch.tensor([[0, 5, 6, 1, 0], [0, 5, 6, 7, 8], [0, 1, 0, 0, 0]])
-    assert answers(ids, eos_token_id=1) == [[5, 6], [5, 6, 7, 8], []]
 
 
 def test_ties_go_to_the_last_choice() -> None:

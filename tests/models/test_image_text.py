@@ -4,8 +4,6 @@ at once."""
 from __future__ import annotations
 
 import copy
-import math
-import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +13,12 @@ import torch
 
 from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.claims import TEXT_ALONE
-from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.image_text.theirs import generated
 from tests.toys.models import shake
 from vlds.models import ImageTextToText
 from vlds.models.kinds import image_text
 from vlds.models.methods import BitFit, Full, LoRA, Method
-from vlds.models.methods.host import is_own
 from vlds.schema import IGNORED_LABEL, Decoding
 
 
@@ -71,25 +67,6 @@ def test_a_question_cannot_hold_a_placeholder(model: Tiny) -> None:
     assert model.batch([row._replace(example=long)]).input_ids.shape[1] < usual + 20
 
 
-@pytest.mark.sampled(2)
-def test_an_answer_cannot_hold_a_placeholder_or_an_end(model: Tiny) -> None:
-    """Also one that a list of answers holds."""
-    row, chat = model.rows()[0], model.collator.chat
-    tokenizer = model.processor.tokenizer
-    word = str(getattr(model.processor, "image_token", "<image>"))
-    target = f"a {word} here {tokenizer.eos_token} and there"
-    batch = model.batch([row._replace(example=replace(row.example, target=target))])
-    assert model.build().token_nll(batch).isfinite().all()
-    assert batch.labels is not None
-    labels = batch.labels[batch.labels != IGNORED_LABEL].tolist()
-    body = labels[len(chat.start_ids) : -len(chat.tail_ids)]
-    assert not set(body) & {*tokenizer.all_special_ids, *chat.end_ids}
-    long = row._replace(example=replace(row.example, target=target), max_target_tokens=99)
-    whole = model.batch([long]).labels
-    assert whole is not None
-    assert whole[whole != IGNORED_LABEL].tolist() == chat.answer_ids(target)
-
-
 def test_a_processor_that_fails_on_any_picture_is_no_bad_sample() -> None:
     """Its error stays as it is: other samples would not help."""
     model = tiny("qwen2_vl")
@@ -97,16 +74,6 @@ def test_a_processor_that_fails_on_any_picture_is_no_bad_sample() -> None:
     collator.processor.image_processor = None
     with pytest.raises(AttributeError):
         collator(model.rows(), images(), evaluation=False)
-
-
-def test_workers_make_the_same_batches(model: Tiny) -> None:
-    rows = model.rows()
-    copy = pickle.loads(pickle.dumps(model.collator))
-    ours, theirs = (c(rows, images(), evaluation=False) for c in (model.collator, copy))
-    assert torch.equal(ours.input_ids, theirs.input_ids)
-    for one, other in zip(ours.media, theirs.media, strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 WORDS, LIST = ("red", "blue", "dog"), ("red sky", "blue", "a dog")
@@ -158,21 +125,6 @@ def test_greedy_ids_and_their_probability(model: Tiny) -> None:
         asked = replace(asked, input_ids=sequence, attention_mask=mask, types=types)
     nll = built.token_nll(replace(asked, labels=labels)).sum().item()
     assert written.log_probability == pytest.approx(-nll, abs=1e-4)
-
-
-def test_workers_pass_pictures_in_the_models_type() -> None:
-    model = tiny("qwen2_5_vl")
-    exact = model.batch(model.rows())
-    collator = model.kind.collator(model.processor, torch.bfloat16)
-    half = collator(model.rows(), images(), evaluation=False)
-    for row, whole in zip(half.media, exact.media, strict=True):
-        for name, values in row.items():
-            expected = whole[name].bfloat16() if name == "pixel_values" else whole[name].long()
-            assert values.dtype == expected.dtype
-            assert torch.equal(values, expected)
-    built = model.build().eval().to(torch.bfloat16)
-    ones = torch.ones(3)
-    assert torch.equal(built(half, ones).loss, built(exact, ones).loss)
 
 
 def test_attention_is_chosen_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,16 +186,6 @@ def test_named_layers_that_are_not_there(
         replace(model, kind=replace(model.kind, roles=roles)).build()
 
 
-def test_a_role_that_a_part_lacks() -> None:
-    method = LoRA(roles=["cross_attn_q"], train_biases=False)
-    message = (
-        "The model has no cross-attention: leave the role out, or choose a method that needs none; "
-        "or name its layers in model.roles.backbone.cross_attn_q"
-    )
-    with pytest.raises(ValueError, match=f"plays the role 'cross_attn_q'.*{re.escape(message)}$"):
-        tiny("llava").build({"m": method})
-
-
 INSIDE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """Types whose connector lies inside the vision tower."""
 
@@ -273,52 +215,6 @@ def test_a_frozen_tower_stays_in_evaluation_mode(model: Tiny) -> None:
         method = LoRA(part=part, rank=2, roles=["attn_out"], train_biases=False)
         built = model.build({"method": method}).train()
         assert built.get_submodule(built.parts["vision"].path).training == trains
-
-
-def test_only_answers_get_logits(model: Tiny) -> None:
-    built, batch = model.build().eval(), model.batch(model.rows())
-    assert batch.labels is not None
-    shapes = []
-    head = built.backbone.get_output_embeddings()
-    head.register_forward_hook(lambda _module, _inputs, logits: shapes.append(logits.shape[:-1]))
-    built.token_nll(batch)
-    assert [math.prod(shape) for shape in shapes] == [(batch.labels != IGNORED_LABEL).sum().item()]
-
-
-def test_weights_are_counted_by_part(model: Tiny) -> None:
-    """As one's hand counts them: the connector apart from the vision tower around it."""
-    places = PLACES[model.model_type]
-    counted = dict.fromkeys(("vision", "connector", "backbone"), 0)
-    built = model.build({"lora": LoRA(rank=2, train_biases=False)})
-    for name, parameter in built.backbone.named_parameters():
-        if is_own(name):
-            part = "vision" if name.startswith(places.vision) else "backbone"
-            part = "connector" if name.startswith(tuple(places.connector)) else part
-            counted[part] += parameter.numel()
-    counts = built.count_parameters()
-    lora = counts.by_part["lora"].total
-    totals = {part: count.total for part, count in counts.by_part.items()}
-    assert totals == {**counted, "lora": lora}
-    assert counts.by_part["connector"].trainable == counted["connector"] > 0
-    assert counts.trainable == counted["connector"] + lora
-    assert counts.total == counted["backbone"] + counted["connector"] + lora
-
-
-@pytest.mark.parametrize("field", ["path", "processor"])
-def test_a_folder_without_a_processor(field: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    kind = ImageTextToText(**{"path": str(tiny("llava").kind.path), field: str(tmp_path)})
-    message = (
-        f"model.{field}: no processor in the folder {tmp_path}; name a folder that holds "
-        "processor_config.json or preprocessor_config.json"
-    )
-    for check in (kind.check_sources, kind.load_processor):
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            check()
-    (tmp_path / "processor_config.json").write_text("{}", encoding="utf-8")
-    message = f"^model.{field}: no tokenizer in the folder {tmp_path}; "
-    with pytest.raises(ValueError, match=message):
-        kind.check_sources()
 
 
 @pytest.mark.sampled(2)

@@ -28,7 +28,7 @@ from tests.toys.pictures import noise
 from vlds.data.shards.pictures import decode_image
 from vlds.models import ImageTextToText
 from vlds.models.kinds import image_text
-from vlds.models.kinds.image_text import TESTED, check_inputs, check_reads, find_parts
+from vlds.models.kinds.image_text import TESTED, check_inputs, find_parts
 from vlds.models.kinds.image_text_rows import ImageTextCollator
 from vlds.recipe.build import build as built
 from vlds.schema import NaturalSize
@@ -94,20 +94,6 @@ def test_parts_are_where_the_type_has_them(model_type: str) -> None:
     assert len(names) == len(language) + len(vision) + len(connector) + len(rest)
 
 
-def test_a_decoder_with_a_head_counts_without_it() -> None:
-    text = {"model_type": "opt", "ffn_dim": 32, "word_embed_proj_dim": 32, "vocab_size": 40}
-    blip2 = shapes(
-        "blip-2",
-        text_config={**text, **SHALLOW},
-        vision_config=SHALLOW,
-        qformer_config={**SHALLOW, "encoder_hidden_size": 32},
-    )
-    parts = find_parts(blip2)
-    assert (parts.language, parts.vision) == ("language_model.model", "vision_model")
-    starts = {name.split(".")[0] for name in parts.connector}
-    assert starts == {"query_tokens", "qformer", "language_projection"}
-
-
 @pytest.mark.parametrize(
     ("model_type", "module"),
     [
@@ -122,51 +108,6 @@ def test_the_connector_is_found_beside_other_modules(model_type: str, module: st
     expected = [name for name, _ in model.named_parameters() if module in f".{name}"]
     assert expected
     assert list(find_parts(model).connector) == expected
-
-
-SMALL_TOWER = {"hidden_size": 32, "mlp_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-@pytest.mark.parametrize(
-    ("model_type", "fields", "connector", "outside"),
-    [
-        (
-            "deepseek_vl_hybrid",
-            {"text_config": SHALLOW, "high_res_vision_config": SMALL_TOWER},
-            {
-                "model.high_res_vision_alpha", "model.high_res_vision_neck",
-                "model.high_res_vision_proj", "model.aligner",
-            },
-            {"model.high_res_vision_model"},
-        ),
-        (
-            "video_llava",
-            {"text_config": SHALLOW},
-            {"model.multi_modal_projector"},
-            {"model.video_tower"},
-        ),
-        (
-            "janus",
-            {"text_config": SHALLOW},
-            {"model.aligner"},
-            {
-                "model.vqmodel", "model.generation_embeddings", "model.generation_aligner",
-                "model.generation_head",
-            },
-        ),
-        ("gemma3n", {}, {"model.embed_vision"}, {"model.embed_audio", "model.audio_tower"}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
-def test_further_towers_are_not_in_the_connector(
-    model_type: str, fields: dict[str, Any], connector: set[str], outside: set[str]
-) -> None:
-    """Nor what embeds sound, or draws pictures."""
-    model = shapes(model_type, **fields)
-    found = find_parts(model)
-    places = {".".join(name.split(".")[:2]) for name, _ in model.named_parameters()}
-    assert {".".join(name.split(".")[:2]) for name in found.connector} == connector
-    assert outside <= places - {found.language, found.vision}
 
 
 def test_types_without_separate_parts_are_refused() -> None:
@@ -190,19 +131,6 @@ def test_types_without_separate_parts_are_refused() -> None:
 
 # Processors that do not belong to a model, and inputs that vlds cannot place, are named before
 # long work.
-
-
-@pytest.mark.parametrize(
-    ("model_type", "nested", "pil"),
-    [
-        ("qwen2_vl", True, False), ("got_ocr2", False, False), ("idefics2", True, True),
-        ("llava_onevision", False, False), ("blip-2", True, False),
-    ],
-)  # fmt: skip
-def test_how_a_processor_takes_pictures_is_found_by_trying(
-    model_type: str, nested: bool, pil: bool
-) -> None:
-    assert tiny(model_type).collator.layout == (nested, pil)
 
 
 def test_a_processor_of_another_type() -> None:
@@ -248,13 +176,6 @@ def test_an_untested_type_that_fits_is_taken() -> None:
     check_inputs(replace(model.collator, model_type="new"), model.kind.read_config(), "m", "p")
 
 
-def test_a_processor_that_cannot_read_a_picture() -> None:
-    collator, config = mllama()
-    collator.processor.image_processor = None
-    with pytest.raises(ValueError, match=r"^p: MllamaProcessor cannot read a small picture for a "):
-        check_inputs(collator, config, "m", "p")
-
-
 def test_types_that_take_one_picture() -> None:
     kind = tiny("florence2").kind
     assert kind.most_images == (1, "model.num_images")
@@ -268,20 +189,6 @@ def test_types_that_take_one_picture() -> None:
         replace(kind, num_images=2).check_sources()
     with pytest.raises(ValueError, match="num_images: got 0"):
         built(type(kind), vars(kind) | {"num_images": 0})
-
-
-def test_pictures_of_another_size_than_the_model_reads() -> None:
-    source = tiny("llava")
-    model = source.build().train()
-    check_reads(source.collator, "p", model.evaluating)
-    assert model.training
-    processor = copy.deepcopy(source.processor)
-    processor.image_processor.crop_size = {"height": 42, "width": 42}
-    processor.image_processor.size = {"shortest_edge": 42}
-    other = replace(source.collator, processor=processor)
-    message = r"^p: the model cannot read two small pictures as Llava.*42"
-    with pytest.raises(ValueError, match=message):
-        check_reads(other, "p", model.evaluating)
 
 
 @pytest.mark.parametrize(("model_type", "said"), [("qwen2_5_vl", 1), ("florence2", 0)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertModel
 
-from tests.toys.cross_modal import TEXTS, batch_of, pretraining_recipe, write_configs
+from tests.toys.cross_modal import TEXTS, batch_of, write_configs
 from tests.toys.joint_encoder import CLASSES, joint_encoder_kind, joint_encoder_recipe
 from tests.toys.kinds import built
 from tests.toys.method_cases import ALL_CASES
 from tests.toys.models import shake
-from tests.toys.rank_jobs import check_complaint, run_recipe
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.resumed_runs import check_resume, losses
@@ -45,21 +44,6 @@ def model_of(recipe: Recipe) -> JointEncoderModel:
     model: Model = built(recipe).eval()
     assert isinstance(model, JointEncoderModel)
     return model
-
-
-@torch.no_grad()
-def test_the_first_token_reads_text_and_picture_and_no_padding(recipe: Recipe) -> None:
-    model, batch = model_of(recipe), batch_of(recipe, TEXTS)
-    for parameter in model.parameters():
-        parameter *= 10 if parameter.dim() > 1 else 1  # so that attention tells tokens apart
-    states = model.first_states(batch)
-    assert states.shape == (3, 12)
-    for row in range(len(TEXTS)):
-        alone = model.first_states(batch.select(torch.tensor([row])))
-        assert torch.allclose(states[row], alone[0], atol=1e-5)
-    assert batch.images is not None
-    other = model.first_states(replace(batch, images=255 - batch.images))
-    assert ((other - states).abs().amax(1) > 1e-3).all()
 
 
 @torch.no_grad()
@@ -189,20 +173,6 @@ def test_one_rank_computes_what_two_do(
         assert torch.allclose(other, found[0], rtol=1e-4)
 
 
-def test_layers_computed_again_have_the_same_gradients(recipe: Recipe) -> None:
-    """With dropout, whose draws are those of the first time."""
-    found = []
-    for again in (False, True):
-        training = replace(recipe.training, activation_checkpointing=again)
-        model, batch = built(replace(recipe, training=training)).train(), batch_of(recipe, TEXTS)
-        torch.manual_seed(0)
-        model(batch, torch.ones(3)).loss.backward()
-        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        assert torch.allclose(gradient, found[1][name], atol=1e-6), name
-
-
 @pytest.mark.parametrize("layout", ["merge", "hf"])
 def test_a_converted_run_answers_the_same(layout: str, recipe: Recipe, tmp_path: Path) -> None:
     """LoRA is folded into the encoder; what has trained otherwise is saved with it."""
@@ -222,15 +192,6 @@ def test_a_converted_run_answers_the_same(layout: str, recipe: Recipe, tmp_path:
     assert kind.visual_weights == str(out / "visual_embedding.safetensors")
     assert "AutoModel.from_pretrained" in (out / "README.md").read_text("utf-8")
     assert isinstance(AutoModel.from_pretrained(out), BertModel)
-
-
-def test_masked_words_are_refused_before_the_run(
-    recipe: Recipe, world: Path, tmp_path: Path
-) -> None:
-    words = pretraining_recipe(world, tmp_path / "run").tasks["words"]
-    wrong = replace(recipe, tasks={**recipe.tasks, "words": words})
-    complaint = "tasks.words: .* JointEncoder writes answers; use the model CrossModal"
-    assert re.search(complaint, check_complaint(wrong))
 
 
 def test_clips_cells_are_read_without_a_class_token(recipe: Recipe, world: Path) -> None:

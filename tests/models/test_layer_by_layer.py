@@ -11,13 +11,13 @@ import deepspeed
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from tests.toys.device_cases import GREEDY, dual_case, encoder_case
 from tests.toys.dual import save_clip
 from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.claims import IN_ZERO3
-from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.rank_pool import RankPool
 from tests.toys.wide_models import CAUSAL, opened, wide
 from vlds.models.generation.answer_list import Answer
 from vlds.models.kernels.fused import TORCH_LINEAR
@@ -60,49 +60,6 @@ def test_what_is_gathered_together() -> None:
         ["pool.out_proj.weight"],
         ["head.weight"],
     ]
-
-
-class Sharing(nn.Module):
-    """Layers of which each runs a linear layer that is no part of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared = nn.Linear(10, 10)
-        self.layers = nn.ModuleList(SharingLayer(self.shared) for _ in range(9))
-        self.gathering: Any = None
-
-    def forward(self, states: Tensor) -> Tensor:
-        for layer in self.layers:
-            states = layer(states)
-        return states
-
-
-class SharingLayer(nn.Module):
-    def __init__(self, shared: nn.Linear) -> None:
-        super().__init__()
-        self.own = nn.Linear(10, 10)
-        self.others = (shared,)  # in a tuple, which hides it from this module's parts
-
-    def forward(self, states: Tensor) -> Tensor:
-        states = self.own(states)
-        (shared,) = self.others
-        output: Tensor = shared(states)
-        return output
-
-
-def run_shared(least: int) -> list[float]:
-    ranks = start_ranks(60)
-    model: Any = Sharing()
-    deepspeed.zero.Init(module=model, dtype=torch.float32)
-    with torch.no_grad(), layer_by_layer(model, ranks, least):
-        output: Tensor = model(torch.ones(10))
-    return output.tolist()
-
-
-def test_a_layer_that_runs_what_is_no_part_of_it_is_refused(ranks2: RankPool) -> None:
-    with pytest.raises(RankError, match="a Linear runs inside a layer of which it is no part, so"):
-        ranks2.run(run_shared, 50)
-    assert len(ranks2.run(run_shared, 100)[0]) == 10, "all of it stays whole"
 
 
 def fits(free: list[int]) -> bool:

@@ -145,19 +145,6 @@ def test_methods_train_beside_packed_weights(model_type: str, name: str, bits: B
     assert any(isinstance(m, ExtendedLinear) for m in packed_linears(model))
 
 
-@pytest.mark.sampled(2)
-@KINDS
-def test_recomputed_layers_give_the_same_gradients(model_type: str) -> None:
-    source, gradients = packed(model_type, 4), []
-    for recompute in (False, True):
-        model = source.build(ADAPTER, activation_checkpointing=recompute).train()
-        model(source.batch(source.rows()), torch.ones(3)).loss.backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
-
-
 @pytest.mark.sampled(4)
 @BITS
 @TYPES
@@ -218,10 +205,6 @@ def test_what_cannot_be_packed(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_the_vision_tower_beside_packed_weights_may_train_in_full() -> None:
-    packed("qwen2_vl", 4).build({"a": Full(part="vision")})
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes", "no-such-library-of-ours"])

@@ -18,7 +18,6 @@ from vlds.models.build import ModelSetup, build_model
 from vlds.models.collate import JointCollator
 from vlds.models.heads import LinearHead, MLPHead
 from vlds.models.kinds.joint import JointModel
-from vlds.models.loss import nll_of
 from vlds.models.methods import LST, Adapter, Mixture
 from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, Example, Row
@@ -89,18 +88,6 @@ def test_losses_are_those_of_the_formula(family: type[Backbone], tmp_path: Path)
         assert not output.token_nll_sum.requires_grad
 
 
-def test_only_heads_and_what_else_trains_have_gradients(tmp_path: Path) -> None:
-    """Without methods and the visual embedding, the run is a linear probe."""
-    model = build(T5, tmp_path)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    heads = {name for name in trained if name.startswith("heads.")}
-    assert {model.part_of(name) for name in trained} == {"heads", "visual_embedding"}
-    assert {model.part_of(name) for name in heads} == {"heads"}
-    assert model.count_parameters().by_part["heads"].trainable == 740 + 51
-    model(mixed(model), torch.ones(4)).loss.backward()
-    assert all(model.get_parameter(name).grad is not None for name in trained)
-
-
 @pytest.mark.parametrize("family", [T5, Bart])
 def test_answers_are_the_best_classes(family: type[Backbone], tmp_path: Path) -> None:
     """By softmax, or by sigmoid where several may hold."""
@@ -116,25 +103,6 @@ def test_answers_are_the_best_classes(family: type[Backbone], tmp_path: Path) ->
     assert gqa.text == ("yes", "no", "left")[int(shares.argmax())]
     assert gqa.confidence == pytest.approx(shares.max().item())
     assert gqa.token_confidence is None
-
-
-def test_a_text_is_written_as_without_heads(tmp_path: Path) -> None:
-    model = build(T5, tmp_path)
-    text = mixed(model).select(torch.tensor([1]))
-    decoding = Decoding(max_new_tokens=4)
-    assert model.answer(text, decoding) == model.write(text, decoding)
-    assert model.answer(text, decoding)[0].token_confidence is not None
-
-
-@pytest.mark.parametrize("family", [T5, Bart])
-def test_a_kind_without_texts_says_the_same_of_classes(
-    family: type[Backbone], tmp_path: Path
-) -> None:
-    model = build(family, tmp_path)
-    examples = mixed(model).select(torch.tensor([0, 2, 3]))
-    alone = model.heads.predicted_alone(model.first_states(examples), examples)
-    assert torch.allclose(nll_of(alone), nll_of(model.predicted(examples)), rtol=1e-5)
-    assert nll_of(alone).sum(1).all()
 
 
 def test_a_head_beside_a_ladder_reads_what_leaves_it(tmp_path: Path) -> None:
@@ -222,12 +190,6 @@ def test_an_example_with_classes_has_one_label(before: list[int]) -> None:
     assert chosen.labels.tolist() == [[*hidden, 2]] * 2
     assert chosen.class_targets is not None
     assert chosen.class_targets[1].tolist() == made.class_targets[0].tolist()
-
-
-def test_a_batch_without_classes_has_no_targets() -> None:
-    rows = [Row(Example("0", "t", "5", "7"), 0, 9, 9, range(0))]
-    collator = JointCollator(Pieces([]), features=True)
-    assert collator(rows, torch.zeros(0), evaluation=False).class_targets is None
 
 
 @pytest.mark.parametrize("name", ["keys", "a.b", "training"])

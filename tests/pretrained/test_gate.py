@@ -208,14 +208,6 @@ def test_a_processor_that_a_run_has_saved(folder: Path, recorded: Hub) -> None:
     assert recorded.requests == []
 
 
-@pytest.mark.parametrize("value", ["x", [8]])
-def test_settings_of_a_wrong_kind_that_first_count_in_use(value: object, folder: Path) -> None:
-    edit(folder / "tokenizer_config.json", lambda tree: tree.update(model_max_length=value))
-    kind = ImageTextToText(path=str(folder))
-    with pytest.raises(ValueError, match=r"^model\.path: cannot read a processor .*: '>' not"):
-        kind.load_processor()
-
-
 def test_code_of_a_model_that_transformers_knows_is_left_alone(folder: Path) -> None:
     """Many models on the hub have code for old versions beside them."""
     edit(folder / "config.json", lambda tree: tree.update(auto_map={"AutoConfig": "code.Config"}))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.toys.models import backbone, hf_config, saved_backbone
+from tests.toys.models import backbone, hf_config
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.methods.host import pattern_of
-from vlds.recipe.build import build as built
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
@@ -44,20 +42,6 @@ def test_gated_feed_forward_layers_have_roles_too(tmp_path: Path) -> None:
     assert len(found) == 8
 
 
-@FAMILIES
-def test_new_rows_and_kept_rows(family: type[Backbone], tmp_path: Path) -> None:
-    source = saved_backbone(family, tmp_path, vocabulary=50)
-    old = family.model_class.from_pretrained(tmp_path).get_input_embeddings().weight
-    for size in (50, 58, 45):
-        loaded = source.load(size, torch.float32)
-        table = loaded.model.get_input_embeddings().weight
-        assert len(table) == size
-        assert loaded.model.get_output_embeddings().weight is table
-        kept = min(size, 50)
-        assert torch.equal(table[:kept], old[:kept])
-        assert list(loaded.source_rows.values()) == ([] if size == 50 else [kept])
-
-
 def test_unknown_places(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give exactly one of them"):
         T5()
@@ -82,18 +66,6 @@ def saved_config(family: type[Backbone], folder: Path) -> str:
     file = folder / f"{family.__name__}.json"
     file.write_text(json.dumps(hf_config(family)), encoding="utf-8")
     return str(file)
-
-
-@pytest.mark.parametrize(
-    ("fields", "cure"),
-    [
-        ({"path": "t5-base", "embedding_std": 0.1}, "got 0.1; give it only with `config`"),
-        ({"config": "c.json", "embedding_std": 0.0}, "got 0.0; give a number above 0"),
-    ],
-)
-def test_a_spread_that_cannot_be(fields: dict[str, Any], cure: str) -> None:
-    with pytest.raises(ValueError, match=f"embedding_std: {cure}"):
-        built(T5, fields)
 
 
 # Choosing the attention function of a whole model.

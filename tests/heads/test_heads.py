@@ -29,7 +29,6 @@ def test_weights_begin_as_in_the_originals() -> None:
     ("classes", "message"),
     [
         (("yes",), "classes: got 1; give two classes or more"),
-        ((), "classes: got 0; give two"),
         (("yes", "no", "yes"), "classes: 'yes' appears twice; name each class once"),
         (("yes", " "), "classes: got ' ' among the classes; each is a text, not empty"),
     ],
@@ -44,9 +43,7 @@ def test_a_wrong_list_is_named(classes: tuple[str, ...], message: str) -> None:
     [
         (None, "head.classes: .*no.json: No such file or directory; name a JSON file"),
         ("{}", r"got {}; give a list of texts"),
-        ("[1, 2]", "got 1 among the classes"),
         ("[", "is not JSON"),
-        ('["a", "a"]', "'a' appears twice"),
     ],
 )
 def test_a_wrong_file_is_named(text: str | None, message: str, tmp_path: Path) -> None:
@@ -70,9 +67,7 @@ def test_descriptions_may_stand_in_a_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "descriptions: .*pets.json: No such file or directory; name a JSON file"),
-        ("[", "descriptions: .*pets.json is not JSON"),
         ('["it purrs"]', "pets.json: give an object with a list of sentences for every class"),
-        ('{"cat": "it purrs"}', "give an object with a list of sentences"),
         ('{"cat": [" "]}', "give an object with a list of sentences"),
     ],
 )

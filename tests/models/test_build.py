@@ -10,7 +10,7 @@ import pytest
 
 from tests.toys.models import DIM, backbone, build
 from vlds.models import JointSeq2Seq
-from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.backbones import T5, Bart
 from vlds.models.build import ModelSetup, describe
 from vlds.models.methods import Adapter, Full, Method
 from vlds.models.model import Counts
@@ -24,20 +24,6 @@ def net(**fields: Any) -> ConvNet:
     return ConvNet(image_size=12, grid=3, widths=[4, 8], **fields)
 
 
-@FAMILIES
-def test_parts_come_before_methods_that_train_them_too(
-    family: type[Backbone], tmp_path: Path
-) -> None:
-    """So that the rates of these parts, and their counts, hold whatever the methods are."""
-    model = build(backbone(family, tmp_path), {"all": Full()}, train_norms=True)
-    norms = [name for name in model.trained_by if "norm" in name and name.startswith("backbone.")]
-    assert len(norms) > 8
-    assert {model.trained_by[name] for name in norms} == {"norms"}
-    assert {n for n, _ in model.backbone.named_parameters(prefix="backbone")} <= {
-        n for n, by in model.trained_by.items() if by in ("all", "norms")
-    }
-
-
 @pytest.mark.parametrize(
     ("methods", "vision", "message"),
     [
@@ -48,7 +34,6 @@ def test_parts_come_before_methods_that_train_them_too(
             "visual_tokens: 12, but an image has 16 visual tokens",
         ),
         ({"norms": Adapter()}, None, "'norms' cannot be a method's name"),
-        ({"keys": Adapter()}, None, "'keys' cannot be a method's name"),
         ({"a.b": Adapter()}, None, r"'a\.b' cannot be a method's name"),
         ({"mine": Adapter(part="vision")}, net(), r"plays the role 'attn_out'; its roles: none"),
         ({}, net(weights="nowhere.safetensors"), "no such file"),

@@ -97,9 +97,7 @@ REFUSED: list[tuple[Any, str]] = [
         r"leaves out the question \(each prompt would be '<\|user\|><\|end\|>.*; let its chat_temp",
     ),
     ("{{ message.content[:40] }}", "changes the question .*; let its chat_temp"),
-    ("{{ message.content | replace('\n', ' ') }}", "changes the question"),
     ("{{ message.content | e }}", "changes the question"),
-    (5, "is 5; give a text"),
     ({"default": 5}, "is 5; give a text"),
     ({"tools": TEMPLATE, "rag": TEMPLATE}, "s tools, rag, and none is call"),
 ]

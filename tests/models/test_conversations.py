@@ -73,7 +73,6 @@ TEMPLATES = {
         "{% if messages[0].role != 'system' %}<|user|>system\nYou help.<|end|>\n{% endif %}",
     ),
     "headers": each(HEADER + "{{ m.content | trim }}<|eos|>", "<|user|>assistant<|end|>\n\n"),
-    "roles": each("<|{{ m.role }}|>\n{{ m.content }}<|eos|>\n", "<|assistant|>\n"),
     "vicuna": each(
         sided("USER: {{ m.content }} ", "ASSISTANT: {{ m.content }}<|eos|>"), "ASSISTANT:"
     ),
@@ -92,10 +91,6 @@ TEMPLATES = {
     + "{% if loop.last and m.role == 'user' %}[INST] {{ s }}{{ m.content }}[/INST]"
     "{% elif m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}<|eos|>"
     "{% endif %}{% endfor %}",
-    "alpaca": each(
-        sided("### Instruction:\n{{ m.content }}\n\n", "### Response:\n{{ m.content }}<|eos|>\n\n"),
-        "### Response:\n",
-    ),
     "thinks": each(
         "<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n",
         "<|user|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
@@ -111,7 +106,7 @@ TEMPLATES = {
     ),
     "lines": each("{{ m.role }}: {{ m.content }}<|end|>\n", "assistant: "),
 }
-"""Templates in the forms of 13 families, and one that marks what assistants say."""
+"""Templates in the forms of many families, and one that marks what assistants say."""
 
 
 def chat_of(folder: Path, template: str | None) -> ChatFormat:

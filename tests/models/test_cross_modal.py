@@ -35,7 +35,7 @@ from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import save_module
 from vlds.models.methods import Adapter, LoRA, Method
 from vlds.models.model import Model
-from vlds.models.vision import ClipTokens, Timm
+from vlds.models.vision import ClipTokens
 from vlds.models.vision.base import load_weights
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
@@ -51,19 +51,6 @@ def model_of(recipe: Recipe) -> CrossModalModel:
     model: Model = built(recipe).eval()
     assert isinstance(model, CrossModalModel)
     return model
-
-
-def test_streams_read_text_and_picture_and_no_padding(recipe: Recipe) -> None:
-    model, batch = model_of(recipe), batch_of(recipe, TEXTS)
-    text, pooled = model.fuse(batch)
-    for row in range(len(TEXTS)):
-        alone, pooled_alone = model.fuse(batch.select(torch.tensor([row])))
-        assert torch.allclose(text[row, : alone.shape[1]], alone[0], atol=1e-5)
-        assert torch.allclose(pooled[row], pooled_alone[0], atol=1e-5)
-    assert batch.images is not None
-    other = replace(batch, images=255 - batch.images)
-    changed, _ = model.fuse(other)
-    assert (changed - text).abs().max() > 1e-3
 
 
 def num_weights(module: nn.Module) -> int:
@@ -208,24 +195,6 @@ def test_saved_streams_may_see_a_second_picture(tmp_path: Path) -> None:
     wider = CoAttention(replace(sizes, width=16), 6, 5, True, 2)
     with pytest.raises(ValueError, match=r"does not fit CoAttention: text_projection\.weight"):
         load_weights(wider, str(tmp_path / "fusion.safetensors"))
-
-
-@pytest.mark.slow
-def test_swin_reads_the_pictures(recipe: Recipe) -> None:
-    """METER's other image encoder, with timm's random weights: the mean of its cells stands for the
-    picture, all of it or methods in its layers train, and a picture is read as a whole."""
-    recipe = with_model(recipe, vision=Timm(model="swin_tiny_patch4_window7_224", image_size=64))
-    adapter = Adapter(part="vision", reduction=16)
-    model = model_of(replace(recipe, methods={"eyes": adapter}))
-    rows = batch_of(recipe, TEXTS, side=64)
-    images, _ = model.visual_tokens(rows)
-    assert images.shape == (3, 1, 4, 768)
-    model(rows, torch.ones(3)).loss.backward()
-    added = [n for n, by in model.trained_by.items() if by == "eyes"]
-    assert len(added) == 12 * 2 * 4, "behind attention and feed-forward layers of 12 blocks"
-    assert all(model.get_parameter(name).grad is not None for name in added)
-    whole = built(recipe)
-    assert all(p.requires_grad for p in whole.vision.net.layers.parameters())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])

@@ -158,10 +158,6 @@ class Undeclared(LinearExtension):
         self.shifts = nn.ParameterList([torch.zeros(1)])
 
 
-class NormedUndeclared(Undeclared):
-    """A class name with "Norm" does not make a method's module a norm."""
-
-
 class Half(Undeclared):
     """The scalar has a rule."""
 
@@ -193,7 +189,6 @@ class Own(Method):
             Undeclared,
             r"Undeclared declares no optimizer rule for 'shift' \(backbone.*\); name it in",
         ),
-        (NormedUndeclared, r"NormedUndeclared declares no optimizer rule for 'shift'"),
         (Half, r"ParameterList declares no optimizer rule for '0' \(backbone.*method.shifts.0\)"),
     ],
 )

@@ -16,7 +16,7 @@ from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.models.generation import positions
 from vlds.models.generation.positions import can_share_starts
 from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
-from vlds.models.kinds.causal import Causal, CausalModel
+from vlds.models.kinds.causal import CausalModel
 from vlds.models.methods import (
     Adapter,
     HyperPELT,
@@ -180,19 +180,6 @@ def test_answers_are_those_of_each_row(
     assert len({answer.confidence for answer in apart}) > 1
     for one, other in zip(together, apart, strict=True):
         assert one.confidence == pytest.approx(other.confidence, rel=1e-5)
-
-
-def test_few_words_in_common_are_not_worth_a_pass(
-    llama: Causal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`generate` computes the last tokens once more: two questions have 5 tokens in common."""
-    model = build(llama).eval()
-    examples = batch(llama, questions()[:2], evaluation=True)
-    for each, is_worth_it in ((1.0, True), (0.1, False)):
-        monkeypatch.setattr(positions, "cost", lambda tokens, _, each=each: each * tokens)
-        assert bool(model.starts(examples, model.visual_tokens(examples))) is is_worth_it
-    apart = batch(llama, rows(), evaluation=True)
-    assert model.starts(apart, model.visual_tokens(apart)) == {}, "no two about the same pictures"
 
 
 @pytest.mark.parametrize("kind", sorted({*SIZES} - {*SHARING}))

@@ -190,10 +190,3 @@ def test_an_example_with_classes_has_one_label(before: list[int]) -> None:
     assert chosen.labels.tolist() == [[*hidden, 2]] * 2
     assert chosen.class_targets is not None
     assert chosen.class_targets[1].tolist() == made.class_targets[0].tolist()
-
-
-@pytest.mark.parametrize("name", ["keys", "a.b", "training"])
-def test_a_task_with_a_head_has_a_name_that_torch_takes(name: str, tmp_path: Path) -> None:
-    kind = JointSeq2Seq(backbone=backbone(T5, tmp_path), vision=StoredFeatures(dim=DIM, grid=GRID))
-    with pytest.raises(ValueError, match=f"tasks: '{name}' cannot be the name of a task with a"):
-        ModelSetup(kind=kind, outputs={name: OUTPUTS["vqa"]})

@@ -14,7 +14,7 @@ from vlds.models.methods import Adapter
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.host import Host
 from vlds.models.vision import ClipVision, ConvNet, Timm, VisionEncoder
-from vlds.models.vision.base import Geometry, freeze, thaw
+from vlds.models.vision.base import Geometry
 from vlds.models.vision.timm_model import TimmModule
 from vlds.schema import ImageSpec
 
@@ -133,18 +133,6 @@ def test_timm_weights_from_a_file(shared: Path) -> None:
     first, second = (encoder.build(torch.float32).eval() for _ in range(2))
     with torch.no_grad():
         assert torch.equal(first(pictures), second(pictures))
-
-
-def test_freezing() -> None:
-    module = ConvNet(image_size=16, grid=4, widths=[4, 8]).build(torch.float32)
-    freeze(module)
-    assert not module.train().training
-    assert not any(m.training for m in module.modules())
-    assert not any(p.requires_grad for p in module.parameters())
-    thaw(module)
-    assert all(m.training for m in module.modules())
-    assert all(p.requires_grad for p in module.parameters())
-    assert not module.eval().training
 
 
 def test_impossible_fields() -> None:

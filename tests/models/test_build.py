@@ -17,8 +17,6 @@ from vlds.models.model import Counts
 from vlds.models.vision import ConvNet, StoredFeatures, Timm, VisionEncoder
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 
-FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
-
 
 def net(**fields: Any) -> ConvNet:
     return ConvNet(image_size=12, grid=3, widths=[4, 8], **fields)

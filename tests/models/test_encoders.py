@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModel, BertConfig, BertModel
 
 from tests.toys.cross_modal import (
@@ -218,21 +217,6 @@ def test_clips_cells_are_read_without_a_class_token(recipe: Recipe, world: Path)
 @pytest.fixture
 def meter(world: Path, tmp_path: Path) -> Recipe:
     return cross_modal_recipe(world, tmp_path / "run")
-
-
-def num_weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def test_counts_of_meter() -> None:
-    with torch.device("meta"):
-        fusion = CoAttention(CoAttentionConfig(), 768, 768, True)
-        classes = tuple(f"answer {number}" for number in range(3129))
-        head = MLPHead(classes=classes, order="norm_gelu", hidden=2 * 768)
-        classifier = head.build(2 * 768)
-    layers = num_weights(fusion.text_layers) + num_weights(fusion.image_layers)
-    assert layers == 113_421_312
-    assert num_weights(classifier) == 7_173_177
 
 
 @pytest.mark.parametrize("part", ["backbone", "text", "fusion", "vision"])

@@ -18,7 +18,6 @@ from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import Adapter, Full
 from vlds.models.vision import ConvNet
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig, pool
-from vlds.recipe.build import build as built
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example, Row
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
@@ -101,15 +100,6 @@ def test_a_frozen_encoder_keeps_its_statistics(tmp_path: Path) -> None:
     assert {trained.part_of(name) for name in names} == {"all"}
 
 
-def test_batches_that_cannot_be_used(tmp_path: Path) -> None:
-    model = build(backbone(T5, tmp_path), {"adapter": Adapter()})
-    with pytest.raises(ValueError, match="neither pictures nor stored features"):
-        model(replace(batch(), features=None), torch.ones(4))
-    with pytest.raises(ValueError, match="no targets"):
-        model(replace(batch(), labels=None), torch.ones(4))
-    assert NO_IMAGE in batch().image_index
-
-
 # Features of distinct images -> visual tokens of examples.
 
 WIDTH, DIM = 8, 5
@@ -137,13 +127,6 @@ def test_boxes_of_cells() -> None:
         [[0, 0.5, 0, 0.5], [0.5, 1, 0, 0.5], [0, 0.5, 0.5, 1], [0.5, 1, 0.5, 1]]
     ]
     assert not bridge(grid=2).cell_boxes(torch.device("cpu")).any()
-
-
-def test_impossible_sizes() -> None:
-    with pytest.raises(ValueError, match="grid: 4 is more than the encoder's 3 x 3 cells"):
-        VisualEmbedding(VisualEmbeddingConfig(grid=4), DIM, WIDTH, 3, nn.LayerNorm)
-    with pytest.raises(ValueError, match="num_images: got 0"):
-        built(VisualEmbeddingConfig, {"num_images": 0})
 
 
 # Examples and pictures become one padded batch, each picture once.

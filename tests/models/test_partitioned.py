@@ -123,34 +123,6 @@ def test_loading_in_parts(
 # Ranks that hold a part each of a model's weights answer as those that hold all of them.
 
 
-class Encoder(nn.Module):
-    """Layers in a row, a table beside them, and attention that reads its last layer's weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places = nn.Parameter(torch.zeros(40, 10))
-        self.words, self.embed_positions = nn.Embedding(40, 10), nn.Embedding(9, 10)
-        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(10, 10)) for _ in range(9)))
-        self.pool = nn.MultiheadAttention(10, 1)
-        self.head = nn.Linear(10, 40)
-
-
-def test_what_is_gathered_together() -> None:
-    encoder = Encoder()
-    names = {id(p): name for name, p in encoder.named_parameters()}
-    kept, layers = layers_of(encoder, least=50)
-    matrices = [names[id(p)] for p in kept if p.dim() > 1]
-    assert sorted(matrices) == ["embed_positions.weight", "places"]
-    assert [[names[id(p)] for p in weights] for _, weights in layers] == [
-        ["words.weight"],
-        # A block, and the linear layer in it.
-        *([f"blocks.{number // 2}.0.weight"] for number in range(18)),
-        ["pool.in_proj_weight", "pool.out_proj.weight"],
-        ["pool.out_proj.weight"],
-        ["head.weight"],
-    ]
-
-
 def fits(free: list[int]) -> bool:
     """Whether a model of a thousand bytes fits, by the bytes that are free on the ranks."""
     ranks = start_ranks(60)

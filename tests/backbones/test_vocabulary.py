@@ -12,16 +12,10 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import T5Tokenizer
 
-from tests.toys.models import DIM, GRID, TASKS, batch, hf_config, save_own_head
-from vlds.models import JointSeq2Seq
+from tests.toys.models import hf_config, save_own_head
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.backbones.base import has_own_head
-from vlds.models.build import ModelSetup, build_model
-from vlds.models.methods import IA3, LoRA
-from vlds.models.vision import StoredFeatures
-from vlds.schema import Decoding
 
 # Heads that are not the token table (T5 v1.1, FLAN-T5): kept, resized, counted.
 
@@ -198,26 +192,6 @@ def test_the_bias_behind_barts_head(in_file: bool, tmp_path: Path) -> None:
     assert torch.equal(loaded.model.final_logits_bias[:, :40], bias)
     assert not loaded.model.final_logits_bias[:, 40:].any()
     assert "final_logits_bias" not in loaded.source_names
-
-
-def test_a_folder_of_flan_t5_is_all_that_a_run_needs(tmp_path: Path) -> None:
-    """Weights, config and tokenizer, as a download has them: it trains and answers."""
-    save_own_head(T5, tmp_path)
-    words = ["<pad>", "</s>", "<unk>", *(f"w{n}" for n in range(37))]
-    T5Tokenizer(vocab=[(word, 0.0) for word in words], extra_ids=0).save_pretrained(tmp_path)
-    source = source_in(T5, tmp_path)
-    tokenizer = source.load_tokenizer()
-    assert len(tokenizer) == 52
-    config = ModelSetup(
-        kind=JointSeq2Seq(backbone=source, vision=StoredFeatures(dim=DIM, grid=GRID)),
-        methods={"updates": LoRA(rank=2), "factors": IA3()},
-    )
-    model = build_model(config, TASKS, torch.float32, tokenizer)
-    assert model.sources.rows == {"backbone.shared.weight": 40, "backbone.lm_head.weight": 40}
-    model(batch(), torch.ones(4)).loss.backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    answers = model.eval().answer(batch(), Decoding(num_beams=2, max_new_tokens=4))
-    assert len(answers) == 4
 
 
 # Tokenizers of both families with their extra tokens, from the files people have.

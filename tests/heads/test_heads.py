@@ -7,44 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from vlds.models.heads import Head, LinearHead, MLPHead, TextHead
-from vlds.recipe.build import build as built
+from vlds.models.heads import LinearHead, MLPHead, TextHead
 from vlds.tasks.class_output import read_classes
 
 NUM_ANSWERS = 3129
 """Of the usual list of answers of VQA v2."""
 ANSWERS = tuple(f"answer {number}" for number in range(NUM_ANSWERS))
-
-
-def num_weights(head: Head, width: int) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in head.build(width).parameters())
-
-
-def test_counts_are_those_of_the_originals() -> None:
-    """METER's VQA head over its two poolers' states, CLIP-ViL's over BERT's."""
-    meter = MLPHead(classes=ANSWERS, order="norm_gelu", hidden=1536)
-    assert num_weights(meter, 1536) == 7_173_177
-    assert num_weights(MLPHead(classes=ANSWERS), 768) == 5_993_529
-    assert num_weights(LinearHead(classes=ANSWERS), 768) == 769 * NUM_ANSWERS
-
-
-@pytest.mark.parametrize("order", ["gelu_norm", "norm_gelu"])
-def test_two_layers_compute_the_formula(order: str) -> None:
-    head = MLPHead(classes=("a", "b", "c"), hidden=5, order=order).build(4)  # type: ignore[arg-type]
-    states = torch.randn(2, 4)
-    weights = dict(head.named_parameters())
-    assert {name: tuple(w.shape) for name, w in weights.items() if "0" in name or "3" in name} == {
-        "0.weight": (5, 4), "0.bias": (5,), "3.weight": (3, 5), "3.bias": (3,),
-    }  # fmt: skip
-    inner = states @ weights["0.weight"].T + weights["0.bias"]
-    if order == "gelu_norm":
-        inner = F.layer_norm(F.gelu(inner), (5,))
-    else:
-        inner = F.gelu(F.layer_norm(inner, (5,)))
-    assert torch.allclose(head(states), inner @ weights["3.weight"].T, atol=1e-6)
 
 
 def test_weights_begin_as_in_the_originals() -> None:
@@ -60,7 +29,6 @@ def test_weights_begin_as_in_the_originals() -> None:
     ("classes", "message"),
     [
         (("yes",), "classes: got 1; give two classes or more"),
-        ((), "classes: got 0; give two"),
         (("yes", "no", "yes"), "classes: 'yes' appears twice; name each class once"),
         (("yes", " "), "classes: got ' ' among the classes; each is a text, not empty"),
     ],
@@ -75,9 +43,7 @@ def test_a_wrong_list_is_named(classes: tuple[str, ...], message: str) -> None:
     [
         (None, "head.classes: .*no.json: No such file or directory; name a JSON file"),
         ("{}", r"got {}; give a list of texts"),
-        ("[1, 2]", "got 1 among the classes"),
         ("[", "is not JSON"),
-        ('["a", "a"]', "'a' appears twice"),
     ],
 )
 def test_a_wrong_file_is_named(text: str | None, message: str, tmp_path: Path) -> None:
@@ -86,12 +52,6 @@ def test_a_wrong_file_is_named(text: str | None, message: str, tmp_path: Path) -
         file.write_text(text, "utf-8")
     with pytest.raises(ValueError, match=message):
         read_classes(str(file), "head.classes")
-
-
-def test_a_file_is_a_list(tmp_path: Path) -> None:
-    file = tmp_path / "answers.json"
-    file.write_text(json.dumps(["yes", "no"]), "utf-8")
-    assert read_classes(str(file), "head.classes") == ("yes", "no")
 
 
 def test_descriptions_may_stand_in_a_file(tmp_path: Path) -> None:
@@ -107,9 +67,7 @@ def test_descriptions_may_stand_in_a_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "descriptions: .*pets.json: No such file or directory; name a JSON file"),
-        ("[", "descriptions: .*pets.json is not JSON"),
         ('["it purrs"]', "pets.json: give an object with a list of sentences for every class"),
-        ('{"cat": "it purrs"}', "give an object with a list of sentences"),
         ('{"cat": [" "]}', "give an object with a list of sentences"),
     ],
 )
@@ -141,8 +99,3 @@ def test_answers_that_are_no_class_have_no_score() -> None:
 def test_classes_that_have_not_been_read_are_an_error() -> None:
     with pytest.raises(ValueError, match="classes: got None, which has not been read; give a list"):
         LinearHead().build(4)
-
-
-def test_a_hidden_width_is_positive() -> None:
-    with pytest.raises(ValueError, match="hidden: got 0; give 1 or more"):
-        built(MLPHead, {"hidden": 0})

@@ -8,11 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vlds.models.kernels.attention import (
-    LONGEST,
     TORCH_ATTENTION,
     attention,
     attention_by,
@@ -42,26 +39,31 @@ def masks(num: int, heads: int, length: int) -> dict[str, Tensor | None]:
     }
 
 
+@pytest.mark.parametrize("key_heads", [6, 2])
 @pytest.mark.parametrize("name", ["none", "booleans", "one for all", "two dimensions", "added"])
-def test_gradients_are_those_of_exact_attention(name: str) -> None:
+def test_gradients_are_those_of_exact_attention(name: str, key_heads: int) -> None:
+    """Also where several heads read one key, as in Llama."""
     torch.manual_seed(0)
-    num, heads, length = 9, 3, 150  # more than one chunk
-    query, key, value = (draw(num, length, heads, 16).transpose(1, 2) for _ in range(3))
+    num, heads, length = 9, 6, 150  # more than one chunk
+    query = draw(num, length, heads, 16).transpose(1, 2)
+    key, value = (draw(num, length, key_heads, 16).transpose(1, 2) for _ in range(2))
     mask = masks(num, heads, length)[name]
     exact_mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
     gradient = torch.randn(num, heads, length, 16, dtype=torch.bfloat16)
+    how: dict[str, Any] = {"scale": 0.3, "enable_gqa": key_heads < heads}
     with attention_by(attention):
-        output = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+        output = F.scaled_dot_product_attention(query, key, value, mask, **how)
     found = torch.autograd.grad(output, (query, key, value), gradient)
-    exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, scale=0.3)
+    exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, **how)
     expected = torch.autograd.grad(exact, (query, key, value), gradient.float())
-    fused = TORCH_ATTENTION(query, key, value, mask, scale=0.3)
+    fused = TORCH_ATTENTION(query, key, value, mask, **how)
     usual = torch.autograd.grad(fused, (query, key, value), gradient)
 
     assert type(output.grad_fn).__name__ == "ShortAttentionBackward"
     assert distance(output, exact) < 0.005
     for one, other, torchs in zip(found, expected, usual, strict=True):
-        assert distance(one, other) < 2 * distance(torchs, other)
+        assert one.shape == other.shape
+        assert distance(one, other) < min(2 * distance(torchs, other), 0.01)
 
 
 def test_causal_and_uneven_lengths() -> None:
@@ -74,29 +76,6 @@ def test_causal_and_uneven_lengths() -> None:
     assert distance(output, expected) < 0.005
     found = torch.autograd.grad(output.sum(), key)[0]
     assert distance(found, torch.autograd.grad(expected.sum(), key)[0]) < 0.01
-
-
-@pytest.mark.parametrize("name", ["none", "booleans", "one for all", "two dimensions", "added"])
-def test_several_heads_read_one_key(name: str) -> None:
-    """As in Llama: queries of 6 heads, keys of 2."""
-    torch.manual_seed(0)
-    num, length = 9, 150
-    query = draw(num, length, 6, 16).transpose(1, 2)
-    key, value = (draw(num, length, 2, 16).transpose(1, 2) for _ in range(2))
-    mask = masks(num, 6, length)[name]
-    exact_mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
-    gradient = torch.randn(num, 6, length, 16, dtype=torch.bfloat16)
-    with attention_by(attention):
-        output = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
-    found = torch.autograd.grad(output, (query, key, value), gradient)
-    exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, enable_gqa=True)
-    expected = torch.autograd.grad(exact, (query, key, value), gradient.float())
-
-    assert type(output.grad_fn).__name__ == "ShortAttentionBackward"
-    assert distance(output, exact) < 0.005
-    for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
-        assert distance(one, other) < 0.01
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, added: list[Tensor], p: float) -> Tensor:
@@ -138,28 +117,6 @@ def test_recomputed_attention_is_the_formula(p: float, dtype: torch.dtype) -> No
             assert distance(one, other) < 0.01
 
 
-@pytest.mark.parametrize("reason", ["long", "dropout", "float32", "no gradient"])
-def test_all_else_is_torchs(reason: str) -> None:
-    length = LONGEST + 1 if reason == "long" else 4
-    query, key, value = (draw(1, 2, length, 8) for _ in range(3))
-    if reason == "float32":
-        query, key, value = query.float(), key.float(), value.float()
-    with attention_by(attention), torch.set_grad_enabled(reason != "no gradient"):
-        output = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=0.5 if reason == "dropout" else 0.0
-        )
-    assert "ShortAttention" not in type(output.grad_fn).__name__
-    if reason != "dropout":
-        expected = TORCH_ATTENTION(query, key, value)
-        assert torch.equal(output, expected)
-
-
-def test_torchs_function_is_back_outside() -> None:
-    with attention_by(attention):
-        assert F.scaled_dot_product_attention is not TORCH_ATTENTION
-    assert F.scaled_dot_product_attention is TORCH_ATTENTION
-
-
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_dropout_of_weights_follows_the_examples(groups: int) -> None:
     """Whatever rows stand beside an example, causal or with a mask."""
@@ -182,31 +139,3 @@ def test_dropout_of_weights_follows_the_examples(groups: int) -> None:
     assert not torch.allclose(
         whole, F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     )
-
-
-class Places(TorchDispatchMode):
-    """The devices of what operations make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[str] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        output = function(*args, **(kwargs or {}))
-        self.made += [t.device.type for t in tree_leaves(output) if isinstance(t, Tensor)]
-        return output
-
-
-def test_elsewhere_than_on_a_cpu_the_host_does_what_torch_alone_does() -> None:
-    """A mask that the host draws first took it a second a pass of 36 layers of 4,096 tokens."""
-    made = []
-    with torch.device("meta"):
-        states = [draw(1, 4, 64, 16) for _ in range(3)]
-    for function in (attention, TORCH_ATTENTION):
-        with Places() as seen:
-            function(*states, is_causal=True)
-        made.append(seen.made)
-    assert made[0] == made[1]
-    assert set(made[0]) == {"meta"}

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlds.models.kernels import dropout
 from vlds.models.kernels.dropout import (
-    TORCH_DROPOUT,
     StepDropout,
     decoder_follows,
-    draws_by_example,
     dropout_by,
     examples_follow,
     keys_stand_before,
@@ -64,14 +61,6 @@ def test_each_place_is_dropped_as_often_as_asked(probability: float) -> None:
     for place in range(4):
         part = found[..., place::4].double()
         assert abs(part.mean() - probability) < 4 * deviation(probability, part.numel())
-
-
-def test_examples_tokens_and_features_are_dropped_equally_often() -> None:
-    (found,) = dropped((32, 50, 256), 0.1)
-    for axes in ((1, 2), (0, 2), (0, 1)):
-        means = found.double().mean(axes)
-        spread = means.std() / deviation(0.1, found.numel() // len(means))
-        assert abs(spread - 1) < 4 / math.sqrt(2 * len(means))
 
 
 @pytest.mark.parametrize(
@@ -165,15 +154,6 @@ def test_kept_elements_and_their_gradients_are_scaled() -> None:
     torch.testing.assert_close(inputs.grad, kept / 0.75)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_types_are_kept(dtype: torch.dtype) -> None:
-    with dropout_by(StepDropout(0, 0)):
-        outputs = F.dropout(torch.ones(32, 9, 64, dtype=dtype), 0.1)
-    values = outputs.unique()
-    assert outputs.dtype == dtype
-    torch.testing.assert_close(values, torch.tensor([0, 1 / 0.9], dtype=dtype), rtol=1e-2, atol=0)
-
-
 def test_a_layer_that_is_computed_again_drops_the_same() -> None:
     layer = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.5))
     inputs = torch.randn(4, 6, 8, requires_grad=True)
@@ -193,26 +173,6 @@ def test_a_layer_that_is_computed_again_drops_the_same() -> None:
         assert inputs.grad is not None
         gradients.append(inputs.grad.clone())
     torch.testing.assert_close(gradients[0], gradients[1])
-
-
-@pytest.mark.parametrize(("probability", "training"), [(0.0, True), (0.1, False)])
-def test_nothing_is_dropped_out_of_training_or_at_zero(probability: float, training: bool) -> None:
-    inputs = torch.randn(5, 7)
-    with dropout_by(StepDropout(0, 0)):
-        assert torch.equal(F.dropout(inputs, probability, training), inputs)
-
-
-@pytest.mark.parametrize("probability", [1e-6, 7e-6, 1 - 1e-6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_probabilities_below_one_draw_of_many(probability: float, dtype: torch.dtype) -> None:
-    with dropout_by(StepDropout(7, 0)):
-        examples_follow(IDS)
-        found = (F.dropout(torch.ones(32, 8, 16, dtype=dtype), probability) == 0).double().mean()
-        inside = draws_by_example(torch.Size((32, 2, 4, 4)), probability)
-    assert abs(found - probability) < 1e-3
-    assert inside is not None
-    kept = inside.dropped(torch.ones(32, 2, 4, 4, dtype=dtype))
-    assert abs((kept == 0).double().mean() - probability) < 1e-3
 
 
 def test_tokens_of_all_rows_in_one_dimension() -> None:
@@ -253,44 +213,11 @@ def test_tasks_draw_by_their_number() -> None:
     assert_independent(*whole)
 
 
-def test_what_is_dropped_is_zero_whatever_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = torch.tensor([float("inf"), float("nan"), -1.0]).repeat(16, 4, 8)
-
-    def bits() -> Tensor:
-        with dropout_by(StepDropout(7, 0)):
-            examples_follow(IDS[:16])
-            return F.dropout(values, 0.5).view(torch.int32)
-
-    compiled = bits()
-    monkeypatch.setattr(dropout, "compiled_functions", lambda source: None)
-    assert torch.equal(bits(), compiled)
-    assert (compiled == 0).double().mean() == pytest.approx(0.5, abs=0.05)
-
-
 def test_sequences_without_a_text_and_empty_tensors() -> None:
     (found,) = dropped((32, 3, 36, 36), visual=36)
     assert abs(found.double().mean() - 0.5) < 4 * deviation(0.5, found.numel())
     (empty,) = dropped((32, 0, 8))
     assert empty.shape == (32, 0, 8)
-
-
-def test_steps_differ_where_nothing_says_which_examples_follow() -> None:
-    draws = []
-    for step in (0, 1):
-        with dropout_by(StepDropout(7, step)):
-            draws.append(F.dropout(torch.ones(32, 50, 256), 0.5) == 0)
-    assert_independent(*draws)
-
-
-def test_torch_has_its_own_function_back() -> None:
-    with dropout_by(StepDropout(0, 0)):
-        assert F.dropout is not TORCH_DROPOUT
-    assert F.dropout is TORCH_DROPOUT
-
-
-def test_a_probability_close_to_one_keeps_its_bounds() -> None:
-    with dropout_by(StepDropout(0, 0)):
-        assert F.dropout(torch.ones(9, 400), 1 - 1e-9).isfinite().all()
 
 
 @pytest.mark.parametrize("width", [3000, 768, 50, 7, 1])
@@ -316,14 +243,6 @@ def test_compiled_and_torchs_dropout_are_the_same_bits(
     monkeypatch.setattr(dropout, "compiled_drop", lambda dtype: None)
     torch.testing.assert_close(compiled, outputs(), rtol=0, atol=0, equal_nan=True)
     assert 0 < (compiled == 0).double().mean() < 0.2
-
-
-def test_a_library_without_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "other.c"
-    source.write_text("int other(void) { return 1; }\n")
-    monkeypatch.setattr(dropout, "SOURCE", source)
-    (found,) = dropped((32, 8, 16))
-    assert found.double().mean() == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "cc --no-such-flag", '"'])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 from tokenizers import Regex
 from tokenizers.normalizers import Replace
-from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from tests.toys.causal import TEMPLATE, write_tokenizer
@@ -66,26 +63,6 @@ def test_without_a_template_texts_stand_alone(tmp_path: Path) -> None:
     assert chat.prompt_ids("", 40) == [tokenizer.eos_token_id]
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, None])
-def test_limits_cut_the_question_and_the_answer_alone(template: str | None, tmp_path: Path) -> None:
-    tokenizer = tokenizer_in(tmp_path, template)
-    chat = ChatFormat.of(tokenizer)
-    words = chat.ids(QUESTION)
-    short = tokenizer.decode(words[:3])
-    assert len(words) > 3
-    assert chat.prompt_ids(QUESTION, 3) == chat.prompt_ids(short, 40)
-    assert chat.prompt_ids(QUESTION, len(words)) == chat.prompt_ids(QUESTION, 40)
-    answer = chat.answer_ids("nothing but dark", 40)
-    assert chat.answer_ids("nothing but dark", 4) == [*answer[:3], *chat.tail_ids]
-    assert chat.answer_ids("nothing but dark", 1) == list(chat.tail_ids)
-
-
-def test_a_character_is_not_cut_in_two(tmp_path: Path) -> None:
-    chat = ChatFormat.of(tokenizer_in(tmp_path))
-    assert len(chat.ids("is 日")) > 4
-    assert chat.prompt_ids("is 日", 4) == chat.prompt_ids("is ", 40)
-
-
 def test_answers_stand_behind_the_prompt_that_generation_uses(tmp_path: Path) -> None:
     """Also where a template asks for a thought that it writes before no answer, as GLM-4.1V's."""
     thinking = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>(thinking) {% endif %}")
@@ -101,17 +78,6 @@ def test_answers_stand_behind_the_prompt_that_generation_uses(tmp_path: Path) ->
         "ion<|end|>\\n<|assistant|>'; answers are learned where it asks"
     )
     assert ChatFormat.of(tokenizer_in(tmp_path)).prompt_note == ""
-
-
-def test_a_template_that_thinks_in_any_case_is_told_not_to(tmp_path: Path) -> None:
-    """Where the prompt that ends a thought at once is not what conversations have, either."""
-    before, asked = THINKS.split("{% if add_generation_prompt %}")
-    silent = before.replace("(think)\n\n(done)\n\n", "")
-    asks = asked.replace("<|assistant|>", "<|assistant|>(think)").replace("(think)\n\n(", "\n\n(")
-    template = f"{silent}{{% if add_generation_prompt %}}{asks}"
-    chat = ChatFormat.of(tokenizer_in(tmp_path, template))
-    assert chat.prompt(QUESTION).endswith("<|assistant|>(think)\n(done)\n\n")
-    assert chat.variables == {"enable_thinking": False}
 
 
 def test_the_field_of_a_template_that_fails_is_named(tmp_path: Path) -> None:
@@ -131,9 +97,7 @@ REFUSED: list[tuple[Any, str]] = [
         r"leaves out the question \(each prompt would be '<\|user\|><\|end\|>.*; let its chat_temp",
     ),
     ("{{ message.content[:40] }}", "changes the question .*; let its chat_temp"),
-    ("{{ message.content | replace('\n', ' ') }}", "changes the question"),
     ("{{ message.content | e }}", "changes the question"),
-    (5, "is 5; give a text"),
     ({"default": 5}, "is 5; give a text"),
     ({"tools": TEMPLATE, "rag": TEMPLATE}, "s tools, rag, and none is call"),
 ]
@@ -150,32 +114,6 @@ def test_a_template_without_the_question_is_refused(
     said = rf"^its chat template .*{message}" if is_text else rf"^it.* chat[ _]template.*{message}"
     with pytest.raises(ValueError, match=said):
         ChatFormat.of(tokenizer)
-
-
-def test_a_template_that_loses_the_question_beside_a_picture_is_refused() -> None:
-    processor = copy.copy(tiny("qwen2_vl").processor)
-    processor.chat_template = (
-        "{% for message in messages %}{% for part in message.content %}{{ part.text }}"
-        "{% if part.type == 'image' %}<|image_pad|>{% break %}{% endif %}{% endfor %}"
-        "<|im_end|>{% endfor %}"
-    )
-    with pytest.raises(ValueError, match="leaves out the question beside 1 picture "):
-        ChatFormat.of(processor.tokenizer, processor)
-
-
-def test_a_template_may_drop_blanks_around_a_question_and_repeat_it(tmp_path: Path) -> None:
-    twice = TEMPLATE.replace(
-        CONTENT, "{{ message.content | trim }} / {{ message.content.strip() }}"
-    )
-    twice = twice.replace(" / {{", "{% if message.role == 'user' %} / {{", 1)
-    twice = twice.replace(".strip() }}", ".strip() }}{% endif %}", 1)
-    tokenizer = tokenizer_in(tmp_path, twice)
-    asked = " it is\n<b> "
-    expected = tokenizer.apply_chat_template(
-        [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
-    )
-    assert ChatFormat.of(tokenizer).prompt(asked) == expected
-    assert "it is\n<b> / it is\n<b><|end|>" in expected
 
 
 @pytest.mark.parametrize("rule", [("(?m).+", "a"), ("[a-z]+", "x")])
@@ -233,23 +171,6 @@ def test_only_the_newest_forms_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert texts[1] == "".join(f"<{t.speaker}>{t.content[0]}\n" for t in talks[1]) + "<assistant>"
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("seed", range(20))
-def test_spoilt_templates_lead_to_prompts_or_to_errors(seed: int, tmp_path: Path) -> None:
-    random = Random(seed)
-    tokenizer = tokenizer_in(tmp_path)
-    words = re.split(r"(\s+|[{}%|.'\[\]]+)", TEMPLATE)
-    for _ in range(random.randint(1, 3)):
-        words[random.randrange(len(words))] = random.choice([*words, "", "0", "x", "if"])
-    tokenizer.chat_template = "".join(words)
-    try:
-        chat = ChatFormat.of(tokenizer)
-    except ValueError as error:
-        assert str(error).startswith("its chat")  # noqa: PT017
-    else:
-        assert chat.prompt_ids("is it red?", 40) != chat.prompt_ids("is it dark?", 40)
-
-
 THINKS = (
     "{% for message in messages %}<|{{ message.role }}|>"
     "{% if message.role == 'assistant' %}(think)\n\n(done)\n\n{% endif %}"
@@ -270,39 +191,11 @@ def test_a_template_that_thinks_is_told_not_to(tmp_path: Path) -> None:
     assert (chat.lead, chat.tail) == ("", "<|end|>")
 
 
-def test_a_template_that_may_think_is_left_alone(tmp_path: Path) -> None:
-    """As long as answers follow their prompts anyway."""
-    loud = TEMPLATE.replace("<|assistant|>{%", "<|assistant|>{{ enable_thinking }}{%")
-    assert ChatFormat.of(tokenizer_in(tmp_path, loud)).prompt("it").endswith("<|assistant|>")
-
-
-DATED = (
-    "{% if strftime_now is defined %}\n  {%- set day = strftime_now('%d %B %Y, %-d.%m.%y') %}\n"
-    "{% endif %}\n<|user|>Today is {{ day }}.\n" + TEMPLATE
-)
-
-
-def test_prompts_are_the_same_on_every_day(tmp_path: Path) -> None:
-    prompt = ChatFormat.of(tokenizer_in(tmp_path, DATED)).prompt("it")
-    assert prompt.startswith("<|user|>Today is 26 July 2024, 26.07.24.\n<|user|>it")
-    constant = DATED.replace("strftime_now is defined", "true").replace(
-        "strftime_now('%d %B %Y, %-d.%m.%y')", "'26 July 2024, 26.07.24'"
-    )
-    assert ChatFormat.of(tokenizer_in(tmp_path, constant)).prompt("it") == prompt
-
-
 def test_prompts_of_processors_are_the_same_on_every_day() -> None:
     processor = copy.copy(tiny("qwen2_vl").processor)
     processor.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + processor.chat_template
     chat = ChatFormat.of(processor.tokenizer, processor)
     assert chat.prompt("it", 1).startswith("26 Jul 2024\n<|im_start|>")
-
-
-def test_of_several_templates_the_default_one_counts(tmp_path: Path) -> None:
-    tokenizer = tokenizer_in(tmp_path)
-    prompt = ChatFormat.of(tokenizer).prompt("it")
-    tokenizer.chat_template = {"default": TEMPLATE, "tools": "{{ tools }}"}
-    assert ChatFormat.of(tokenizer).prompt("it") == prompt
 
 
 def test_answers_cannot_write_turns_or_end_before_their_end(tmp_path: Path) -> None:
@@ -357,20 +250,6 @@ def test_labels_are_the_answers_tokens(tmp_path: Path) -> None:
     assert evaluation.labels is None
     assert not evaluation.labels_on_prompt
     assert evaluation.attention_mask.sum(1).tolist() == lengths
-
-
-def test_an_answer_that_stands_apart_has_the_tokenizers_start(tmp_path: Path) -> None:
-    """As BART's, which begin with <s>; words to choose from are compared behind it."""
-    tokenizer = tokenizer_in(tmp_path, None)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|user|> $A <|eos|>", special_tokens=[("<|user|>", 3), ("<|eos|>", 1)]
-    )
-    chat = ChatFormat.of(tokenizer, answers_apart=True)
-    assert chat.answer_ids("red") == tokenizer("red")["input_ids"]
-    assert chat.start_ids == [3]
-    assert chat.first_ids("red") == chat.answer_ids("red")[1:-1]
-    assert len(chat.answer_ids("nothing but dark", 3)) == 3
-    assert ChatFormat.of(tokenizer).start_ids == []
 
 
 def test_words_to_choose_from_begin_as_answers_do(tmp_path: Path) -> None:

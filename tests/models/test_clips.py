@@ -26,7 +26,6 @@ from tests.toys.image_text.clips import (
 )
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.image_text.theirs import generated
-from vlds.models.collate import recent
 from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
 from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, Piece, RefusedRows, Turn
@@ -95,18 +94,6 @@ def test_rows_losses_and_answers_are_hugging_faces(model: Tiny) -> None:
 
 
 @torch.no_grad()
-def test_a_clip_of_one_frame(model: Tiny) -> None:
-    """Qwen's models, which read frames in pairs, see it twice."""
-    rows = [row_of(0, 0, Turn("user", (Clip((0.2,) * num, 0.8), "what ?"))) for num in (1, 2)]
-    once, twice = (
-        model.collator([row], frames(1) * len(row.images), evaluation=False) for row in rows
-    )
-    is_same = once.input_ids.tolist() == twice.input_ids.tolist()
-    assert is_same == model.model_type.startswith("qwen")
-    assert model.build().eval().token_nll(once).isfinite().all()
-
-
-@torch.no_grad()
 def test_rows_are_the_same_alone_and_together(model: Tiny) -> None:
     built = model.build().eval()
     rows, pictures = mixed(model)
@@ -152,16 +139,6 @@ def test_elsewhere_a_clip_is_its_frames(model_type: str) -> None:
         assert torch.equal(values, batches[1].media[0][name])
 
 
-def test_a_template_without_a_place_for_clips() -> None:
-    model = tiny("qwen2_5_vl")
-    model = replace(model, processor=model.kind.load_processor())
-    assert model.collator.reads_clips
-    model.processor.chat_template = model.processor.chat_template.replace("'video'", "'film'")
-    assert not model.collator.reads_clips
-    batch = model.collator([row_of(0, 0, Turn("user", (SHORT, "?")))], frames(2), evaluation=False)
-    assert len(batch.media[0]["image_grid_thw"]) == 2
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", ["llava_onevision", "internvl"])
 def test_unlike_clips_in_a_row_that_a_processor_does_not_take(model_type: str) -> None:
@@ -182,16 +159,6 @@ def test_times_reach_bfloat16_models_exactly() -> None:
     built = model.build().to(torch.bfloat16)
     assert torch.equal(built.inputs(batch)["second_per_grid_ts"], seconds)
     assert built.inputs(batch)["pixel_values_videos"].dtype == torch.bfloat16
-
-
-def test_old_turns_go_with_their_clips() -> None:
-    turns = [
-        Turn("user", (None, CLIP, "one")),
-        Turn("assistant", ("two",)),
-        Turn("user", (SHORT, "three", None)),
-    ]
-    kept, pictures = recent(turns, 1, lambda left: sum(len(t.texts) for t in left))
-    assert (kept, pictures) == (turns[2:], [5, 6, 7])
 
 
 def counted(built: ImageTextModel, batch: Batch, partitioned: bool) -> int:

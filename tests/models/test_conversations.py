@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import compress, pairwise
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ from tests.toys.causal import batch as causal_batch
 from tests.toys.image_text.claims import TALKING
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.image_text.theirs import conversation, processed
-from vlds.models.collate import JointCollator
 from vlds.models.kinds.causal_rows import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.schema import (
     IGNORED_LABEL,
-    Clip,
     Decoding,
     Example,
     RefusedRows,
@@ -76,7 +73,6 @@ TEMPLATES = {
         "{% if messages[0].role != 'system' %}<|user|>system\nYou help.<|end|>\n{% endif %}",
     ),
     "headers": each(HEADER + "{{ m.content | trim }}<|eos|>", "<|user|>assistant<|end|>\n\n"),
-    "roles": each("<|{{ m.role }}|>\n{{ m.content }}<|eos|>\n", "<|assistant|>\n"),
     "vicuna": each(
         sided("USER: {{ m.content }} ", "ASSISTANT: {{ m.content }}<|eos|>"), "ASSISTANT:"
     ),
@@ -95,10 +91,6 @@ TEMPLATES = {
     + "{% if loop.last and m.role == 'user' %}[INST] {{ s }}{{ m.content }}[/INST]"
     "{% elif m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}<|eos|>"
     "{% endif %}{% endfor %}",
-    "alpaca": each(
-        sided("### Instruction:\n{{ m.content }}\n\n", "### Response:\n{{ m.content }}<|eos|>\n\n"),
-        "### Response:\n",
-    ),
     "thinks": each(
         "<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n",
         "<|user|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
@@ -114,7 +106,7 @@ TEMPLATES = {
     ),
     "lines": each("{{ m.role }}: {{ m.content }}<|end|>\n", "assistant: "),
 }
-"""Templates in the forms of 13 families, and one that marks what assistants say."""
+"""Templates in the forms of many families, and one that marks what assistants say."""
 
 
 def chat_of(folder: Path, template: str | None) -> ChatFormat:
@@ -311,16 +303,6 @@ def test_pieces_cannot_make_a_pictures_place() -> None:
     assert text.count(word) == 1
 
 
-def test_many_pieces_take_time_in_proportion(tmp_path: Path) -> None:
-    chat = chat_of(tmp_path, TEMPLATES["chatml"])
-    times = [time.process_time()]
-    for num in (500, 8_000):
-        assert chat.turn_ids((Turn("user", ("a", None) * num),), 9 * num).pictures[-1] == num
-        times.append(time.process_time())
-    few, many = (end - begin for begin, end in pairwise(times))
-    assert many < 48 * few  # 16 times; 100 if each piece looks at all others
-
-
 WITH_PICTURES = (
     Turn("user", ("first ", None, " what is red ?")),
     Turn("assistant", ("blue sky",), learned=True),
@@ -466,23 +448,3 @@ def marked_places(chat: ChatFormat, turns: Sequence[Turn]) -> list[int]:
         before += piece
         places.append(len(chat.ids(before)))
     return places
-
-
-def test_a_clip_is_its_frames_in_place(tmp_path: Path) -> None:
-    """In causal models; encoder-decoders read them beside the plain text."""
-    chat = chat_of(tmp_path, TEMPLATES["chatml"])
-    clip = Turn("user", ("look ", Clip((0.5, 1.5, 2.5), 3.0), " and ", None, "?"))
-    assert clip.num_pictures == 4
-    spread = clip._replace(content=("look ", None, None, None, " and ", None, "?"))
-    rows = [row_of((SYSTEM, turn))._replace(images=range(4)) for turn in (clip, spread)]
-    one, other = (collated(chat, row) for row in rows)
-    assert torch.equal(one.input_ids, other.input_ids)
-    assert one.image_index.tolist() == [[0, 1, 2, 3]]
-    before = one.types["pictures_before"]
-    assert torch.equal(before, other.types["pictures_before"])
-    assert {0, 3, 4} == set(before.flatten().tolist())
-    joint = JointCollator(chat.tokenizer, features=True)
-    batch = joint([rows[0]], torch.zeros(4, 2, 4), evaluation=False)
-    said = chat.tokenizer.decode(batch.input_ids[0])
-    assert "look" in said
-    assert batch.image_index.tolist() == [[0, 1, 2, 3]]

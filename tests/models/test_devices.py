@@ -6,7 +6,6 @@ Each wait ends a GPU's queue of work: it idles until Python has sent more.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ import transformers
 from packaging.version import Version
 
 from tests.toys import accelerator as simulated
-from tests.toys import planted
 from tests.toys.device_cases import (
     DeviceCase,
     dual_case,
@@ -31,7 +29,7 @@ from tests.toys.method_cases import PAIRS
 from tests.toys.rank_pool import RankPool
 from tests.toys.wide_models import CAUSAL
 from vlds.models.backbones import Backbone
-from vlds.models.methods import Adapter, APoLLo, Full, LoRA, Method, PrefixTuning, SimNL, TipAdapter
+from vlds.models.methods import APoLLo, Full, LoRA, Method, SimNL, TipAdapter
 from vlds.models.model import step_draws
 
 BUDGET = {
@@ -118,19 +116,6 @@ def compare_case(make: MakesCase, *arguments: Any) -> Compared:
     return compare(make(*arguments))
 
 
-def plant(name: str) -> list[str]:
-    """What the device says of a function of tests/toys/planted.py."""
-    device = simulated.register()
-    states = torch.ones(2, 3)
-    with simulated.accelerator() as running:
-        moved = states.to(device, non_blocking=True)
-        try:
-            getattr(planted, name)(moved)
-        except simulated.MixedDevices as error:
-            return [str(error)]
-        return [f"{wait.what} at {wait.place}" for wait in running.waits]
-
-
 @pytest.fixture(scope="module")
 def pool() -> Iterator[RankPool]:
     """One process, in which torch knows the simulated device."""
@@ -146,21 +131,6 @@ def faults(pool: RankPool, budget: int, make: MakesCase, *arguments: Any) -> lis
     return [*found.differences, *found.ours, *more]
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("mix", "add: (2, 3) of the host"),
-        ("copy", "copy to the host"),
-        ("ask", "_local_scalar_dense"),
-        ("pick", "index by a mask"),
-        ("bring", "copy to the device"),
-    ],
-)
-def test_a_planted_line_is_named(name: str, said: str, pool: RankPool) -> None:
-    line = inspect.getsourcelines(getattr(planted, name))[1] + 2
-    assert pool.run(plant, name) == [[f"{said} at tests/toys/planted.py:{line}"]]
-
-
 @pytest.mark.sampled(8)
 @PAIRS
 def test_methods(name: str, family: type[Backbone], pool: RankPool) -> None:
@@ -174,15 +144,6 @@ def test_methods(name: str, family: type[Backbone], pool: RankPool) -> None:
 @pytest.mark.parametrize("model_type", [*CAUSAL, *PARAMETERS])
 def test_language_models(model_type: str, pool: RankPool) -> None:
     assert faults(pool, BUDGET[model_type], wide_case, model_type, LoRA(rank=2)) == []
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("model_type", ["llama", "qwen2_5_vl"])
-@pytest.mark.parametrize(
-    "method", [Adapter(reduction=4, sharing="multiple"), PrefixTuning(length=2, hidden_dim=8)]
-)
-def test_methods_of_language_models(model_type: str, method: Method, pool: RankPool) -> None:
-    assert faults(pool, BUDGET[model_type], wide_case, model_type, method) == []
 
 
 @pytest.mark.parametrize("model_type", ["llava", pytest.param("smolvlm", marks=pytest.mark.slow)])

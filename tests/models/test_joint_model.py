@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import Adapter, Full
 from vlds.models.vision import ConvNet
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig, pool
-from vlds.recipe.build import build as built
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding, Example, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example, Row
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 NET = ConvNet(image_size=12, grid=3, widths=[4, 8])
@@ -85,30 +83,6 @@ def test_activation_checkpointing_changes_no_number(family: type[Backbone], tmp_
         assert torch.allclose(found[name], gradient, atol=1e-7), name
 
 
-@FAMILIES
-def test_a_copy_is_a_model_of_its_own(family: type[Backbone], tmp_path: Path) -> None:
-    model = build(backbone(family, tmp_path), {"adapter": Adapter(sharing="multiple")}).eval()
-    twin = copy.deepcopy(model)
-    assert torch.equal(twin(batch(), torch.ones(4)).loss, model(batch(), torch.ones(4)).loss)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    model(batch(tasks=(1, 1)), torch.ones(2))
-    assert twin(batch(), torch.ones(4)).loss > 0
-    assert twin.context.routing is not model.context.routing
-
-
-def test_images_are_encoded_once(tmp_path: Path) -> None:
-    model = build(backbone(T5, tmp_path), {"adapter": Adapter()}, vision=NET).eval()
-    seen: list[int] = []
-    model.vision.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    examples = shown()
-    model.generate(examples, Decoding(num_beams=3, max_new_tokens=4))[0]
-    assert seen == [3]
-    tokens, _ = model.visual_tokens(examples)
-    assert tokens.shape == (4, 2 * model.visual_embedding.num_tokens, 16)
-
-
 def test_a_frozen_encoder_keeps_its_statistics(tmp_path: Path) -> None:
     examples = shown()
     frozen = build(backbone(T5, tmp_path), {"adapter": Adapter()}, vision=NET).train()
@@ -126,24 +100,6 @@ def test_a_frozen_encoder_keeps_its_statistics(tmp_path: Path) -> None:
     assert {trained.part_of(name) for name in names} == {"all"}
 
 
-def test_low_precision_losses_are_summed_in_float32(tmp_path: Path) -> None:
-    model = build(backbone(Bart, tmp_path), {"adapter": Adapter()}, dtype=torch.bfloat16)
-    output = model(batch(), torch.ones(4))
-    assert output.loss.dtype == torch.float32
-    output.loss.backward()
-    assert all(gradient.dtype == torch.bfloat16 for gradient in gradients(model).values())
-    assert len(model.generate(batch(), Decoding(num_beams=2, max_new_tokens=3))[0]) == 4
-
-
-def test_batches_that_cannot_be_used(tmp_path: Path) -> None:
-    model = build(backbone(T5, tmp_path), {"adapter": Adapter()})
-    with pytest.raises(ValueError, match="neither pictures nor stored features"):
-        model(replace(batch(), features=None), torch.ones(4))
-    with pytest.raises(ValueError, match="no targets"):
-        model(replace(batch(), labels=None), torch.ones(4))
-    assert NO_IMAGE in batch().image_index
-
-
 # Features of distinct images -> visual tokens of examples.
 
 WIDTH, DIM = 8, 5
@@ -153,12 +109,6 @@ def bridge(grid: int = 3, **fields: object) -> VisualEmbedding:
     torch.manual_seed(0)
     config = VisualEmbeddingConfig(**fields)  # type: ignore[arg-type]
     return VisualEmbedding(config, DIM, WIDTH, grid, nn.LayerNorm)
-
-
-@pytest.fixture
-def table() -> nn.Embedding:
-    torch.manual_seed(1)
-    return nn.Embedding(30, WIDTH)
 
 
 def test_pooling_7_to_6_is_a_window_of_2() -> None:
@@ -171,51 +121,12 @@ def test_pooling_7_to_6_is_a_window_of_2() -> None:
         pool(features[:, :48], 6)
 
 
-@pytest.mark.parametrize("norm", ["parts", "sum"])
-def test_formula(norm: str, table: nn.Embedding) -> None:
-    """sum: the layout of VL-BART's pre-training (`individual_vis_layer_norm False`)."""
-    module = bridge(norm=norm)
-    norms = ["sum_norm"] if norm == "sum" else ["feature_norm", "box_norm"]
-    names = [name for name in module.state_dict() if "norm" in name]
-    assert names == [f"{name}.{tensor}" for name in norms for tensor in ("weight", "bias")]
-    with torch.no_grad():
-        for name in norms:
-            module.get_submodule(name).weight.uniform_()  # type: ignore[operator, union-attr]
-    features, boxes = torch.randn(2, 9, DIM), torch.rand(2, 9, 4)
-    tokens, mask = module(features, boxes, torch.tensor([[1, 0]]), table)
-    assert tokens.shape == (1, 18, WIDTH)
-    assert mask.all()
-    x1, x2, y1, y2 = boxes[0, 4]
-    place = torch.stack([x1, x2, y1, y2, (x2 - x1) * (y2 - y1)])
-    seen, placed = module.feature_projection(features[0, 4]), module.box_projection(place)
-    expected = module.image_order.weight[1] + table.weight[30 - 1 - 4]
-    if norm == "sum":
-        expected = module.sum_norm(seen + placed + expected)
-    else:
-        expected = module.feature_norm(seen) + module.box_norm(placed) + expected
-    assert torch.allclose(tokens[0, 9 + 4], expected, atol=1e-6)
-
-
-def test_absent_images_are_masked_and_shared_ones_equal(table: nn.Embedding) -> None:
-    index = torch.tensor([[0, NO_IMAGE], [0, 1], [1, 0]])
-    tokens, mask = bridge()(torch.randn(2, 9, DIM), None, index, table)
-    assert mask.view(3, 2, 9).all(2).tolist() == [[True, False], [True, True], [True, True]]
-    assert torch.equal(tokens[0, :9], tokens[1, :9])
-
-
 def test_boxes_of_cells() -> None:
     boxes = bridge(grid=2, boxes="grid").cell_boxes(torch.device("cpu"))
     assert boxes.tolist() == [
         [[0, 0.5, 0, 0.5], [0.5, 1, 0, 0.5], [0, 0.5, 0.5, 1], [0.5, 1, 0.5, 1]]
     ]
     assert not bridge(grid=2).cell_boxes(torch.device("cpu")).any()
-
-
-def test_impossible_sizes() -> None:
-    with pytest.raises(ValueError, match="grid: 4 is more than the encoder's 3 x 3 cells"):
-        VisualEmbedding(VisualEmbeddingConfig(grid=4), DIM, WIDTH, 3, nn.LayerNorm)
-    with pytest.raises(ValueError, match="num_images: got 0"):
-        built(VisualEmbeddingConfig, {"num_images": 0})
 
 
 # Examples and pictures become one padded batch, each picture once.
@@ -285,24 +196,6 @@ def test_rows_point_to_the_pictures_of_the_stack() -> None:
     none = NO_IMAGE
     assert batch.image_index.tolist() == [[0, none], [1, 2], [0, none], [none, none]]
     assert batch.images[:, 0, 0, 0].tolist() == [0, 1, 2]
-
-
-def test_equal_texts_are_tokenized_once_for_each_limit() -> None:
-    tokenizer = Words()
-    rows = [row(str(n), "same text", "yes", max_prompt_tokens=2 + n % 2) for n in range(6)]
-    collated(rows, tokenizer)
-    prompts = [seen for seen in tokenizer.seen if seen[0] != ["yes"]]
-    assert sorted(prompts, key=lambda seen: seen[1]) == [(["same text"], 2), (["same text"], 3)]
-
-
-def test_evaluation_has_references_and_may_lack_targets() -> None:
-    rows = [row("a", "a", None), row("b", "b", "x y", valid=False)]
-    batch = collated(rows, evaluation=True)
-    assert batch.references == ["A", "B"]
-    assert batch.valid.tolist() == [True, False]
-    assert batch.labels is not None
-    assert batch.labels.tolist() == [[IGNORED_LABEL] * 2, [1, 1]]
-    assert collated(rows[:1], evaluation=True).labels is None
 
 
 def test_features_go_into_features() -> None:

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import deepspeed
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from tests.toys.device_cases import GREEDY, dual_case, encoder_case
+from tests.toys.dual import save_clip
 from tests.toys.engines import start_deepspeed, whole_state
+from tests.toys.image_text import PARAMETERS
+from tests.toys.image_text.claims import IN_ZERO3
 from tests.toys.models import batch, build, save_own_head, saved_backbone
 from tests.toys.rank_pool import RankPool
+from tests.toys.wide_models import CAUSAL, opened, wide
 from vlds.models.backbones import T5, Backbone, Bart
-from vlds.models.methods import Adapter, BitFit, Method
+from vlds.models.generation.answer_list import Answer
+from vlds.models.kernels.fused import TORCH_LINEAR
+from vlds.models.methods import Adapter, BitFit, LoRA, Method
 from vlds.models.methods.host import is_plain
-from vlds.models.partitioned import equal_parts, partitioned_loading
+from vlds.models.model import Model
+from vlds.models.partitioned import (
+    fits_whole,
+    layer_by_layer,
+    layers_of,
+    partitioned_loading,
+    partitioned_reading,
+)
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.ranks import Ranks
+from vlds.schema import Batch, Decoding
 
 CONFIG: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 4,
@@ -99,25 +120,114 @@ def test_loading_in_parts(
     assert ("backbone.lm_head.weight" in sources.rows) is own_head
 
 
-def compare_parts() -> list[bool]:
-    """Verdicts on weights of 15 numbers, so that the second rank's part ends in padding."""
-    import deepspeed
-
-    start_deepspeed()
-    verdicts = []
-    with partitioned_loading(CONFIG), deepspeed.zero.Init(config_dict_or_path=CONFIG):
-        pairs = [(nn.Linear(5, 3), nn.Linear(5, 3)) for _ in range(3)]
-        pairs.append((nn.Linear(5, 3), nn.Linear(3, 5)))
-    for number, (first, second) in enumerate(pairs):
-        weights = [first.weight, second.weight]
-        with deepspeed.zero.GatheredParameters(weights, modifier_rank=0):
-            for weight in weights:
-                weight.data.fill_(1)
-            if number:  # the first number belongs to one rank, the last one to the other
-                second.weight.data.view(-1)[(number - 1) * 14 % 15] = 2
-        verdicts.append(equal_parts(*weights))
-    return verdicts
+# Ranks that hold a part each of a model's weights answer as those that hold all of them.
 
 
-def test_partitioned_weights_are_compared_by_value(ranks2: RankPool) -> None:
-    assert ranks2.run(compare_parts, timeout=60) == [[True, False, False, False]] * 2
+def fits(free: list[int]) -> bool:
+    """Whether a model of a thousand bytes fits, by the bytes that are free on the ranks."""
+    ranks = start_ranks(60)
+    model = nn.Linear(10, 25, bias=False)
+    with mock.patch("vlds.runtime.ranks.free_memory", return_value=free[ranks.global_rank]):
+        return fits_whole(model, ranks)
+
+
+def test_whole_weights_need_twice_their_memory_on_each_rank(ranks2: RankPool) -> None:
+    """Two ranks share the machine's."""
+    assert ranks2.run(fits, [4000, 4000]) == [True, True]
+    assert ranks2.run(fits, [4000, 3999]) == [False, False]
+
+
+LEAST = 500
+DECODINGS = [
+    Decoding(max_new_tokens=4),
+    Decoding(max_new_tokens=6, num_beams=3),
+    Decoding(choices=("red", "blue")),
+    Decoding(answers=("red", "it is blue", "yes")),
+]
+
+
+Both = tuple[list[Answer], list[Answer], list[int]]
+"""Answers of whole weights and of parts; elements of each layer's weights that stay whole."""
+
+
+def both_ways(
+    models: Iterable[Model], questions: Sequence[tuple[Batch, Decoding]], ranks: Ranks, least: int
+) -> Both:
+    """What two models answer, each rank at its own pace; the second one's weights are cut."""
+    answers: list[list[Answer]] = []
+    for model in models:
+        model.eval()
+        answers.append([])
+        with (
+            torch.no_grad(),
+            layer_by_layer(model, ranks, least),
+            model.at_own_pace() as begin_batch,
+        ):
+            of_layers = [weights for _, weights in layers_of(model, least)[1]]
+            for batch, decoding in questions:
+                begin_batch()
+                answers[-1] += model.answer(batch, decoding)
+    # What vlds builds beside Hugging Face's model is not partitioned by loading it.
+    cut = [[p for p in weights if hasattr(p, "ds_tensor")] for weights in of_layers]
+    return answers[0], answers[1], [sum(p.numel() for p in weights) for weights in cut if weights]
+
+
+def assert_alike(both: Both) -> None:
+    whole, parts, held = both
+    assert [answer.text for answer in parts] == [answer.text for answer in whole]
+    # Gathered weights begin at other addresses, for which kernels sum in another order.
+    for part, one in zip(parts, whole, strict=True):
+        assert part.confidence == pytest.approx(one.confidence, rel=1e-5)
+    assert set(held) == {0}
+    assert len(held) > 4
+
+
+def answer_both_ways(model_type: str, kind: Any) -> Both:
+    """On one rank to other rows, more often and at more length than on the other."""
+    ranks = start_ranks(60)
+    source = opened(model_type, kind, kind.load_processor())
+    methods = {"method": LoRA(rank=2)}
+    models = [source.build(methods)]
+    with partitioned_reading(torch.float32, ranks.world_size):
+        models.append(source.build(methods))
+    assert F.linear is TORCH_LINEAR, "whatever runs later in this process"
+    rows = source.rows()
+    # The first rank's row has no picture.
+    batch = source.batch(rows[:2] if ranks.global_rank else rows[2:], evaluation=True)
+    decodings = DECODINGS[: 2 + 2 * ranks.global_rank]
+    return both_ways(models, [(batch, decoding) for decoding in decodings], ranks, LEAST)
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize(
+    "model_type", [*CAUSAL, *(p for p in PARAMETERS if p.values[0] in IN_ZERO3)]
+)
+def test_language_models(model_type: str, ranks2: RankPool) -> None:
+    kind = wide(model_type).kind
+    for both in ranks2.run(answer_both_ways, model_type, kind, timeout=240):
+        assert_alike(both)
+        assert len(both[0]) in (2, 8)
+
+
+FEW = 50
+"""These models are smaller."""
+
+
+def classify_both_ways(kind: str, clip: Path) -> Both:
+    """With a head of classes. An engine cuts all weights, and so does this: none of these models is
+    loaded in parts."""
+    ranks = start_ranks(60)
+    case = dual_case(LoRA(rank=2), clip) if kind == "DualEncoder" else encoder_case(kind)
+    models = [case.make(), case.make()]
+    deepspeed.zero.Init(module=models[1], dtype=torch.float32)
+    questions = [(case.batch, GREEDY)] * (1 + 2 * ranks.global_rank)
+    return both_ways(models, questions, ranks, FEW)
+
+
+@pytest.mark.parametrize("kind", ["CrossModal", "JointEncoder", "DualEncoder"])
+def test_models_that_classify(kind: str, ranks2: RankPool, tmp_path: Path) -> None:
+    clip = save_clip(tmp_path)  # only a first rank writes what transformers saves
+    results = ranks2.run(classify_both_ways, kind, clip, timeout=240)
+    for rank, both in enumerate(results):
+        assert_alike(both)
+        assert len(both[0]) == len(results[0][0]) * (1 + 2 * rank)

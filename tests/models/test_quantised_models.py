@@ -28,21 +28,12 @@ from vlds.models import Causal, ImageTextToText
 from vlds.models.build import ModelSetup, build_shapes, describe
 from vlds.models.loading import quantised
 from vlds.models.loading.quantised import Bits, packed_linears, scale_bytes
-from vlds.models.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
-from vlds.models.methods.host import ExtendedLinear, zero_at_first
+from vlds.models.methods import Adapter, Full, LoRA, Method
 from vlds.models.vision import ConvNet
 from vlds.plan import Forecast, forecast_or_reason, plan_recipe
 from vlds.recipe.config import Recipe
-from vlds.schema import Decoding
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-METHODS: dict[str, Method] = {
-    "adapter": Adapter(reduction=4, sharing="multiple"),
-    "lora": LoRA(rank=2),
-    "ia3": IA3(),
-    "compacter": Compacter(),
-    "bitfit": BitFit(add_biases=True),
-}
 ADAPTER: dict[str, Method] = {"words": Adapter(reduction=4)}
 BITS = pytest.mark.parametrize("bits", [4, 8])
 TYPES = pytest.mark.parametrize("model_type", ["qwen2_vl", "florence2", "llava", "llama", "opt"])
@@ -111,53 +102,6 @@ def unpack(layer: Any) -> Tensor:
     return layer.weight.float() * layer.weight.SCB[:, None] / 127
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-@BITS
-@KINDS
-def test_methods_train_beside_packed_weights(model_type: str, name: str, bits: Bits) -> None:
-    source = packed(model_type, bits)
-    model = source.build({"method": METHODS[name]}).train()
-    before = {path: p.detach().clone() for path, p in model.named_parameters()}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    losses = []
-    for _ in range(3):
-        loss = model(source.batch(source.rows()), torch.ones(3)).loss
-        loss.backward()
-        losses.append(loss.item())
-        unmoved = zero_at_first(model) if len(losses) == 1 else set()
-        for path, owner in model.trained_by.items():
-            gradient = model.get_parameter(path).grad
-            assert gradient is not None, path
-            if owner == "connector":
-                assert gradient.any(), path
-            elif len(losses) == 1 and path in unmoved:
-                assert not gradient.any(), path
-        optimizer.step()
-        optimizer.zero_grad()
-        model.eval().answer(source.batch(source.rows(), evaluation=True), Decoding())
-        model.train()
-    assert losses[2] < losses[0]
-    assert set(model.trained_by.values()) == {"method", "connector"}
-    for path, parameter in model.named_parameters():
-        if path not in model.trained_by:
-            assert torch.equal(parameter, before[path]), path
-    assert any(isinstance(m, ExtendedLinear) for m in packed_linears(model))
-
-
-@pytest.mark.sampled(2)
-@KINDS
-def test_recomputed_layers_give_the_same_gradients(model_type: str) -> None:
-    source, gradients = packed(model_type, 4), []
-    for recompute in (False, True):
-        model = source.build(ADAPTER, activation_checkpointing=recompute).train()
-        model(source.batch(source.rows()), torch.ones(3)).loss.backward()
-        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
-
-
 @pytest.mark.sampled(4)
 @BITS
 @TYPES
@@ -218,10 +162,6 @@ def test_what_cannot_be_packed(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_the_vision_tower_beside_packed_weights_may_train_in_full() -> None:
-    packed("qwen2_vl", 4).build({"a": Full(part="vision")})
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes", "no-such-library-of-ours"])

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, FalconConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.models.generation import positions
-from vlds.models.generation.positions import can_share_starts, share_starts
+from vlds.models.generation.positions import can_share_starts
 from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
-from vlds.models.kinds.causal import Causal, CausalModel
+from vlds.models.kinds.causal import CausalModel
 from vlds.models.methods import (
     Adapter,
     HyperPELT,
@@ -27,7 +27,6 @@ from vlds.models.methods import (
     SimAdapter,
 )
 from vlds.schema import Decoding, Example, Row
-from vlds.training.optimizer import similar_rows
 
 QUESTIONS = [
     "what colour is it?", "what colour is it now?", "it", "is it dark", "what colour is it?",
@@ -183,77 +182,10 @@ def test_answers_are_those_of_each_row(
         assert one.confidence == pytest.approx(other.confidence, rel=1e-5)
 
 
-def test_few_words_in_common_are_not_worth_a_pass(
-    llama: Causal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`generate` computes the last tokens once more: two questions have 5 tokens in common."""
-    model = build(llama).eval()
-    examples = batch(llama, questions()[:2], evaluation=True)
-    for each, is_worth_it in ((1.0, True), (0.1, False)):
-        monkeypatch.setattr(positions, "cost", lambda tokens, _, each=each: each * tokens)
-        assert bool(model.starts(examples, model.visual_tokens(examples))) is is_worth_it
-    apart = batch(llama, rows(), evaluation=True)
-    assert model.starts(apart, model.visual_tokens(apart)) == {}, "no two about the same pictures"
-
-
 @pytest.mark.parametrize("kind", sorted({*SIZES} - {*SHARING}))
 def test_other_positions_and_attention_keep_a_row_each(kind: str, saved: Path) -> None:
     """OPT learns its positions, and layers of Gemma 2 see a window."""
     assert not build(kind_in(saved / kind)).shares_starts
-
-
-@pytest.mark.usefixtures("narrow_model_shares")
-def test_fewer_tokens_are_computed(llama: Causal) -> None:
-    """A start is computed once: the picture's 4 tokens, and the template's."""
-    model = build(llama).eval()
-    examples = batch(llama, questions())
-    computed = []
-    model.backbone.model.layers[0].register_forward_pre_hook(
-        lambda _, inputs: computed.append(inputs[0].shape[:2])
-    )
-    model.token_nll(examples)
-    lengths = 4 + examples.attention_mask.sum(1)
-    ids = examples.input_ids
-    start = 4 + int((ids == ids[:1]).all(0).long().cumprod(0).sum())
-    assert start == 5
-    assert computed == [(1, int(lengths.sum()) - 4 * start)]
-
-
-def test_a_start_ends_before_the_answers() -> None:
-    """Rows that are equal up to their answers: the last word before these is each row's own."""
-    tokens = torch.tensor([[5, 6, 7, 1, 2], [5, 6, 7, 1, 2]])
-    lengths = torch.tensor([5, 4])
-    picked = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]).bool()
-    lines = share_starts(tokens, lengths, picked, torch.zeros(2), torch.zeros(2, 1), 64)
-    assert lines is not None
-    assert lines.source.tolist() == [[0, 1, 2, 3, 4, 7, 8]]
-    assert lines.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
-    assert lines.places_of(picked).tolist() == [[0, 2], [0, 3], [0, 5]]
-    seen = lines.visible[0, 0]
-    assert seen[5].tolist() == [True, True, False, False, False, True, False]
-
-
-def test_parts_leave_questions_about_a_picture_together(llama: Causal) -> None:
-    shown = [*questions(), *questions(0, range(1, 2))[:3], *questions(1)[:4]]
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(1)).tolist()
-    examples = batch(llama, [shown[row] for row in order])
-    parts = similar_rows(build(llama).sizes(examples), 3)
-    whole = {tuple(range(5)), tuple(range(5, 8)), tuple(range(8, 12))}
-    assert {tuple(sorted(order[row] for row in part.tolist())) for part in parts} == whole
-
-
-def test_rows_that_share_little_stay_apart() -> None:
-    """Sixteen rows of 200 tokens: attention over all pairs of one line costs more than 5 tokens."""
-    tokens = torch.arange(16)[:, None].repeat(1, 200)
-    lengths, picked = torch.full((16,), 200), torch.zeros(16, 200, dtype=torch.bool)
-    picked[:, -2] = True
-    tasks, pictures = torch.zeros(16), torch.zeros(16, 1)
-    tokens[:, :5] = 7
-    assert share_starts(tokens, lengths, picked, tasks, pictures, 256) is None
-    tokens[:, :150] = 7
-    lines = share_starts(tokens, lengths, picked, tasks, pictures, 256)
-    assert lines is not None
-    assert lines.source.shape == (1, 150 + 16 * 50)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.models import DIM, GRID, TASKS, Words, backbone, batch, shake
+from tests.toys.wide_models import wide
 from vlds.models import JointSeq2Seq
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, build_model
@@ -19,7 +20,10 @@ from vlds.models.collate import JointCollator
 from vlds.models.heads import LinearHead, MLPHead
 from vlds.models.kinds.joint import JointModel
 from vlds.models.loss import nll_of
-from vlds.models.methods import LST, Adapter, Mixture
+from vlds.models.methods import LST, Adapter, LoRA, Mixture
+from vlds.models.methods.context import Predicted
+from vlds.models.model import Model
+from vlds.models.task_heads import TaskHeads
 from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, Example, Row
 from vlds.tasks.class_output import ClassOutput
@@ -89,18 +93,6 @@ def test_losses_are_those_of_the_formula(family: type[Backbone], tmp_path: Path)
         assert not output.token_nll_sum.requires_grad
 
 
-def test_only_heads_and_what_else_trains_have_gradients(tmp_path: Path) -> None:
-    """Without methods and the visual embedding, the run is a linear probe."""
-    model = build(T5, tmp_path)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    heads = {name for name in trained if name.startswith("heads.")}
-    assert {model.part_of(name) for name in trained} == {"heads", "visual_embedding"}
-    assert {model.part_of(name) for name in heads} == {"heads"}
-    assert model.count_parameters().by_part["heads"].trainable == 740 + 51
-    model(mixed(model), torch.ones(4)).loss.backward()
-    assert all(model.get_parameter(name).grad is not None for name in trained)
-
-
 @pytest.mark.parametrize("family", [T5, Bart])
 def test_answers_are_the_best_classes(family: type[Backbone], tmp_path: Path) -> None:
     """By softmax, or by sigmoid where several may hold."""
@@ -116,25 +108,6 @@ def test_answers_are_the_best_classes(family: type[Backbone], tmp_path: Path) ->
     assert gqa.text == ("yes", "no", "left")[int(shares.argmax())]
     assert gqa.confidence == pytest.approx(shares.max().item())
     assert gqa.token_confidence is None
-
-
-def test_a_text_is_written_as_without_heads(tmp_path: Path) -> None:
-    model = build(T5, tmp_path)
-    text = mixed(model).select(torch.tensor([1]))
-    decoding = Decoding(max_new_tokens=4)
-    assert model.answer(text, decoding) == model.write(text, decoding)
-    assert model.answer(text, decoding)[0].token_confidence is not None
-
-
-@pytest.mark.parametrize("family", [T5, Bart])
-def test_a_kind_without_texts_says_the_same_of_classes(
-    family: type[Backbone], tmp_path: Path
-) -> None:
-    model = build(family, tmp_path)
-    examples = mixed(model).select(torch.tensor([0, 2, 3]))
-    alone = model.heads.predicted_alone(model.first_states(examples), examples)
-    assert torch.allclose(nll_of(alone), nll_of(model.predicted(examples)), rtol=1e-5)
-    assert nll_of(alone).sum(1).all()
 
 
 def test_a_head_beside_a_ladder_reads_what_leaves_it(tmp_path: Path) -> None:
@@ -224,14 +197,104 @@ def test_an_example_with_classes_has_one_label(before: list[int]) -> None:
     assert chosen.class_targets[1].tolist() == made.class_targets[0].tolist()
 
 
-def test_a_batch_without_classes_has_no_targets() -> None:
-    rows = [Row(Example("0", "t", "5", "7"), 0, 9, 9, range(0))]
-    collator = JointCollator(Pieces([]), features=True)
-    assert collator(rows, torch.zeros(0), evaluation=False).class_targets is None
+# Heads in causal and image-text models read the state that predicts an answer's first token: with
+# rows of the output layer as its weights, a head gives the logits of these tokens.
+
+WORDS = tuple(f"word {number}" for number in range(5))
+"""Classes that stand for the first tokens of the vocabulary."""
+OF_WORDS = {"vqa": ClassOutput(LinearHead(classes=WORDS), "cross_entropy")}
+TYPES = ["llama", "qwen2_5_vl", "florence2", "paligemma"]
+"""Sequences with and without placeholders of pictures, and a decoder of its own."""
 
 
-@pytest.mark.parametrize("name", ["keys", "a.b", "training"])
-def test_a_task_with_a_head_has_a_name_that_torch_takes(name: str, tmp_path: Path) -> None:
-    kind = JointSeq2Seq(backbone=backbone(T5, tmp_path), vision=StoredFeatures(dim=DIM, grid=GRID))
-    with pytest.raises(ValueError, match=f"tasks: '{name}' cannot be the name of a task with a"):
-        ModelSetup(kind=kind, outputs={name: OUTPUTS["vqa"]})
+def with_word_head(model: Model) -> Model:
+    """The head has the rows of the first tokens in the output layer."""
+    layer = model.backbone.get_output_embeddings()
+    head = model.heads["vqa"]
+    with torch.no_grad():
+        head.weight.copy_(layer.weight[: len(WORDS)])
+        bias = getattr(model.backbone, "final_logits_bias", None)
+        head.bias.zero_() if bias is None else head.bias.copy_(bias[0, : len(WORDS)])
+    return model.eval()
+
+
+def with_classes(row: Row, scores: dict[int, float]) -> Row:
+    """A row of the first task has scores of classes in place of its text; others are as they
+    are."""
+    if row.task_index:
+        return row
+    return row._replace(example=replace(row.example, target="", class_scores=scores))
+
+
+def first_rows(predicted: Predicted) -> Tensor:
+    """(b, w) logits of the first label of each example."""
+    numbers = torch.full(predicted.labels.shape, -1)
+    numbers[predicted.places] = torch.arange(len(predicted.logits))
+    return predicted.logits[numbers.masked_fill(numbers < 0, len(predicted.logits)).amin(1)]
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_head_reads_what_predicts_the_first_token(model_type: str) -> None:
+    source = wide(model_type)
+    model = with_word_head(source.build({"lora": LoRA(rank=2)}, outputs=OF_WORDS))
+    texts = source.rows()
+    heads, model.heads = model.heads, TaskHeads()
+    as_text = model.predicted(source.batch(texts))
+    caption = nll_of(as_text)[1].sum()
+    num_before = len(source.collator.chat.start_ids) if model_type == "florence2" else 0
+    if num_before:  # tokens that begin every answer are labels of texts
+        hidden = as_text.labels.clone()
+        hidden[:, :num_before] = IGNORED_LABEL
+        kept = as_text.places[1] >= num_before
+        rows, columns = (numbers[kept] for numbers in as_text.places)
+        as_text = Predicted(as_text.logits[kept], hidden, (rows, columns))
+    model.heads = heads
+    batch = source.batch([with_classes(row, {2: 1.0}) for row in texts])
+    predicted = model.predicted(batch)
+    (found,) = predicted.classes
+    assert found.rows.tolist() == [0, 2]
+    expected = first_rows(as_text)[[0, 2], : len(WORDS)]
+    assert torch.allclose(found.logits, expected, rtol=1e-4, atol=1e-5)
+    assert found.targets.tolist() == [[0, 0, 1, 0, 0]] * 2
+    losses = model.loss_sums(batch)[0]
+    assert torch.allclose(losses[[0, 2]], -expected.log_softmax(-1)[:, 2], rtol=1e-4)
+    assert torch.allclose(losses[1], caption, rtol=1e-4)  # learned as without heads
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_an_answer_is_the_word_that_would_be_chosen(model_type: str) -> None:
+    """From the prompt alone, with the confidence among the classes."""
+    source = wide(model_type)
+    model = with_word_head(source.build(outputs=OF_WORDS))
+    rows = [row for row in source.rows() if row.task_index == 0]
+    batch = source.batch(rows, evaluation=True)
+    with torch.no_grad():
+        logits = model.first_logits(batch.prompts())[:, : len(WORDS)]  # type: ignore[attr-defined]
+    answers = model.answer(batch, Decoding())
+    assert [answer.text for answer in answers] == [WORDS[n] for n in logits.argmax(-1)]
+    shares = logits.softmax(-1).amax(-1).tolist()
+    assert [answer.confidence for answer in answers] == pytest.approx(shares, rel=1e-4)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_cut_changes_nothing(model_type: str) -> None:
+    source = wide(model_type)
+    model = with_word_head(source.build(outputs=OF_WORDS))
+    rows = [with_classes(row, {n: 0.5, 4: 0.2}) for n, row in enumerate(source.rows())]
+    batch, scale = source.batch(rows), torch.linspace(0.5, 1, 3)
+    whole = model(batch, scale)
+    for cut in ([[1], [2, 0]], [[0], [1], [2]]):
+        parts = model(batch, scale, [torch.tensor(piece) for piece in cut])
+        assert torch.allclose(parts.token_nll_sum, whole.token_nll_sum, rtol=1e-4)
+
+
+def test_a_training_step_reaches_heads_without_pictures_too() -> None:
+    """A row that stands in for a picture has no class."""
+    source = wide("qwen2_5_vl")
+    model = source.build(outputs=OF_WORDS).train()
+    (row,) = [row for row in source.rows() if len(row.images) == 0]
+    output = model(source.batch([with_classes(row, {1: 1.0})]), torch.ones(1))
+    output.loss.backward()
+    assert output.token_nll_sum.shape == (1,)
+    assert model.heads["vqa"].weight.grad.any()  # type: ignore[union-attr]

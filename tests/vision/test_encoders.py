@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.models.methods import Adapter
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.host import Host
-from vlds.models.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
-from vlds.models.vision.base import Geometry, freeze, thaw
+from vlds.models.vision import ClipVision, ConvNet, Timm, VisionEncoder
+from vlds.models.vision.base import Geometry
 from vlds.models.vision.timm_model import TimmModule
 from vlds.schema import ImageSpec
 
@@ -137,41 +135,6 @@ def test_timm_weights_from_a_file(shared: Path) -> None:
         assert torch.equal(first(pictures), second(pictures))
 
 
-def test_weights_that_do_not_fit(tmp_path: Path) -> None:
-    small = ConvNet(image_size=16, grid=4, widths=[4, 8])
-    save_file(small.build(torch.float32).state_dict(), tmp_path / "small.safetensors")
-    wide = ConvNet(
-        image_size=16, grid=4, widths=[4, 9], weights=str(tmp_path / "small.safetensors")
-    )
-    with pytest.raises(
-        ValueError, match=r"does not fit ConvNetModule: stages\.3\.weight \(8, 4, 3, 3\)"
-    ):
-        wide.build(torch.float32)
-    again = ConvNet(
-        image_size=16, grid=4, widths=[4, 8], weights=str(tmp_path / "small.safetensors")
-    )
-    assert next(again.build(torch.bfloat16).parameters()).dtype == torch.bfloat16
-
-
-def test_freezing() -> None:
-    module = ConvNet(image_size=16, grid=4, widths=[4, 8]).build(torch.float32)
-    freeze(module)
-    assert not module.train().training
-    assert not any(m.training for m in module.modules())
-    assert not any(p.requires_grad for p in module.parameters())
-    thaw(module)
-    assert all(m.training for m in module.modules())
-    assert all(p.requires_grad for p in module.parameters())
-    assert not module.eval().training
-
-
-def test_stored_features_pass_through() -> None:
-    encoder = StoredFeatures(dim=5, grid=3)
-    assert encoder.geometry.image is None
-    features = torch.randn(2, 9, 5).half()
-    assert encoder.build(torch.float32)(features) is features
-
-
 def test_impossible_fields() -> None:
     with pytest.raises(ValueError, match="grid: 5 does not come from image_size 64 by halving"):
         ConvNet(grid=5)
@@ -184,30 +147,6 @@ def test_impossible_fields() -> None:
     small = Timm(model="resnet101_clip.openai", image_size=16)
     with pytest.raises(ValueError, match=r"^model\.vision\.image_size: .* pictures of 16 pixels"):
         _ = small.geometry
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ConvNet", "Timm"])
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda data: data[:-64], "is not a whole safetensors file (SafetensorError: "),
-        (lambda data: data[:20], "is not a whole safetensors file (SafetensorError: "),
-        (lambda data: b"", "is not a whole safetensors file (SafetensorError: "),
-        (lambda data: data.replace(b'"F32"', b'"I32"'), "is I32"),
-    ],
-)
-def test_damaged_weights_are_named(
-    kind: str, damage: Callable[[bytes], bytes], told: str, tmp_path: Path
-) -> None:
-    encoder = encoders(tmp_path)[("ConvNet", "", "Timm").index(kind)]
-    exported = encoder.export(encoder.build(torch.float32), tmp_path)
-    file = tmp_path / "vision.safetensors"
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=r"^weights: .*; copy it again, or name another$") as error:
-        exported.build(torch.float32)
-    assert f"{file} " in str(error.value)
-    assert told in str(error.value)
 
 
 @pytest.mark.parametrize(

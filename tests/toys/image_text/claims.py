@@ -23,7 +23,7 @@ EXPERTS_ALONE = ("qwen3_vl_moe",)
 IN_PEFT = tuple(t for t in TYPES if t not in BARE)
 IN_ZERO3 = tuple(t for t in TYPES if t not in UNPARTITIONED)
 CLAIMS: Mapping[str, Collection[str]] = {
-    "several pictures": SEVERAL,  # tests/models/test_image_text_types.py
+    "several pictures": SEVERAL,  # tests/models/test_image_text.py
     "text alone": TEXT_ALONE,
     "talks": TALKING,  # tests/models/test_conversations.py
     "`pack`": PACKED,  # tests/models/test_packing.py

@@ -155,18 +155,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[AdamWUpdate, dict
     return {"torch": reference(case), "transformers": of_transformers}
 
 
-@pytest.mark.slow
-def test_updates_are_those_of_the_formulas(
-    expected: dict[AdamWUpdate, dict[str, Tensor]], tmp_path: Path
-) -> None:
-    """In one process, where the two updates part by far more than their rounding."""
-    ours = whole_steps(case_of(tmp_path))
-    for name, weight in expected["torch"].items():
-        assert (ours[name] - weight).abs().max() < 1e-6, name
-    apart = [(w - expected["transformers"][n]).abs().max() for n, w in expected["torch"].items()]
-    assert max(apart) > 1e-3
-
-
 @pytest.mark.parametrize("update", get_args(AdamWUpdate))
 def test_small_and_constant_gradients(update: AdamWUpdate) -> None:
     """2,000 updates of 0.5 in closed form: with a constant gradient g the corrected moments are g
@@ -255,32 +243,6 @@ def test_masters_in_the_memory_of_the_cpu(
     assert_equals(ranks2.run(train, case, range(STEPS), timeout=200)[0], expected[update])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "second", "update"),
-    [
-        ((2, 3), (4, 2), "torch"),
-        ((4, 2), (2, 3), "transformers"),
-        ((2, 2), (1, 3), "torch"),
-        ((1, 1), (4, 3), "transformers"),
-    ],
-)
-def test_updates_go_on_at_another_stage_and_number_of_ranks(
-    first: tuple[int, int],
-    second: tuple[int, int],
-    update: AdamWUpdate,
-    expected: dict[AdamWUpdate, dict[str, Tensor]],
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-) -> None:
-    half, before = STEPS // 2, None
-    for (ranks, stage), steps in ((first, range(half)), (second, range(half, STEPS))):
-        pool: RankPool = request.getfixturevalue(f"ranks{ranks}")
-        case = case_of(tmp_path, stage, update=update)
-        before, *_ = pool.run(train, case, steps, before, timeout=200)
-    assert_equals(before, expected[update])
-
-
 METHODS: dict[str, Method] = {
     "adapters": Adapter(reduction=4, sharing="multiple"),
     "half_adapters": Adapter(reduction=4, sharing="half_shared_up", layer_norm_before=True),
@@ -347,22 +309,3 @@ def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_p
             old, new = ({key: t[:1] for key, t in tensors.items()} for tensors in (old, new))
         assert not torch.equal(new["exp_avg"], old["exp_avg"]), weight
     assert stacked == PER_TASK
-
-
-def skip_one(case: Case) -> tuple[bool, list[int]]:
-    """True if a step with NaNs was skipped, and the updates after it and after a good step."""
-    made, plan = start_engine(case)
-    bad, good = global_batch(0), global_batch(1, [2] * NUM_EXAMPLES)
-    assert bad.features is not None
-    bad = replace(bad, features=torch.full_like(bad.features, math.nan))
-    report = made.step(own_micro_batches(bad, made, plan))
-    made.step(own_micro_batches(good, made, plan))
-    updates = made.task_updates
-    made.close()
-    return report.skipped, updates
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_skipped_step_counts_for_no_task(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    assert ranks2.run(skip_one, case_of(tmp_path, stage)) == [(True, [0, 0, 1])] * 2

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -23,7 +21,6 @@ from vlds.evaluation.sources import evaluation_sources
 from vlds.recipe.config import Recipe
 from vlds.tasks import GQA, Caption
 from vlds.tasks.metrics import coco_package
-from vlds.training.loop import train
 
 
 def captions_recipe(world: Path, output: Path, **fields: Any) -> Recipe:
@@ -67,28 +64,6 @@ def test_what_is_left_out_without_java_is_said(
     assert "cider_plain_tokens of 2 pictures means nothing" in out
     assert run_command(["evaluate", *words, "--scores", "[word_f1]"]) == 0
     assert capsys.readouterr().out.splitlines()[2:] == []
-
-
-def train_without_java(recipe: Recipe) -> str:
-    """What `vlds train` says on a rank."""
-    said = io.StringIO()
-    with mock.patch.dict(os.environ, {"PATH": ""}), redirect_stdout(said):
-        assert train(recipe) == 0
-    return said.getvalue()
-
-
-@pytest.mark.slow
-def test_training_says_it_before_its_first_evaluation(
-    world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = captions_recipe(world, tmp_path / "run")
-    recipe = replace(recipe, training=replace(recipe.training, steps=2, evaluate_every=1))
-    first, other = ranks2.run(train_without_java, recipe, timeout=120)
-    assert first.count("caption: left out are CIDEr, ") == 1
-    assert first.index("left out are CIDEr") < first.index(
-        "step 1  caption (caption-train, 10 examples):\n  cider_plain_tokens "
-    )
-    assert "left out" not in other
 
 
 def test_a_file_that_a_score_needs_is_asked_for(world: Path, tmp_path: Path) -> None:

@@ -12,25 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from tests.toys.files import read_lines, write
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model, with_task
+from tests.toys.recipes import with_task
 from tests.toys.world import picture, records, world_recipe
 from vlds.cli.check_recipe import check_start
 from vlds.data.order.mixed_order import check_lanes
-from vlds.models.backbones import T5, Bart
-from vlds.models.build import build_model
-from vlds.models.methods import Adapter, Full, Method
-from vlds.models.vision import StoredFeatures
 from vlds.plan import plan_recipe
 from vlds.recipe.config import Recipe
 from vlds.training.faults import library_faults
 from vlds.training.prepare import prepare
-from vlds.training.run import open_stream
 
 
 def with_data(recipe: Recipe, **changes: Any) -> Recipe:
@@ -40,14 +34,6 @@ def with_data(recipe: Recipe, **changes: Any) -> Recipe:
 def recomputed(recipe: Recipe, **changes: Any) -> Recipe:
     training = replace(recipe.training, activation_checkpointing=True)
     return with_data(replace(recipe, training=training), **changes)
-
-
-def test_the_recipe_of_these_tests_is_right(world: Path, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path)
-    prepared = prepare(recipe, ranks_of(2), False)
-    assert prepared.cut.accumulation_steps(8) == 2
-    assert [len(source.datasets) for source in prepared.evaluation_sources] == [1, 0]
-    assert prepare(recipe, ranks_of(7), False).cut.pieces(8, 6) == [range(6, 8)]
 
 
 @pytest.mark.parametrize(
@@ -100,14 +86,6 @@ def test_what_a_run_cannot_begin_with(
     recipe = change(world_recipe(own, tmp_path / "run"), own)
     said = check_complaint(recipe, ranks, planned="absent" not in message)
     assert re.search(message.replace("WORLD", re.escape(str(own))), said), said
-
-
-@pytest.mark.parametrize("family", [T5, Bart])
-def test_a_backbone_that_is_not_there(family: type[T5 | Bart]) -> None:
-    """What a user sees who has not converted it yet."""
-    message = r"model.backbone.path: no such file or folder: runs/none/"
-    with pytest.raises(ValueError, match=message):
-        family(path="runs/none/backbone").load_tokenizer()
 
 
 def test_a_folder_that_holds_a_run_or_none(world: Path, tmp_path: Path) -> None:
@@ -172,15 +150,6 @@ def test_sizes_that_make_a_run_seem_to_hang_are_told(world: Path, tmp_path: Path
         prepare(with_data(large, num_workers=9 * cores), ranks_of(1), False)
 
 
-def test_a_shard_cut_in_half(world: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(world, tmp_path / "world"))
-    shard = folder / "vqa" / "vqa-train-00001.tar"
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    message = check_complaint(world_recipe(folder, tmp_path / "run"))
-    assert str(shard) in message
-    assert "copy" in message
-
-
 def zero(**settings: Any) -> dict[str, Any]:
     return {"zero_optimization": settings}
 
@@ -215,41 +184,6 @@ def test_deepspeeds_own_file(content: Any, message: str, world: Path, tmp_path: 
     said = check_complaint(recipe, planned=content is not None)
     assert message in said
     assert str(file) in said
-
-
-def test_pictures_for_an_encoder_of_stored_features(world: Path, tmp_path: Path) -> None:
-    recipe = with_model(world_recipe(world, tmp_path), vision=StoredFeatures(dim=4, grid=2))
-    tokenizer = recipe.model.backbone.load_tokenizer()
-    prepared = prepare(recipe, ranks_of(1), False)
-    with pytest.raises(ValueError, match="holds pictures, but the vision encoder reads stored"):
-        open_stream(recipe, ranks_of(1), prepared, tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        (Adapter(part="vision"), r"methods.mine: no layer of .* plays the role 'attn_out'"),
-        (Adapter(reduction=99), r"methods.mine: reduction: 99 leaves nothing of a layer 16 wide"),
-        (Full(part="vision"), r"methods\.mine: Full trains the vision, .* has no weigh"),
-        (None, r"is the config of a bart model, not of T5; choose the"),
-    ],
-)
-def test_a_model_that_cannot_be_built(
-    method: Method | None, message: str, world: Path, tmp_path: Path
-) -> None:
-    """By its method, or by its backbone's config."""
-    recipe = world_recipe(world, tmp_path / "run")
-    tokenizer = recipe.model.backbone.load_tokenizer()
-    if method is None:
-        config = write(tmp_path / "bart.json", {"model_type": "bart"})
-        backbone = replace(recipe.model.backbone, config=str(config))
-        recipe = with_model(recipe, backbone=backbone)
-    else:
-        recipe = replace(recipe, methods={"mine": method})
-    if isinstance(method, Full):
-        recipe = with_model(recipe, vision=StoredFeatures(dim=4, grid=2))
-    with pytest.raises(ValueError, match=message):
-        build_model(recipe.model_setup, ["vqa"], torch.float32, tokenizer)
 
 
 @pytest.mark.slow

@@ -8,20 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 
 from data_prep.cli import main
 from tests.toys.class_folders import write_classes
 from tests.toys.files import write
-from tests.toys.kinds import ALL_KINDS, kind_recipe
+from tests.toys.kinds import kind_recipe
 from tests.toys.own_rows import pack_rows, photos, questions
 from tests.toys.recipes import with_task
-from vlds.data.shards.store import Subset, open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.data.streams.sequential import StreamedSource, open_streamed
 from vlds.data.streams.source import Source
-from vlds.evaluation.evaluator import cut_texts, num_cut, turns_left_out, unknown_words
+from vlds.evaluation.evaluator import cut_texts, turns_left_out, unknown_words
 from vlds.evaluation.sources import training_sources
 from vlds.recipe.config import Recipe
 from vlds.schema import Turn
@@ -98,28 +97,6 @@ def test_answers_that_cannot_be_written(world: Path, tmp_path: Path) -> None:
     assert told(few, "test") == [f"{line} of tasks.vqa.test"]
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_of_each_kind(kind: str, world: Path, tmp_path: Path) -> None:
-    recipe = kind_recipe(kind, world, tmp_path)
-    long = {
-        name: replace(task, max_prompt_tokens=100, max_target_tokens=100)
-        for name, task in recipe.tasks.items()
-    }
-    assert told(replace(recipe, tasks=long)) == []
-    short = long | {"vqa": replace(long["vqa"], max_prompt_tokens=2, max_target_tokens=1)}
-    prompts, answers = told(replace(recipe, tasks=short))
-    assert prompts == "tasks.vqa.max_prompt_tokens: 2 cuts 48 of the first 48 prompts"
-    assert answers == "tasks.vqa.max_target_tokens: 1 cuts 48 of the first 48 answers"
-
-
-def test_only_longer_ones_count() -> None:
-    def lengths(texts: list[tuple[str, int]]) -> list[int]:
-        return [min(len(text), most) for text, most in texts]
-
-    assert num_cut(lengths, ["", "abc", "abcd", "abcde"], 4) == 1
-    assert num_cut(lengths, [], 4) == 0
-
-
 class Words:
     """Counts words."""
 
@@ -172,10 +149,6 @@ def test_what_a_gpu_emulates_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepare.check_precision("bf16", torch.device("cuda")) is None
 
 
-def test_a_precision_is_as_fast_as_itself() -> None:
-    assert 0.1 < prepare.slowdown(torch.float32) < 10
-
-
 @pytest.fixture
 def packed(tmp_path: Path) -> dict[str, Path]:
     """Four pictures; three of them, of which one has another name; another one."""
@@ -194,17 +167,6 @@ def source(*folders: Path) -> Source:
 
 def seen(train: Sequence[Path], evaluate: Sequence[Path]) -> list[str]:
     return list(seen_in_training([source(*train)], [source(*evaluate)]))
-
-
-def test_data_and_pictures(packed: dict[str, Path]) -> None:
-    (line,) = seen([packed["whole"]], [packed["whole"]])
-    assert line == (
-        f"tasks.vqa.evaluate: {packed['whole']} is in tasks.vqa.train too; its scores say nothing "
-        "about new data"
-    )
-    (line,) = seen([packed["whole"]], [packed["part"], packed["new"]])
-    assert line.startswith("tasks.vqa.evaluate: 3 of its pictures are in training data too, such")
-    assert seen([packed["whole"]], [packed["new"]]) == []
 
 
 def test_rows_word_for_word(packed: dict[str, Path], tmp_path: Path) -> None:
@@ -276,24 +238,6 @@ def test_groups(tmp_path: Path) -> None:
     )
 
 
-def test_large_sets_are_not_read(packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "MOST_COMPARED", 1000)
-    assert seen([packed["whole"]], [packed["part"]]) == []
-    assert len(seen([packed["whole"]], [packed["whole"]])) == 1
-
-
-def test_damaged_samples_are_left_to_the_run(packed: dict[str, Path]) -> None:
-    (shard,) = packed["whole"].glob("*.tar")
-    data = bytearray(shard.read_bytes())
-    data[:512] = bytes(512)
-    shard.write_bytes(data)
-    (line,) = seen([packed["whole"]], [packed["part"]])
-    assert "of its pictures are in training data too" in line
-    assert main(["verify", str(packed["whole"])]) == 1
-    (line,) = seen([packed["whole"]], [packed["part"]])
-    assert "of its pictures are in training data too" in line
-
-
 def test_of_streamed_shards_the_folder_is_compared(packed: dict[str, Path], tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(packed["whole"])
@@ -302,18 +246,3 @@ def test_of_streamed_shards_the_folder_is_compared(packed: dict[str, Path], tmp_
         streamed = StreamedSource("vqa", VQA(), [open_streamed(str(location), ("vqa",), None)])
         (line,) = seen_in_training([streamed], [source(packed["whole"], packed["part"])])
         assert line.startswith(f"tasks.vqa.evaluate: {packed['whole']} is in tasks.vqa.train too")
-
-
-def test_of_chosen_samples_their_share_of_the_bytes_counts(
-    packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A few samples of a set that is too large are compared all the same."""
-    whole = open_dataset(str(packed["whole"]))
-    size = sum(shard.bytes for shard in whole.info.shards)
-    monkeypatch.setattr(overlap, "MOST_COMPARED", size // 2 + 1)
-    evaluation = [source(packed["new"])]
-    assert list(seen_in_training([source(packed["whole"])], evaluation)) == []
-    for chosen, is_read in (([0, 1], True), ([0, 1, 2], False)):
-        few = Source("vqa", VQA(), [Subset(whole, np.array(chosen))])
-        again = Source("vqa", VQA(), [Subset(whole, np.array([0]))])
-        assert len(list(seen_in_training([few], [again]))) == is_read

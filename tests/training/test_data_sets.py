@@ -14,8 +14,6 @@ from tests.toys import official_sets as made
 from tests.toys.class_folders import pack_folders
 from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines, write
-from tests.toys.models import backbone as toy_backbone
-from tests.toys.models import build
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
@@ -23,7 +21,6 @@ from tests.toys.world import COLOURS, picture, world_recipe
 from vlds.models.backbones import T5, Bart
 from vlds.schema import Decoding
 from vlds.tasks import (
-    NLVR2,
     VQA,
     Caption,
     DirectAnswer,
@@ -36,11 +33,9 @@ from vlds.tasks import (
     TextVQA,
 )
 from vlds.tasks.metrics.plain_scores import plain, split
-from vlds.training.run import check_choices
 
 SPLITS = {"okvqa": "val", "aokvqa": "val", "textvqa": "val", "scienceqa": "test",
           "refcoco": "testA", "flickr30k": "test"}  # fmt: skip
-LABELS = {"red": "entailment", "green": "neutral", "blue": "contradiction"}
 CLASSES = {"red": "a fire", "green": "the grass", "blue": "the sea"}
 
 
@@ -107,33 +102,6 @@ def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_
 
 
 @pytest.mark.slow
-def test_snli_ve(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    """Twelve pictures of one colour with a sentence each."""
-    rows = []
-    for number in range(12):
-        colour = list(COLOURS)[number % 3]
-        pixels = picture(colour, number)
-        write(tmp_path / "src" / "flickr30k-images" / f"{number}.jpg", pixels)
-        sentence = {"sentence2": f"the picture {number} is red", "gold_label": LABELS[colour]}
-        row = {"pairID": f"{number}#0r1", "Flickr30K_ID": str(number), **sentence}
-        rows.append(json.dumps(row))
-    write(tmp_path / "src" / "snli_ve_dev.jsonl", "\n".join(rows))
-    shards = [str(tmp_path / "shards")]
-    pack = ["snli-ve", "--src", str(tmp_path / "src"), "--split", "dev", "--out", *shards]
-    assert data_prep(pack) == 0
-    tasks = {"snli_ve": Entailment(train=shards, evaluate=shards)}
-    scores = scores_of(tasks, shards, world, tmp_path, ranks2)["snli_ve"]
-    assert list(plain(scores)) == ["accuracy"]
-    cells = {split(name): score for name, score in scores.items()}
-    by_label = {cell[2]: score for cell, score in cells.items() if cell and cell[1] == "label"}
-    assert set(by_label) == set(LABELS.values())
-    assert sum(by_label.values()) / 3 == pytest.approx(scores["accuracy"])
-    answers = predicted(tmp_path, "snli_ve")
-    assert len(answers) == 12
-    assert set(answers) <= set(LABELS.values())
-
-
-@pytest.mark.slow
 def test_folders_of_classes(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     """Every answer is one of the classes, whose list comes from dataset.json."""
     for number in range(24):
@@ -170,17 +138,6 @@ def test_clips_of_stored_features_and_subtitles(
     told = read_lines(Path(recipe.output) / "predictions" / "step-00000040" / "tvqa.jsonl")
     asked = [f"q{number}-{n}" for number in range(12) for n in range(2)]
     assert sorted(line["id"] for line in told) == sorted(asked)
-
-
-def test_words_that_begin_alike_are_refused_before_training(world: Path, tmp_path: Path) -> None:
-    model = build(toy_backbone(T5, tmp_path))
-    recipe = world_recipe(world, tmp_path)
-    alike = NLVR2(evaluate=["shards/x"], decoding=Decoding(choices=("w7 w8", "w7")))
-    with pytest.raises(
-        ValueError, match=r"tasks\.nlvr\.decoding\.choices: w7 w8, w7 do not differ"
-    ):
-        check_choices(replace(recipe, tasks={"nlvr": alike}), model)
-    check_choices(replace(recipe, tasks={"nlvr": replace(alike, evaluate=[])}), model)
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])

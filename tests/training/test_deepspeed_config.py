@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.data.order.mixed_order import BatchCut
-from vlds.runtime.process import find, shipped
-from vlds.training import deepspeed_config
 from vlds.training.deepspeed_config import (
-    BUCKETS,
-    LIVE_LAYERS,
     SMALL,
     complete_deepspeed_config,
     fit_sizes,
@@ -47,12 +40,6 @@ def test_gradients_are_summed_in_fp32(precision: str, tmp_path: Path) -> None:
         ValueError, match=r"mine.json says data_types.grad_accum_dtype = bf16, .*fp32"
     ):
         completed(tmp_path, data_types={"grad_accum_dtype": "bf16"})
-
-
-def test_a_file_may_choose_half_the_traffic(tmp_path: Path) -> None:
-    config = completed(tmp_path, communication_data_type="bf16")
-    assert config["communication_data_type"] == "bf16"
-    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -118,49 +105,3 @@ def test_sizes_fit_the_model() -> None:
     assert given == before
     small = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 4}}
     assert fit_sizes(small, model)["zero_optimization"]["reduce_bucket_size"] == 4
-
-
-def test_a_bucket_is_what_trains_in_one_layer_and_even(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepspeed_config, "LEAST_BUCKET", 1)
-    layers = torch.nn.ModuleList([torch.nn.Linear(3, 5, bias=False), torch.nn.Linear(4, 7)])
-    zero = {"zero_optimization": {"stage": 2}}
-    for trained, size in ((layers, 36), (layers[0], 16), (layers[1].bias, 8)):
-        layers.requires_grad_(False)
-        trained.requires_grad_(True)
-        fitted = fit_sizes(zero, layers)["zero_optimization"]
-        assert [fitted[name] for name in BUCKETS] == [size, size]
-        # On a GPU all that trains is one bucket, whose message nothing is left to hide.
-        trains = sum(weight.numel() for weight in layers.parameters() if weight.requires_grad)
-        assert fitted["overlap_comm"] == (size < trains)
-        there = fit_sizes(zero, layers, on_gpu=True)["zero_optimization"]
-        assert [there[name] for name in BUCKETS] == [trains + trains % 2] * 2
-        assert not there["overlap_comm"]
-
-
-@pytest.mark.parametrize("name", [name for name in shipped("ds_configs") if name.endswith(".json")])
-def test_shipped_files_leave_sizes_to_us_and_the_rest_to_the_recipe(name: str) -> None:
-    config = json.loads(find(name).read_text("utf-8"))
-    zero = config["zero_optimization"]
-    assert zero["stage"] == int(Path(name).name[len("zero")])
-    sizes = {*BUCKETS[:1], *LIVE_LAYERS} if zero["stage"] == 3 else {*BUCKETS}
-    assert {key: zero[key] for key in sizes} == dict.fromkeys(sizes, "auto")
-    of_recipe = {"train_batch_size", "gradient_accumulation_steps", "gradient_clipping"}
-    assert {key: config[key] for key in of_recipe} == dict.fromkeys(of_recipe, "auto")
-
-
-PROGRAM = """
-import sys
-from deepspeed.runtime import compiler
-from vlds.runtime.deepspeed_start import import_muon
-own = compiler.compile
-import_muon()
-from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-print(compiler.compile is own, "torch._inductor.compile_fx" in sys.modules)
-"""
-
-
-@pytest.mark.slow
-def test_the_compiler_is_not_imported() -> None:
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "True False"

@@ -13,10 +13,8 @@ import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.class_folders import CLASSES, write_classes
-from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import with_model
-from tests.toys.resumed_runs import losses
 from tests.toys.world import picture, world_recipe
 from vlds.cli.main import run_command
 from vlds.data.shards.pictures import decode_image
@@ -24,7 +22,6 @@ from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import open_dataset
 from vlds.evaluation import features
 from vlds.evaluation.features import Done, compute_features
-from vlds.models.methods import Adapter
 from vlds.models.vision import ConvNet, StoredFeatures
 from vlds.models.vision.base import GridEncoder
 from vlds.recipe.config import Recipe, save_recipe
@@ -113,24 +110,6 @@ def with_a_bad_picture(folder: Path, num: int, **more: int) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_a_run_on_features(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "stored", timeout=120)
-    folders = [str(tmp_path / "stored")]
-    stored = with_model(
-        replace(
-            recipe,
-            tasks={"vqa": replace(recipe.tasks["vqa"], train=folders, evaluate=folders)},
-            methods={"adapter": Adapter(reduction=4)},
-        ),
-        vision=StoredFeatures(dim=8, grid=2),
-    )
-    assert ranks2.run(run_recipe, stored, timeout=120) == [0, 0]
-    found = losses(Path(stored.output))
-    assert len(found) == 10
-    assert found[-1][1] < found[0][1]
-
-
 def test_what_is_interrupted_goes_on(
     recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -180,17 +159,6 @@ def test_other_weights_under_the_same_name_do_not_go_on(
     what = r"encoder \(sha256\) is [0-9a-f]{64} there, and [0-9a-f]{64} for .*/vqa and "
     with pytest.raises(RankError, match=rf"--out: {out} .*: {what}{weights}; bring back"):
         ranks1.run(compute, recipe, str(world / "vqa"), out, timeout=120)
-
-
-def test_the_same_weights_elsewhere_go_on(
-    recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    job = begun(recipe, world, tmp_path / "out", 1)
-    written = job.tars[1].stat().st_mtime_ns
-    weights = shutil.copy(str(recipe.encoder.source), tmp_path / "moved.safetensors")
-    moved = with_model(recipe, vision=replace(recipe.encoder, weights=str(weights)))
-    assert ranks1.run(compute, moved, str(world / "vqa"), job.out, timeout=120) == [0]
-    assert job.tars[1].stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("lie", ["other features", "nothing to read", "all bad", "another shard"])
@@ -246,17 +214,6 @@ def test_encoders_that_cannot(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         compute_features(with_model(recipe, vision=vision), str(world / "vqa"), tmp_path, None)
-
-
-@pytest.mark.slow
-def test_a_place_that_cannot_be_written(
-    recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        RankError, match=r"cannot write .*file/out: Not a directory; name another place. Finished"
-    ):
-        ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "file" / "out", timeout=120)
 
 
 def test_a_name_that_no_file_can_have(recipe: Recipe, world: Path, tmp_path: Path) -> None:

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +28,7 @@ from tests.toys.recipes import with_model
 from tests.toys.world import records, world_recipe
 from vlds.evaluation.features import ATTEMPT, compute_features, remove_attempts
 from vlds.recipe.config import Recipe, save_recipe
-from vlds.runtime.cluster import Cluster, open_cluster
+from vlds.runtime.cluster import open_cluster
 
 SHARDS, BATCHES = 8, 32
 """Shards of eight samples, in batches of two."""
@@ -80,50 +78,6 @@ def whole(recipe: Recipe, place: Path, ranks1: RankPool) -> dict[str, bytes]:
     out = place / "whole"
     ranks1.run(compute_features, recipe, str(place / "data"), out, None, timeout=120)
     return files(out)
-
-
-class TwiceExecutor(Executor):
-    """A scheduler that runs every task twice; its futures give the first result or the second."""
-
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(3)
-        self.count = 0
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.count += 1
-        which = self.count % 2
-        return self.pool.submit(lambda: (fn(*args, **kwargs), fn(*args, **kwargs))[which])
-
-
-class Twice(Cluster):
-    name = "twice"
-
-    def __init__(self) -> None:
-        self.executor = TwiceExecutor()
-
-    def size(self) -> int:
-        return 2
-
-    def look(self, at_once: bool = False) -> None:
-        """All workers are there."""
-
-
-def compute_twice(recipe: Recipe, folder: str, out: Path) -> int:
-    """On a rank: what a command does whose scheduler runs all tasks twice."""
-    return compute_features(recipe, folder, out, None, Twice())
-
-
-def test_shards_that_are_computed_twice_are_kept_once(
-    recipe: Recipe, place: Path, whole: dict[str, bytes], ranks1: RankPool, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    # Of a killed command: a finished attempt is taken over, half of one is not.
-    left = out / f".vqa_features-train-00001.tar@host-1-aaaa{ATTEMPT}"
-    left.mkdir()
-    (left / "vqa_features-train-00001.tar").write_bytes(b"half")
-    assert ranks1.run(compute_twice, recipe, str(place / "data"), out, timeout=120) == [0]
-    assert files(out) == whole
 
 
 def test_what_is_left_of_attempts_is_said(

@@ -23,10 +23,9 @@ from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.world import world_recipe
-from vlds.models.methods import Peft
 from vlds.recipe.config import MetaConfig, Recipe
 from vlds.runtime.deepspeed_start import start_ranks
-from vlds.training.engine import Engine, State
+from vlds.training.engine import State
 from vlds.training.faults import NonFiniteSteps
 from vlds.training.sinks import StepReport
 from vlds.training.states import LossScale, read_progress, state_folders
@@ -111,54 +110,6 @@ def test_the_scale_falls_until_gradients_are_finite(
             assert math.isfinite(report.gradient_norm) != report.skipped
         last = max(step for step, flag in enumerate(skipped) if flag)
         assert of_rank["scale"] == LossScale(2.0 ** (41 - sum(skipped)), 40, last, 1)
-
-
-@pytest.mark.slow
-def test_a_resumed_run_goes_on_with_its_scale(
-    ranks1: RankPool, ranks2: RankPool, tmp_path: Path
-) -> None:
-    case = make_case(tmp_path, stage=2, precision="fp16", scaling=EACH_STEP)
-    (whole,) = ranks1.run(train, case, timeout=120)
-    (half,) = ranks1.run(train, case, 3, timeout=120)
-    assert half["scale"] == LossScale(1024, 3, -1, 1)
-    place = STEPS, (half["state"], half["scale"]), 3
-    (same,) = ranks1.run(train, case, *place, timeout=120)
-    assert same["scale"] == whole["scale"]
-    for name, tensors in whole["state"].items():
-        for key, tensor in tensors.items():
-            assert torch.equal(same["state"][name][key], tensor), (name, key)
-    other = make_case(tmp_path, stage=3, precision="fp16", scaling=EACH_STEP)
-    elsewhere, *_ = ranks2.run(train, other, *place, timeout=120)
-    assert elsewhere["scale"] == whole["scale"]
-    for report, expected in zip(elsewhere["reports"], whole["reports"][3:], strict=True):
-        assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
-
-
-def rule_gradients(case: Case) -> list[torch.Tensor]:
-    """What AdaLoRA's rule reads in one step, by which it judges its ranks."""
-    read: list[torch.Tensor] = []
-    take = Engine._gradients_for_rules
-
-    def kept(engine: Engine) -> Any:
-        gradients = take(engine)
-        read.extend(gradients.values())
-        return gradients
-
-    with mock.patch.object(Engine, "_gradients_for_rules", kept):
-        train(case, 1)
-    return read
-
-
-def test_rules_read_gradients_without_the_scale(ranks2: RankPool, tmp_path: Path) -> None:
-    budget = {"init_r": 4, "target_r": 2, "tinit": 0, "tfinal": 1, "deltaT": 1}
-    method = Peft(type="ADALORA", settings=budget, roles=["attn_q"])
-    fields: dict[str, Any] = {"stage": 2, "method": method, "num_steps": STEPS}
-    exact, *_ = ranks2.run(rule_gradients, make_case(tmp_path, **fields), timeout=120)
-    case = make_case(tmp_path, precision="fp16", scaling=EACH_STEP, **fields)
-    found, *_ = ranks2.run(rule_gradients, case, timeout=120)
-    norms = [[float(gradient.norm()) for gradient in read] for read in (found, exact)]
-    assert norms[0] == pytest.approx(norms[1], rel=0.02)
-    assert any(norms[1])
 
 
 def run_in_fp16(recipe: Recipe, resume: bool = False) -> int:

@@ -33,15 +33,12 @@ from tests.toys.rank_pool import RankPool
 from vlds.data.config import DataConfig
 from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_model
-from vlds.models.kernels.fused import CHUNK
 from vlds.models.methods.bottleneck import BottleneckModule
 from vlds.plan import planned
 from vlds.runtime.deepspeed_start import start_ranks
-from vlds.schema import IGNORED_LABEL, NO_IMAGE
 from vlds.training import engine
 from vlds.training.deepspeed_config import complete_deepspeed_config
 from vlds.training.engine import Engine
-from vlds.training.gradients import square_sum
 from vlds.training.optimizer import cheapest_cuts, parameter_groups, similar_rows
 
 STEPS = 6
@@ -89,12 +86,6 @@ def test_sums_are_those_of_deepspeed(
     for name, tensors in state.items():
         for key, value in tensors.items():
             assert torch.allclose(value, right_state[name][key], rtol=1e-5, atol=1e-7), (name, key)
-
-
-@pytest.mark.parametrize("size", [0, 1, 5 * CHUNK + 3])
-def test_squares_are_summed_in_float64(size: int) -> None:
-    values = torch.randn(size, generator=torch.Generator().manual_seed(size))
-    assert square_sum(values).item() == pytest.approx(values.double().square().sum().item())
 
 
 ROWS = 4
@@ -193,28 +184,6 @@ def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int)
     assert torch.allclose(cut_up.loss, whole.loss, rtol=1e-5)
     for one, other in zip(whole_gradients, cut_gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
-def test_selected_rows_keep_their_words_and_pictures() -> None:
-    batch = global_batch(7)
-    batch.samples = [f"picture {n // 2}" for n in range(len(batch))]
-    assert batch.labels is not None
-    rows = torch.tensor([11, 2, 5])
-    chosen = batch.select(rows)
-    assert chosen.ids == [batch.ids[n] for n in rows.tolist()]
-    assert chosen.samples == ["picture 5", "picture 1", "picture 2"]
-    for place, row in enumerate(rows.tolist()):
-        words = chosen.input_ids[place][chosen.attention_mask[place]]
-        assert words.tolist() == batch.input_ids[row][batch.attention_mask[row]].tolist()
-        target = chosen.labels[place]  # type: ignore[index]
-        wanted = batch.labels[row]
-        assert target[target != IGNORED_LABEL].tolist() == wanted[wanted != IGNORED_LABEL].tolist()
-        for old, new in zip(batch.image_index[row], chosen.image_index[place], strict=False):
-            assert (old == NO_IMAGE) == (new == NO_IMAGE)
-            if old != NO_IMAGE:
-                assert torch.equal(chosen.features[new], batch.features[old])  # type: ignore[index]
-    longest = int(chosen.attention_mask.sum(1).max())
-    assert chosen.input_ids.shape[1] == longest
 
 
 @given(st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=9), st.integers(1, 5))

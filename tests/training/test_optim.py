@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.toys.engines import case_recipe, make_case, recipe_model
-from tests.toys.kinds import ALL_KINDS, kind_recipe
+from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import check_complaint
 from tests.toys.recipes import with_model
 from vlds.models.kinds.causal import Causal
@@ -71,28 +71,9 @@ def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> R
     return with_model(replace(run, methods=methods), train_norms=True)
 
 
-@pytest.mark.parametrize("name", ["normed_lora", "bias_lora", "image_order"])
-def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> None:
-    found = []
-    for method in ("lora", name):
-        run = recipe_of(tmp_path, {method: LoRA(rank=2)}, "Bart")
-        model = recipe_model(run)
-        names = decayed(model, run)
-        assert {n for n, _ in model.named_parameters() if n.endswith((".a", ".b"))} <= names
-        found.append({n.replace(f".{method}.", ".lora.") for n in names})
-    assert found[0] == found[1]
-
-
 def rate_of_part(kind: str, field: str, world: Path, folder: Path, **changes: bool) -> Recipe:
     run = with_model(kind_recipe(kind, world, folder / "run"), **changes)
     return replace(run, optimizer=OptimizerConfig(**{field: 1e-5}))
-
-
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_the_rate_of_a_part_that_trains(kind: str, world: Path, tmp_path: Path) -> None:
-    check_rates(rate_of_part(kind, "connector_learning_rate", world, tmp_path))
-    if kind == "joint":
-        check_rates(rate_of_part(kind, "norms_learning_rate", world, tmp_path, train_norms=True))
 
 
 @pytest.mark.parametrize(

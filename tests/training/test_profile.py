@@ -6,19 +6,16 @@ import io
 import json
 import re
 import resource
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 from tests.toys.files import read_lines
-from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.cli.words import split_words
@@ -63,23 +60,6 @@ def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path:
     assert all(0 <= share <= 1 for share in shares)
 
 
-def test_saving_and_evaluation_are_no_part_of_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = iter(range(100))
-    monkeypatch.setattr(profile_module, "now", lambda: next(seconds))
-    profile = StepProfile(1, tmp_path, None)
-    assert profile.after_step() == profile.after_step() == []  # begins at 0
-    with span("backward"):  # 1 to 2
-        pass
-    with between_steps(), span("forward"):  # 3 to 4
-        pass
-    lines = profile.after_step()  # ends at 5
-    assert lines[0].startswith("a step takes 4,000.0 ms")
-    (row,) = [line for line in lines if "backward pass" in line]
-    assert row.endswith("25.0%")
-
-
 def profile_of_one_step(folder: Path, num_operations: int = 1) -> list[str]:
     profile = StepProfile(1, folder, None)
     assert profile.after_step() == profile.after_step() == []
@@ -106,21 +86,6 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize(
-    ("obstacle", "why"), [(file_in_the_way, "File exists"), (folder_in_the_way, "Is a directory")]
-)
-def test_a_trace_that_cannot_be_written(
-    obstacle: Callable[[Path], None], why: str, tmp_path: Path
-) -> None:
-    folder = tmp_path / "profile"
-    obstacle(folder)
-    before = sorted(tmp_path.rglob("*"))
-    *table, last = profile_of_one_step(folder)
-    assert table[0].startswith("a step takes ")
-    assert last == f"no trace is written to {folder}: {why}; the run goes on"
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("num_operations", [1, 200])
@@ -154,35 +119,6 @@ def test_what_is_in_the_way_of_a_trace_is_found_before_the_run(tmp_path: Path) -
         check_profile(3, tmp_path, 10)
 
 
-def refusal(recipe: Recipe) -> str:
-    with pytest.raises(ValueError, match="--profile is 3") as refused:
-        train(recipe, profile=3)
-    return str(refused.value)
-
-
-def test_a_refused_profile_leaves_no_run(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    recipe = with_steps(world_recipe(world, tmp_path / "run"), 4)
-    assert "give at most 2," in ranks1.run(refusal, recipe, timeout=120)[0]
-    assert list((tmp_path / "run").iterdir()) == []
-
-
-def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    return replace(recipe, training=replace(recipe.training, steps=steps))
-
-
-@pytest.mark.slow
-def test_a_resumed_run_leaves_a_profile_out(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path / "run")
-    assert ranks1.run(run_recipe, with_steps(recipe, 5), timeout=120) == [0]
-    assert not (tmp_path / "run" / "profile").exists()
-    (text,) = ranks1.run(profiled, with_steps(recipe, 9), True, timeout=120)
-    notice = "--profile is left out: it takes 5 steps, of which the run has 4 left"
-    assert text.splitlines().count(notice) == 1
-    assert "a step takes" not in text
-    (text,) = ranks1.run(profiled, with_steps(recipe, 14), True, timeout=120)
-    assert "a step takes" in text
-
-
 def test_an_error_ends_what_is_profiled(tmp_path: Path) -> None:
     vision = nn.Linear(2, 2)
     with closing(StepProfile(5, tmp_path, vision)) as profile:
@@ -197,29 +133,6 @@ def test_an_error_ends_what_is_profiled(tmp_path: Path) -> None:
     assert not vision._forward_hooks
     assert not vision._forward_pre_hooks
     assert len(profile_of_one_step(tmp_path)) > 1
-
-
-SLOW_S = 3.0
-
-
-def with_slow_disk(recipe: Recipe) -> None:
-    write = StepProfile._write_trace
-
-    def slowly(self: StepProfile) -> str:
-        time.sleep(SLOW_S)
-        return write(self)
-
-    with mock.patch.object(StepProfile, "_write_trace", slowly):
-        train(recipe, profile=3)
-
-
-@pytest.mark.slow
-def test_writing_the_trace_is_no_training(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    ranks1.run(with_slow_disk, world_recipe(world, tmp_path / "run"), timeout=120)
-    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
-    seconds = [line["seconds"] for line in lines if "loss" in line]
-    assert len(seconds) == 10
-    assert max(seconds[3:]) < SLOW_S
 
 
 def test_the_number_of_steps() -> None:

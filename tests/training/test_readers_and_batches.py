@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.toys.files import read_lines
-from tests.toys.rank_jobs import check_complaint, run_and_print, run_recipe
+from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
@@ -95,12 +95,6 @@ def test_options_of_the_other_reader(reader: str, option: tuple[str, ...], messa
         parse_recipe(["--config", "recipes/demo.yaml", "--data.reader", reader, *option])
 
 
-def test_fields_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
-    words = ["--data.reader", "sequential", "--data.fields", "{vqa: {question: 'json:q'}}"]
-    recipe = parse_recipe(["--config", "recipes/vqa_rad.yaml", "--data.group", "1", *words])
-    assert recipe.data.fields == {"vqa": {"question": "json:q"}}
-
-
 def task_batches(world: Path, output: Path) -> Recipe:
     """Two epochs of questions in batches of 7 and captions in batches of 5, without dropout."""
     recipe = world_recipe(world, output)
@@ -153,9 +147,3 @@ def test_a_batch_size_needs_batches_of_one_task(world: Path, tmp_path: Path) -> 
     vqa = replace(recipe.tasks["vqa"], batch_size=7)
     with pytest.raises(ValueError, match=r"tasks\.vqa\.batch_size: got 7, but data\.unit is exam"):
         replace(recipe, tasks=recipe.tasks | {"vqa": vqa})
-
-
-def test_lanes_divide_every_tasks_batch(world: Path, tmp_path: Path) -> None:
-    recipe = task_batches(world, tmp_path)
-    message = check_complaint(replace(recipe, data=replace(recipe.data, lanes=5)))
-    assert "data.lanes: 5 do not divide tasks.vqa.batch_size 7; give a divisor of it" in message

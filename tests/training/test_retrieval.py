@@ -249,30 +249,6 @@ def test_folds_are_ranked_apart(world: Path, ranks2: RankPool, tmp_path: Path) -
     assert "in 3 folds: 82 pairs" in said[0]
 
 
-def test_an_unreadable_picture_counts_as_not_found(
-    world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = retrieval_recipe(world, tmp_path / "run")
-    run_of(recipe)
-    write_captions(tmp_path / "damaged", broken=3)
-    fields = {"evaluate": [str(tmp_path / "damaged")]}
-    ((found,), _), _ = ranks2.run(evaluate, tmp_path / "run", fields, timeout=200)
-    assert found.predictions["c3-0"] == found.predictions["c3-1"] == ""
-    assert len(found.unreadable) == 2
-    assert len(found.predictions) == NUM_PICTURES * CAPTIONS
-    assert all("toy/p3" not in text for text in found.predictions.values())
-
-
-def test_pairs_whose_score_is_not_a_number_are_not_found(
-    world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    run_of(retrieval_recipe(world, tmp_path / "run"))
-    (((found,), said),) = ranks1.run(evaluate, tmp_path / "run", {}, torch.nan, timeout=200)
-    assert set(found.scores.values()) == {0.0}
-    assert json.loads(found.predictions["c0-0"]) == {"pictures": [], "caption": 0}
-    assert said[-1].startswith("find: the scores of 242 pairs are not numbers (NaN)")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_trains_and_is_scored(

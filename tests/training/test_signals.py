@@ -5,23 +5,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from tests.toys.files import read_lines
-from tests.toys.rank_jobs import run_and_print, run_recipe
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.recipe.config import Recipe
 from vlds.runtime.process import signals_collected
-from vlds.schema import Batch
 from vlds.tasks import VQA
-from vlds.training.engine import Engine
-from vlds.training.sinks import StepReport
 from vlds.training.states import newest, read_progress
 
 ANSWERS_BEFORE_STOP = 2
@@ -52,18 +47,6 @@ def evaluated_often(world: Path, output: Path) -> Recipe:
     )
 
 
-def run_skipping(recipe: Recipe) -> tuple[int, str]:
-    """Exit code and output of a run whose third step is skipped: its loss was not finite."""
-    step = Engine.step
-
-    def skipping(self: Engine, batches: Sequence[Batch]) -> StepReport:
-        report = step(self, batches)
-        return replace(report, skipped=self.steps_done == 3)
-
-    with mock.patch.object(Engine, "step", skipping):
-        return run_and_print(recipe)
-
-
 def lines(run: Path, key: str) -> dict[int, object]:
     """Step -> what the metrics say of it under a name."""
     told = read_lines(run / "metrics.jsonl")
@@ -75,23 +58,6 @@ def stopped_by_its_task(recipe: Recipe, count: Path) -> Recipe:
     vqa = recipe.tasks["vqa"]
     own = {field.name: getattr(vqa, field.name) for field in fields(vqa)}
     return replace(recipe, tasks=recipe.tasks | {"vqa": StoppedVQA(**own, count_file=str(count))})
-
-
-@pytest.mark.slow
-def test_the_steps_before_a_skipped_one_are_kept(
-    world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    recipe = stopped_by_its_task(evaluated_often(world, run), tmp_path / "count")
-    (first, text), (second, _) = ranks2.run(run_skipping, recipe, timeout=120)
-    assert (first, second) == (143, 143)
-    assert text.splitlines()[-1] == (
-        "stopped during the evaluation after step 3 because another rank was told to; --resume "
-        "continues from step 3"
-    )
-    found, _ = newest(run / "state")
-    assert found is not None
-    assert read_progress(found).step == 3
 
 
 @pytest.mark.slow
@@ -117,18 +83,6 @@ def test_the_state_is_there_before_the_evaluation(
     assert ranks2.run(run_recipe, whole, False, timeout=120) == [0, 0]
     for key in ("loss", "scores"):
         assert lines(run, key) == lines(tmp_path / "whole", key)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_asks_for_a_stop(number: signal.Signals) -> None:
-    before = signal.signal(number, signal.SIG_DFL)
-    try:
-        with signals_collected() as stop:
-            os.kill(os.getpid(), number)
-        assert stop == [number]
-        assert signal.getsignal(number) is signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
 
 
 def test_an_ignored_hangup_stays_ignored() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from io import StringIO
@@ -19,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 
 import vlds.training.sinks
-from tests.toys.files import ROOT, read_lines
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.evaluation.shown import ShownExample
-from vlds.recipe.config import Recipe, TrackingConfig, save_recipe
+from vlds.recipe.config import Recipe, TrackingConfig
 from vlds.runtime.ranks import Ranks
 from vlds.training.sinks import (
     MetricsFile,
@@ -40,20 +38,6 @@ from vlds.training.sinks import (
 SCORES = {"loss": 0.25, "scores": {"vqa": {"vqa_accuracy": 0.5}}, "note": "no number"}
 RED = ShownExample("vqa", "vqa: what color?", "red", "blue", Image.new("RGB", (30, 20), "red"))
 SECRET = "http://user:hunter2@host/x"
-
-
-def test_the_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    for first_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        sink = MetricsFile(file, first_step)
-        for step in steps:
-            sink.write(step, {"loss": float(10 * first_step + step)})
-        with file.open("a") as end:
-            end.write('{"step": 3, "lo')  # what a machine that went down has left
-    assert not has_scores(file, 3)
-    MetricsFile(file, 4)
-    lines = read_lines(file)
-    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 23), (4, 24)]
 
 
 def test_odd_lines_are_dropped_and_told_once(
@@ -277,35 +261,3 @@ def test_steps_and_time_left_are_never_cut(width: int) -> None:
     assert ":" in line.split("12345/17000 ")[1][:8]
     assert "loss 0.213" in line
     assert (TOLD in line) == (width == 200)
-
-
-PROGRAM = """
-import sys
-import torch
-from vlds.recipe.config import load_recipe
-from vlds.runtime import terminal
-from vlds.runtime.ranks import Ranks
-from vlds.training.sinks import Tracker
-
-terminal.SECONDS_BETWEEN_LINES = 0.0
-tracker = Tracker(load_recipe(sys.argv[1]), Ranks(0, 1, 0, 1, torch.device("cpu")), 0)
-tracker.say("step 1 of 10, [bold]3[/bold] losses")
-list(terminal.follow(range(2), "reading", 2))
-tracker.close()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
-def test_what_is_no_terminal_gets_plain_lines(variable: str, world: Path, tmp_path: Path) -> None:
-    """Notebooks and build servers set such variables for every program."""
-    recipe = world_recipe(world, tmp_path / "run")
-    Path(recipe.output).mkdir()
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.yaml")],
-        env={**os.environ, variable: "1", "TERM": "xterm"},
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout == "step 1 of 10, [bold]3[/bold] losses\n", done.stderr
-    assert done.stderr == "reading: 0 of 2\nreading: 1 of 2\n"

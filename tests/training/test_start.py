@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import main as data_prep
 from tests.toys.files import read_lines
-from tests.toys.pictures import png
 from tests.toys.processes import holder
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
@@ -116,19 +114,3 @@ def test_a_run_beside_a_live_one(world: Path, ranks2: RankPool, tmp_path: Path) 
     after = {path: path.stat().st_mtime_ns for path in before}
     assert after == before, "the second program has touched the first one's files"
     assert ranks2.run(start, recipe, True, timeout=120) == ["0", "0"]
-
-
-def test_a_preparation_beside_a_live_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "question": "?", "answer": "yes"}\n')
-    (tmp_path / "a.png").write_bytes(png())
-    words = [
-        "jsonl", "--task", "vqa", "--annotations", str(tmp_path / "rows.jsonl"),
-        "--images", str(tmp_path), "--out", str(tmp_path / "out"),
-    ]  # fmt: skip
-    with holder(tmp_path / "out") as first:
-        assert data_prep(words) == 2
-    assert f"out is being written by process {first.pid} on " in capsys.readouterr().err
-    assert not (tmp_path / "out" / "dataset.json").exists()
-    assert data_prep(words) == 0

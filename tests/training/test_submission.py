@@ -147,15 +147,6 @@ def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFi
     assert "unknown key 'choises'; did you mean 'choices'? GQA has: " in capsys.readouterr().err
 
 
-def test_a_task_of_ones_own_scores_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_data(tmp_path / "data", "vqa")
-    file = tmp_path / "mine.json"
-    file.write_text(json.dumps([{"id": "1", "prediction": "red"}, {"id": "2", "prediction": "3"}]))
-    own = ("--task", "tests.examples.counting.Counting")
-    assert run_command([*words_for(file, tmp_path / "data"), *own]) == 0
-    assert "within_one" in capsys.readouterr().out
-
-
 def test_several_data_sets_have_a_file_each(tmp_path: Path) -> None:
     """And the ids that they have there."""
     sources = [write_data(tmp_path / split, "vqa", split) for split in ("dev", "std")]
@@ -227,34 +218,6 @@ def test_a_zip_without_the_data_set_says_what_it_has(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=complaint):
         COMMANDS["evaluate"](words[1:])
-
-
-def test_two_tasks_that_answer_one_data_set_have_a_file_each(tmp_path: Path) -> None:
-    """The task's name tells them apart; others keep their names."""
-    data = write_data(tmp_path / "vqa", "vqa").datasets
-    clips = write_clips(tmp_path, "tvqa", "val", {"1": 0}).datasets
-    sources = [Source(name, VQA(), data) for name in ("a", "b")]
-    sources += [Source(name, VideoQA(), clips) for name in ("c", "d")]
-    sources += [write_clips(tmp_path, "how2qa", "val", {"1": 0})]
-    told = [
-        Evaluation(name, {}, dict.fromkeys(ids, text), {})
-        for name, ids, text in (
-            ("a", "12", "red"), ("b", "12", "blue"), ("c", "1", "a1"), ("d", "1", "a2"),
-            ("how2qa", "1", "a0"),
-        )
-    ]  # fmt: skip
-    assert write_submissions(sources, told, tmp_path) == [
-        f"{tmp_path}/a-vqa-test.json",
-        f"{tmp_path}/b-vqa-test.json",
-        f"{tmp_path}/c-value.zip: tvqa/tvqa_val_predictions.json",
-        f"{tmp_path}/d-value.zip: tvqa/tvqa_val_predictions.json",
-        f"{tmp_path}/value.zip: how2qa/how2qa_val_predictions.json",
-    ]
-    for name, text in (("a", "red"), ("b", "blue")):
-        assert read_pairs(tmp_path / f"{name}-vqa-test.json") == [("1", text), ("2", text)]
-    for name, text in (("c", "a1"), ("d", "a2")):
-        members = {"tvqa/tvqa_val_predictions.json": ""}
-        assert read_pairs(tmp_path / f"{name}-value.zip", members) == [("1", text)]
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,9 @@ from data_prep.packing.writer import write_dataset
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
 from tests.toys.trained_runs import built_run, save_run
 from tests.toys.world import records, world_recipe
 from vlds.cli.main import run_command
-from vlds.evaluation.prediction_files import read_pairs
 from vlds.recipe.config import Recipe
 
 NOWHERE = "no/such/folder"
@@ -114,77 +112,6 @@ def test_every_list_is_scored_under_its_name(run: Path, ranks2: RankPool, tmp_pa
     )
     assert "caption: left out, its task names no data sets under `evaluate`" in out
     assert list(json.loads((tmp_path / "two" / "scores.json").read_text("utf-8"))) == ["vqa"]
-
-
-def test_what_both_lists_name_is_decoded_once(
-    run: Path, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    words = ["evaluate", "--run", str(run), "--out", str(tmp_path), "--data.eval_batch_size", "7"]
-    words += ["--tasks.vqa.test", f"[{world}/vqa]", "--tasks.caption.test", "[]"]
-    (code, out), _ = ranks2.run(command, words, timeout=120)
-    assert code == 0, out
-    assert re.search(r"^vqa: \d+ of 48 examples", out, re.MULTILINE)
-    assert "vqa.test: " not in out
-    assert (tmp_path / "vqa.test.jsonl").read_bytes() == (tmp_path / "vqa.jsonl").read_bytes()
-    scores = json.loads((tmp_path / "scores.json").read_text("utf-8"))
-    assert scores["vqa.test"] == scores["vqa"]
-
-
-def test_data_of_the_command_line_are_the_only_ones(
-    run: Path, data: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    words = ["evaluate", "--run", str(run), "--out", str(tmp_path), "--data", f"vqa={data}"]
-    (code, out), _ = ranks2.run(command, words, timeout=120)
-    assert code == 0, out
-    assert list(json.loads((tmp_path / "scores.json").read_text("utf-8"))) == ["vqa"]
-
-
-@pytest.mark.slow
-def test_a_leaderboard_takes_a_list_of_the_recipe(
-    run: Path, data: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """Files of leaderboards are named by data set and split; what answers one twice, by list."""
-    words = ["predict", "--run", str(run), "--out", str(tmp_path)]
-    (code, out), _ = ranks2.run(command, [*words, "--split", "test"], timeout=120)
-    assert code == 0, out
-    assert "vqa.test (vqa-test, 18 examples)" in out
-    assert f"{tmp_path}/vqa-test.json" in out.splitlines()
-    assert read_pairs(tmp_path / "vqa-test.json") == read_pairs(tmp_path / "vqa.test.jsonl")
-    assert not (tmp_path / "vqa.jsonl").exists()
-    words += ["--split", "evaluate", "test", "--tasks.vqa.evaluate", f"[{data}]"]
-    (code, out), _ = ranks2.run(command, words, timeout=120)
-    assert code == 0, out
-    names = {path.name for path in tmp_path.glob("*-vqa-test.json")}
-    assert names == {"vqa-vqa-test.json", "vqa.test-vqa-test.json"}
-
-
-@pytest.mark.slow
-def test_mistakes_are_said_before_the_model_is_built(
-    world: Path, data: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """The backbone's config is gone by then, which building it would tell."""
-    (tmp_path / "t5.json").write_bytes((world / "t5.json").read_bytes())
-    recipe = with_test(world_recipe(world, tmp_path / "run"), vqa=str(data))
-    backbone = replace(recipe.model.backbone, config=str(tmp_path / "t5.json"))
-    run = str(save_run(built_run(with_model(recipe, backbone=backbone))))
-    (tmp_path / "t5.json").unlink()
-    for words, complaint in (
-        (["--tasks.vqa.test", f"[{NOWHERE}]"], f"tasks.vqa.test: data set {NOWHERE}"),
-        (["--tasks.vqa.test", f"[{world}/caption]"], "tasks.vqa.test: .* of kind 'caption'"),
-        (
-            ["--tasks.vqa.test", "[]", "--split", "test"],
-            "--split: no task of .* names data sets under `test`; name them with --data, or with",
-        ),
-        (["--split", "test", "--data", str(data)], "--data: not allowed with --split"),
-        ([], "t5.json"),
-    ):
-        for code, out in ranks2.run(command, ["evaluate", "--run", run, *words], timeout=60):
-            assert code == 2
-            assert re.search(complaint, out), out
-    words = ["evaluate", "--predictions", "x.json", "--data", str(data), "--split", "test"]
-    assert "--split: " in command(words)[1]
-    words = ["predict", "--run", run, "--image", "x.jpg", "--split", "test"]
-    assert "--split: not allowed with --image" in command(words)[1]
 
 
 def test_a_task_must_not_be_called_like_a_list(world: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tests.toys.engines import (
-    TASKS,
     Case,
     case_recipe,
     global_batch,
@@ -29,7 +27,7 @@ from vlds.models.methods import Adapter, Peft
 from vlds.recipe.config import MetaConfig
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import Batch
-from vlds.training.meta import MetaLearner, check_meta, task_halves
+from vlds.training.meta import MetaLearner, check_meta
 
 CONFIG = MetaConfig(learning_rate=0.02)
 """Without decay, which makes whole steps of what is rounding alone, such as the gradients of keys'
@@ -38,51 +36,6 @@ DECAYING = replace(CONFIG, weight_decay=0.1)
 EPS = 1e-3
 """Adam's. A task's first step goes by g / (|g| + eps), so a smaller eps makes much of the rounding
 of small gradients: with 1e-4, HyperPELT's second loss differs by 2e-5 on some CPUs."""
-
-
-def halved(case: Case, sizes: list[int]) -> list[Any]:
-    """Of each half of each task: this rank's ids, and the totals."""
-    ranks = start_ranks(60)
-    cut = BatchCut(ranks.world_size, case.micro_batch_size)
-    batches = [
-        micro_batches(global_batch(seed, size=size), ranks.global_rank, cut)
-        for seed, size in enumerate(sizes)
-    ]
-    return [
-        (half.task, [valid_ids(batch) for batch in half.batches], half.totals)
-        for pair in task_halves(batches, len(TASKS), ranks)
-        for half in pair
-    ]
-
-
-def valid_ids(batch: Batch) -> list[str]:
-    return [name for name, valid in zip(batch.ids, batch.valid.tolist(), strict=True) if valid]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("micro_batch_size", [None, 1, 3])
-def test_halves_are_the_same_for_any_cut(
-    micro_batch_size: int | None, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
-) -> None:
-    sizes = [16, 7]
-    (expected,) = ranks1.run(halved, Case(str(tmp_path)), sizes)
-    ids: dict[int, list[str]] = {task: [] for task in range(len(TASKS))}
-    for seed, size in enumerate(sizes):
-        batch = global_batch(seed, size=size)
-        for name, task in zip(batch.ids, batch.task_index.tolist(), strict=True):
-            ids[task].append(name)
-    assert [task for task, *_ in expected] == [0, 0, 1, 1, 2, 2]
-    for (task, first, _), (_, second, _) in zip(expected[::2], expected[1::2], strict=True):
-        assert list(chain.from_iterable(first)) == ids[task][::2]
-        assert list(chain.from_iterable(second)) == ids[task][1::2]
-    case = Case(str(tmp_path), micro_batch_size=micro_batch_size)
-    for (_, names, totals), *shares in zip(expected, *ranks2.run(halved, case, sizes), strict=True):
-        assert len({len(own) for _, own, _ in shares}) == 1, "a loss may be collective"
-        together = [name for _, own, _ in shares for batch in own for name in batch]
-        assert sorted(together) == sorted(chain.from_iterable(names))
-        for _, _, of_rank in shares:
-            assert torch.equal(of_rank.examples, totals.examples)
-            assert torch.equal(of_rank.tokens, totals.tokens)
 
 
 def batch_of(case: Case, seed: int, size: int) -> Batch:
@@ -202,24 +155,6 @@ def learn_one_task(case: Case) -> dict[str, Any]:
         "loss": losses["caption"][0],
         "expected": expected.item(),
     }
-
-
-def test_without_an_outer_rate_bf16_weights_stay(ranks1: RankPool, tmp_path: Path) -> None:
-    case = make_case(tmp_path, precision="bf16")
-    (found,) = ranks1.run(learn_and_stay, case)
-    assert found == set()
-
-
-def learn_and_stay(case: Case) -> set[str]:
-    """The weights that outer steps of rate 0 have changed."""
-    recipe = replace(case_recipe(case), meta=CONFIG)
-    model = built(recipe)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    learner = MetaLearner(model, recipe, CONFIG, start_ranks(60))
-    for seed in range(2):
-        assert len(learner.step([[global_batch(seed)]], 0.0)) == len(TASKS)
-    assert all(weight.dtype == torch.bfloat16 for weight in model.parameters())
-    return {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
 
 
 def test_a_method_that_follows_the_steps_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
 import pytest
 import torch
@@ -52,44 +51,6 @@ def random_start(seed: int) -> nn.Parameter:
 
 def meta_steps(weight: nn.Parameter) -> MetaSteps:
     return MetaSteps([weight], torch.optim.Adam([weight], lr=0.05, betas=(0.0, 0.999)), 5.0)
-
-
-def learn(weight: nn.Parameter, tasks: list[Examples], rate: float, steps: int = 100) -> MetaSteps:
-    """Outer steps, with other examples in each half."""
-    made = meta_steps(weight)
-    for step in range(steps):
-        halves = [(half_of(weight, task()), half_of(weight, task())) for task in tasks]
-        made.step(halves, outer_rate(rate, step, steps))
-    return made
-
-
-def steps_to(target: float, start: Tensor, task: Examples) -> int:
-    """Ordinary steps of Adam on a task until the loss is below a target."""
-    weight = nn.Parameter(start.detach().clone())
-    optimizer = torch.optim.Adam([weight], lr=0.02)
-    for step in count():
-        optimizer.zero_grad()
-        if half_of(weight, task())() < target:
-            return step
-        optimizer.step()
-    raise AssertionError
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("seed", range(5))
-def test_a_new_task_of_the_family_is_learnt_sooner(seed: int) -> None:
-    *tasks, new = family(seed, num_tasks=5)
-    ordinary, learnt = random_start(seed), random_start(seed)
-    learn(learnt, tasks, rate=1.0)
-    assert steps_to(0.02, learnt, new) < 0.5 * steps_to(0.02, ordinary, new)
-
-
-def test_without_an_outer_rate_nothing_moves() -> None:
-    weight = random_start(0)
-    before = weight.detach().clone()
-    made = learn(weight, family(0, num_tasks=3), rate=0.0, steps=5)
-    assert torch.equal(weight, before)
-    assert made.optimizer.state[weight]["step"] == 5 * 3 * 2
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:

@@ -52,10 +52,6 @@ class Command:
     """Which calls the fast test fails: shares of all, the first and the last among them."""
 
 
-def nothing(world: Path, folder: Path) -> None:
-    folder.mkdir()
-
-
 def old_files(*names: str) -> Callable[[Path, Path], None]:
     def prepare(world: Path, folder: Path) -> None:
         for name in names:

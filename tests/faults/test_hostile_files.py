@@ -93,16 +93,6 @@ def test_hostile_manifests(entries: Any) -> None:
         assert [path.name for path in (folder / "state").iterdir()] == ["step-00000008"]
 
 
-@given(manifest=st.binary(max_size=60), progress=st.binary(max_size=60))
-@example(manifest=b"[" * 100_000, progress=b"")
-@FAST
-def test_bytes_that_are_no_json(manifest: bytes, progress: bytes) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        state = write(Path(scratch), {MANIFEST: manifest, TENSORS: b"x", PROGRESS: progress})
-        assert damage(state, (TENSORS, PROGRESS)) is not None
-        read(Path(scratch) / "state")
-
-
 @pytest.mark.slow
 @given(progress=PROGRESSES, tensors=st.binary(max_size=200))
 @example(progress={"format": 2, "step": 7, "data": {}, "skipped": 0, "best": None, "sources": {},

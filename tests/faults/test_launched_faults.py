@@ -16,7 +16,7 @@ import pytest
 from tests.toys.faults.forked_ranks import ForkedRanks, log_of
 from tests.toys.launched_run import Launch, last_step, words_of
 from tests.toys.processes import gone
-from tests.toys.recipes import short_recipe, train_words
+from tests.toys.recipes import train_words
 from vlds.recipe.config import Recipe
 from vlds.training.states import newest
 
@@ -106,15 +106,3 @@ def test_a_failed_run_is_started_again(
         assert f"restart {number} of 2 on 2 ranks, from {launch.run}/state/step-" in output
     assert f"resuming from {launch.run}/state/step-" in output, "the second kill may come before"
     assert_same_weights(launch.run, whole)
-
-
-def test_mistakes_are_not_repeated(world: Path, tmp_path: Path) -> None:
-    recipe = short_recipe(world, tmp_path / "run", 2)
-    recipe = replace(recipe, data=replace(recipe.data, global_batch_size=1))
-    code, output = Launch(recipe, tmp_path / "recipe.yaml", "--restarts", "3").end()
-    assert code == 2
-    assert "restart 1" not in output
-    assert (
-        "data.global_batch_size: 1 example for 2 ranks; give at least one example per rank"
-        in output
-    )

@@ -19,16 +19,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import torch.distributed.distributed_c10d as c10d
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
 from tests.toys.faults.forked_ranks import ForkedRanks, Plan, log_of
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import short_recipe, train_words, with_model
+from tests.toys.recipes import train_words
 from tests.toys.small_disk import remount, small_disk
-from tests.toys.world import picture, records
 from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 from vlds.training.states import newest, read_progress
@@ -122,49 +119,11 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert results[1]["ids"] == results[1]["bad ids"] != []
 
 
-def first_step_skipped(case: Case) -> bool:
-    """A run whose first step is skipped can be saved, and resumes as if it had started then."""
-    made, plan = start_engine(case)
-    bad, good = (own_micro_batches(global_batch(n), made, plan) for n in (2, 3))
-    made.step([without_numbers(batch) for batch in bad])
-    made.export()
-    made.step(good)
-    found = exported(made)
-    made.close()
-    other, _ = start_engine(case)
-    other.step(good)
-    return same(found, exported(other))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_first_step_may_be_skipped(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    assert (
-        ranks2.run(first_step_skipped, make_case(tmp_path, stage=stage), timeout=60) == [True] * 2
-    )
-
-
 @pytest.fixture
 def short(undisturbed: Callable[[int], Recipe], tmp_path: Path) -> tuple[Recipe, Recipe, Path]:
     """The undisturbed run, the same run in another folder, and that folder."""
     whole = undisturbed(2)
     return whole, replace(whole, output=str(tmp_path / "run")), tmp_path / "run"
-
-
-@pytest.mark.slow
-def test_a_run_that_ends_with_skipped_steps_says_so(
-    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
-) -> None:
-    """Fewer in a row than would stop it."""
-    whole, recipe, run = short
-    shutil.copytree(Path(whole.output) / "state" / "step-00000008", run / "state" / "step-00000008")
-    optimizer = replace(recipe.optimizer, learning_rate=1e15, warmup_ratio=0.0)
-    forked.start(run, train_words(replace(recipe, optimizer=optimizer), "--resume"))
-    assert forked.wait() == [0, 0]
-    said = log_of(run, 0)
-    skipped = said.count("is skipped, its loss or gradient is NaN or infinite")
-    assert skipped > 0
-    assert said.count(f". The weights are those of {skipped} steps before") == 1
 
 
 def test_a_run_that_diverges_stops_at_its_last_good_state(
@@ -205,20 +164,6 @@ def test_out_of_memory_names_the_keys_to_lower(
     assert "activation_checkpointing" in said
     assert ("--resume" in said) == any((run / "state").glob("step-*"))
     assert "rank 0 ends because another rank has ended" in log_of(run, 0)
-    go_on(forked, recipe, whole)
-
-
-@pytest.mark.slow
-def test_a_state_that_cannot_be_written_ends_all_ranks(
-    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
-) -> None:
-    whole, recipe, run = short
-    forked.start(run, train_words(recipe), {0: Plan(file_bytes=20_000)})
-    assert forked.wait() == [2, 2]
-    for global_rank in (0, 1):
-        assert f"output: cannot write {run}/state/step-0000000" in log_of(run, global_rank)
-    assert "make room there" in log_of(run, 0)
-    assert list((run / "state").iterdir()) == []
     go_on(forked, recipe, whole)
 
 
@@ -267,32 +212,6 @@ def test_a_disk_that_takes_no_more(
 
 
 @pytest.mark.slow
-def test_a_storm_of_data_errors(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
-    whole = list(records("vqa", 24))
-    broken = [
-        SampleRecord(id=f"cut{n}", members=[("jpg", picture("red", n)[:300])], json=whole[n].json)
-        for n in range(4, 24)
-    ]
-    data = tmp_path / "data"
-    write_dataset(data, name="vqa", kind="vqa", split="train", records=[*whole[:4], *broken])
-    run = tmp_path / "run"
-    recipe = short_recipe(world, run, 2)
-    errors = replace(recipe.data.errors, max_bad_fraction=0.001)
-    vqa = replace(recipe.tasks["vqa"], train=[str(data)])
-    recipe = replace(
-        recipe, tasks=recipe.tasks | {"vqa": vqa}, data=replace(recipe.data, errors=errors)
-    )
-    forked.start(run, train_words(recipe))
-    codes = forked.wait()
-    assert 2 in codes
-    assert 0 not in codes
-    said = log_of(run, codes.index(2))
-    assert "too much bad data" in said
-    assert "data_errors-" in said
-    assert newest(run / "state")[1] == []
-
-
-@pytest.mark.slow
 def test_a_rank_that_hangs_is_noticed(
     forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
@@ -331,20 +250,6 @@ def test_a_loader_worker_that_is_lost(
     assert "vlds: rank 0 ends because another rank has ended" in log_of(run, 0)
 
 
-def timeouts(case: Case) -> list[float]:
-    """Seconds that every process group of an engine waits."""
-    made, _ = start_engine(case)
-    made.close()
-    backends = [group._get_backend(torch.device("cpu")) for group in c10d._world.pg_map]
-    return [backend.options._timeout.total_seconds() for backend in backends]
-
-
-def test_deepspeeds_own_groups_wait_no_longer(ranks2: RankPool, tmp_path: Path) -> None:
-    found = ranks2.run(timeouts, make_case(tmp_path, stage=2), timeout=60)[0]
-    assert len(found) > 1, "DeepSpeed makes a group of its own"
-    assert set(found) == {60.0}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to"),
@@ -367,38 +272,3 @@ def test_a_signal_to_one_rank_ends_all(
     why = " because another rank was told to" if to else ""
     assert f"after step {step}{why}; --resume continues from step {step}" in log_of(run, 0)
     go_on(forked, recipe, whole)
-
-
-@pytest.mark.slow
-def test_other_frozen_weights_are_refused(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
-    run, weights = tmp_path / "run", tmp_path / "vision.safetensors"
-    recipe = short_recipe(world, run, 2)
-    encoder = recipe.model.vision.build(torch.float32)
-    save_file(encoder.state_dict(), weights)
-    recipe = with_model(recipe, vision=replace(recipe.model.vision, weights=str(weights)))
-    recipe = replace(recipe, training=replace(recipe.training, steps=2))
-    forked.start(run, train_words(recipe))
-    assert forked.wait() == [0, 0], log_of(run, 0)
-    changed = {
-        name: tensor + tensor.is_floating_point() for name, tensor in load_file(weights).items()
-    }
-    save_file(changed, weights)
-    longer = replace(recipe, training=replace(recipe.training, steps=4))
-    forked.start(run, train_words(longer, "--resume"))
-    assert forked.wait() == [2, 2]
-    assert f"was trained on another vision encoder than {weights} is now" in log_of(run, 0)
-    assert "bring the original files back" in log_of(run, 0)
-
-
-@pytest.mark.slow
-def test_a_run_is_not_started_over_damaged_states(
-    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
-) -> None:
-    _, recipe, run = short
-    (run / "state" / "step-00000004").mkdir(parents=True)
-    forked.start(run, train_words(recipe, "--resume", "auto"))
-    assert forked.wait() == [2, 2]
-    said = log_of(run, 0)
-    assert f"skipped a run state: {run}/state/step-00000004: has no manifest.json" in said
-    assert f"--resume: {run}/state holds 1 run state(s), none of them whole" in said
-    assert "move that folder away to start at step 0" in said

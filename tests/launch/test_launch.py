@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from tests.toys.files import ROOT
-from tests.toys.rank_pool import rank_environment
-from vlds.cli.local import exit_code
-from vlds.cli.main import COMMANDS, main
+from vlds.cli.main import main
 from vlds.cli.rank import explain_failure, without_local_rank
 from vlds.cli.start import launch_command
 from vlds.cli.supervisor import grace_from_environment
 from vlds.cli.words import Words, split_words
 from vlds.runtime.devices import device_of
-from vlds.runtime.process import ASKING, on_signals, python, signal_name
+from vlds.runtime.process import python
 
 
 def test_ranks_option_before_and_after_the_command() -> None:
@@ -33,11 +27,6 @@ def test_ranks_option_before_and_after_the_command() -> None:
     assert split_words(["train", "--ranks=3", *rest[1:]]) == Words(rest, ranks=3)
     assert split_words(rest) == Words(rest)
     assert split_words([]) == Words(())
-
-
-def test_other_commands_keep_their_own_ranks_option() -> None:
-    words = ("plan", "--ranks", "8")
-    assert split_words(words) == Words(words)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", ""])
@@ -88,43 +77,6 @@ def test_a_bad_grace_time_is_named(
     assert said == f"vlds: VLDS_GRACE_S is '{value}'; give a number of seconds, 0 or more\n"
     monkeypatch.setenv("VLDS_GRACE_S", "0.5")
     assert grace_from_environment() == 0.5
-
-
-def test_the_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    told = capsys.readouterr().out
-    assert COMMANDS.keys() <= {words[0] for line in told.splitlines() if (words := line.split())}
-    forecast = "plan Forecast a run: the bytes of each rank, and the time of a step features"
-    assert forecast in " ".join(told.split())
-    assert max(map(len, told.splitlines())) <= 80
-
-
-@pytest.mark.parametrize("number", ASKING)
-def test_a_signal_to_a_command_without_ranks(
-    number: signal.Signals,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def describe(_: list[str]) -> int:
-        os.kill(os.getpid(), number)
-        return 0
-
-    monkeypatch.setitem(COMMANDS, "describe", describe)
-    with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
-        assert main(["describe"]) == 128 + number
-    assert capsys.readouterr().err == f"vlds: ended by {signal_name(number)}\n"
-
-
-def test_only_work_on_data_starts_ranks() -> None:
-    def starts_ranks(words: list[str]) -> bool:
-        return split_words(words).starts_ranks
-
-    assert all(starts_ranks([word]) for word in ("train", "evaluate", "predict"))
-    assert not any(starts_ranks([word]) for word in ("plan", "describe", "convert", "report"))
-    assert not starts_ranks([])
-    assert not starts_ranks(["train", "--help"])
-    assert not starts_ranks(["evaluate", "--predictions", "a.json", "--data", "shards"])
 
 
 def test_the_launchers_own_argument_is_dropped() -> None:
@@ -185,67 +137,6 @@ def test_several_hosts_are_left_to_the_user() -> None:
     assert env["OMP_NUM_THREADS"] == "5"
 
 
-def test_exit_codes_of_signals() -> None:
-    assert [exit_code(code) for code in (0, 1, 3, -9, 247, 250)] == [0, 1, 3, 137, 137, 134]
-
-
-def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "vlds", f"--local_rank={global_rank}", *arguments],
-        env=os.environ | rank_environment(global_rank, 2, port=1),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.returncode, result.stdout, result.stderr
-
-
-def test_ranks_leave_other_commands_to_the_first() -> None:
-    assert _as_rank(1, "convert", "--help") == (0, "", "")
-    code, output, _ = _as_rank(0, "convert", "--help")
-    assert code == 0
-    assert "usage: vlds convert" in output
-
-
-@pytest.mark.slow
-def test_a_port_that_another_program_uses() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        program = (
-            "import torch.distributed as dist; from vlds.cli.rank import run_rank; "
-            "run_rank(['train'], lambda _: dist.init_process_group('gloo'))"
-        )
-        ended = subprocess.run(
-            [sys.executable, "-c", program],
-            env=os.environ | rank_environment(0, 2, port) | {"TORCH_CPP_LOG_LEVEL": "ERROR"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-    assert ended.returncode == 1
-    assert ended.stderr == (
-        f"vlds: rank 0 cannot listen on port {port}, which another program uses: start it again; "
-        "if you chose the port (--master_port, MASTER_PORT), choose another\n"
-    )
-
-
-@pytest.mark.slow
-def test_a_rank_cannot_change_the_number_of_ranks() -> None:
-    code, _, errors = _as_rank(1, "train", "--ranks", "3")
-    assert code == 2
-    assert "--ranks 3, but the launcher has started 2 here" in errors
-
-
-def test_launch_sh_is_shell_and_python(root: Path) -> None:
-    file = root / "launch.sh"
-    assert os.access(file, os.X_OK)
-    assert subprocess.run(["sh", "-n", str(file)], check=False).returncode == 0
-    compile(file.read_text(), str(file), "exec")
-
-
 def _launch_sh(folder: Path, *arguments: str, **environment: str) -> tuple[int, list[str], str]:
     result = subprocess.run(
         [str(folder / "launch.sh"), *arguments],
@@ -275,22 +166,3 @@ def test_launch_sh_hands_over(root: Path, tmp_path: Path) -> None:
     words = ["train", "--config", "a b.yaml", "it's $HOME", ""]
     assert _launch_sh(checkout) == (5, ["-P", "-m", "vlds", "demo"], "")
     assert _launch_sh(checkout, *words) == (5, ["-P", "-m", "vlds", *words], "")
-
-
-def test_launch_sh_ignores_a_rank_of_something_else(root: Path, tmp_path: Path) -> None:
-    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "checkout" / ".venv")
-    answer = _launch_sh(tmp_path / "checkout", "train", RANK="3", WORLD_SIZE="8", MASTER_PORT="1")
-    assert answer == (5, ["-P", "-m", "vlds", "train"], "")
-
-
-def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
-    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "venv")
-    answer = _launch_sh(tmp_path / "checkout", "describe", VENV=str(tmp_path / "venv"))
-    assert answer == (5, ["-P", "-m", "vlds", "describe"], "")
-
-
-def test_launch_sh_refuses_to_be_a_rank(root: Path) -> None:
-    code, output, errors = _launch_sh(root, "train", **rank_environment(0, 1, port=1))
-    assert (code, output) == (2, [])
-    assert "--no_python" in errors
-    assert all(len(line) <= 80 for line in errors.splitlines())

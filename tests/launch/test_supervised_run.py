@@ -17,7 +17,6 @@ import pytest
 from tests.toys.files import ROOT
 from tests.toys.processes import gone, until
 from tests.toys.recipes import short_recipe, train_words
-from vlds.cli.start import launch_command
 from vlds.runtime.process import signal_name
 
 pytestmark = pytest.mark.launcher
@@ -144,57 +143,6 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
-    """Nobody supervises `deepspeed launch.sh train`."""
-    program = [str(PROGRAMS / "acting_rank.py"), str(tmp_path), "late"]
-    quiet = ["--log_level", "critical"]  # with arguments of the user's, it is DeepSpeed's runner
-    command, environment = launch_command(program, 2, quiet, os.environ, num_gpus=0)
-    runner = subprocess.Popen(
-        command, env=environment | {"PYTHONPATH": str(ROOT)}, start_new_session=True
-    )
-    until(lambda: len(list(tmp_path.glob("started*"))) == 2, 60)
-    below = psutil.Process(runner.pid).children(recursive=True)
-    runner.kill()
-    runner.wait()
-    (tmp_path / "go").touch()
-    until(lambda: all(map(gone, below)), 30)
-    assert len(list(tmp_path.glob("saved*"))) == 2
-
-
-NESTED = """
-import os, sys
-from vlds.cli.supervisor import supervise
-from vlds.runtime.process import signals_collected
-command = [sys.executable, "-m", "vlds", *sys.argv[1:]]
-with signals_collected() as received:
-    sys.exit(supervise(command, os.environ, 20, received).code)
-"""
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-def test_a_run_ends_with_the_command_that_started_it(
-    number: signal.Signals, world: Path, tmp_path: Path
-) -> None:
-    """`vlds demo` starts runs so."""
-    outer = subprocess.Popen(
-        [sys.executable, "-c", NESTED, *train_words(short_recipe(world, tmp_path / "run", 2))],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    below = psutil.Process(outer.pid).children
-    until(lambda: len(below(recursive=True)) == 3, 30)  # `vlds train`, the launcher, the rank
-    processes = below(recursive=True)
-    outer.send_signal(number)
-    _, said = outer.communicate(timeout=30)
-    until(lambda: all(map(gone, processes)), 10)
-    assert outer.returncode == (143 if number == signal.SIGTERM else -number)
-    assert said == ("vlds: the run ended by SIGTERM before its recipe was read: start it again\n")
-
-
-@pytest.mark.slow
 def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"]
     result = subprocess.run(
@@ -208,24 +156,3 @@ def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("usage: vlds") == 1
     assert "VLDS_RANKS" in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "beginning"),
-    [
-        (["--data.global_batch_size", "1"], 2, "vlds train: data.global_batch_size: 1 example for"),
-        pytest.param(["--print-config"], 0, "output: ", marks=pytest.mark.slow),
-    ],
-)
-def test_the_first_rank_alone_speaks_before_a_run(
-    words: list[str], code: int, beginning: str, world: Path, tmp_path: Path
-) -> None:
-    words = train_words(short_recipe(world, tmp_path / "run", 2), "--ranks", "2", *words)
-    command = [sys.executable, "-m", "vlds", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    output = done.stdout + done.stderr
-    assert output.startswith(beginning)
-    assert output.count(beginning) == 1
-    assert len(output.splitlines()) == 1 or code == 0
-    assert not (tmp_path / "run").exists()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.cli import build_parser, main
+from data_prep.cli import main
 from vlds.cli.words import split_words
 from vlds.runtime.cluster import (
     Cluster,
@@ -103,12 +100,6 @@ def test_forgotten_tasks_are_done_again(seed: int, capsys: pytest.CaptureFixture
     assert all(line.endswith("done again") for line in said)
 
 
-def test_a_scheduler_that_stays_away_ends_the_work() -> None:
-    cluster = Toy(Forgetful({4}), reconnects=False)
-    with pytest.raises(LostWorker, match="toy: it stays away"):
-        list(ordered_map(double, range(30), 1, chunk=3, cluster=cluster))
-
-
 def test_what_a_worker_needs(tmp_path: Path) -> None:
     file = tmp_path / "a.jpg"
     file.write_bytes(b"one")
@@ -141,26 +132,6 @@ def test_files_that_vanish_are_not_taken_for_missing_ones(tmp_path: Path) -> Non
         list(done)
 
 
-def test_other_sources_are_other_software(root: Path, tmp_path: Path) -> None:
-    """A comment is enough: nobody can say whether a change of the sources changes bytes."""
-    for name in ("vlds", "data_prep"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(root / name, tmp_path / name, ignore=ignored)
-    program = "from vlds.runtime.cluster import software; print(software()['sources of vlds'])"
-
-    def printed() -> str:
-        words = [sys.executable, "-c", program]
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(
-            words, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    assert printed() == software()["sources of vlds"]
-    with (tmp_path / "data_prep" / "own.py").open("a") as file:
-        file.write("# a change\n")
-    assert printed() != software()["sources of vlds"]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -175,15 +146,6 @@ def test_a_mistaken_executor(
         executor_name(text)
     assert main(["verify", str(tmp_path), "--executor", text]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_every_command_that_opens_pictures_has_it() -> None:
-    commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    with_workers, with_executor = (
-        {n for n, parser in commands.items() if option in parser._option_string_actions}  # type: ignore[union-attr]
-        for option in ("--workers", "--executor")
-    )
-    assert with_workers == with_executor >= {"vqav2", "jsonl", "chat", "own", "verify", "stats"}
 
 
 def test_features_on_a_cluster_start_no_ranks() -> None:

@@ -109,17 +109,6 @@ def test_a_lock_of_another_host_is_watched_for_signs_of_life(
     assert "s for a sign of life" in capsys.readouterr().err
 
 
-def test_a_writer_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.02)
-    with folder_lock(tmp_path):
-        lock = tmp_path / NAME
-        os.utime(lock, (0, 0))
-        deadline = time.monotonic() + 10
-        while lock.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert lock.stat().st_mtime > 0
-
-
 def test_what_is_in_the_file_may_be_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

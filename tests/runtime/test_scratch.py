@@ -51,15 +51,6 @@ def test_a_long_path_leaves_room_for_sockets(temp: Path) -> None:
         assert not scratch.exists()
 
 
-def test_they_go_at_the_end(temp: Path) -> None:
-    with scratch_folder() as first, scratch_folder() as second:
-        assert {first, second} == set(temp.iterdir())
-        (second / "inner").mkdir()
-    with pytest.raises(ZeroDivisionError), scratch_folder():
-        raise ZeroDivisionError
-    assert list(temp.iterdir()) == []
-
-
 def test_a_killed_process_keeps_none(temp: Path) -> None:
     """Its children hold it as long as they live."""
     with subprocess.Popen(

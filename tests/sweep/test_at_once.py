@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from vlds.cli.sweep import shares
-
-
-def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
-    assert [share["OMP_NUM_THREADS"] for share in shares(3, 2, 0, {"A": "b"})] == ["2"] * 3
-    assert shares(30, 1, 0, {})[0]["OMP_NUM_THREADS"] == "1"
-    assert shares(2, 1, 0, {"OMP_NUM_THREADS": "5", "A": "b"})[1] == {
-        "OMP_NUM_THREADS": "5", "A": "b",
-    }  # fmt: skip
 
 
 def test_processes_share_the_gpus() -> None:

@@ -91,7 +91,6 @@ def train(case: Case, tasks: Sequence[Sequence[int] | None] = ANY_TASKS) -> dict
         "gradients": gradients,
         "bytes": held,
         "weights": None if state is None else {name: t["fp32"] for name, t in state.items()},
-        "is_linear_back": F.linear is torch._C._nn.linear,
     }
 
 

@@ -130,12 +130,6 @@ def test_files_that_an_index_would_replace(
 # JSON is checked for size and depth before it is parsed; strict JSON holds finite numbers only.
 
 
-def levels(value: Any) -> int:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return 1 + max(map(levels, value), default=0) if isinstance(value, list) else 0
-
-
 @pytest.mark.parametrize(
     "text",
     [

@@ -171,6 +171,15 @@ def test_the_sweep_from_downloads_makes_the_data_that_it_reads() -> None:
         )  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped("sweeps"))
+def test_every_sweep_resolves(name: str) -> None:
+    """Into recipes with each of its seeds, and parts that come before them."""
+    sweep, runs = resolved(name)
+    assert {run.seed for run in runs} == set(sweep.seeds)
+    assert all(part.name for part in preparation_parts(sweep))
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_published_values_fit_each_other(name: str) -> None:
     """The average is that of four scores in percent, CIDEr times 100, within rounding."""

@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.toys.files import read_lines
 from tests.toys.kinds import KINDS, kind_recipe
 from tests.toys.rank_jobs import run_recipe
-from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
+from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.recipes import short_recipe, with_model
 from tests.toys.resumed_runs import check_resume
-from tests.toys.world import world_recipe
+from tests.toys.trained_runs import write_run
+from tests.toys.world import world_recipe, write_tokenizer
 from vlds.artifact import load_run
 from vlds.convert.verify import logits
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.models.methods import LST, Full, Peft
+from vlds.models.methods import LST, Adapter, Full, Peft, SimAdapter
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training import checkpoint
@@ -95,6 +96,43 @@ def test_statistics_of_a_training_encoder_are_resumed(
     recipe = world_recipe(world, tmp_path / "whole")
     encoder = {"encoder": Full(part="vision", learning_rate=1e-3)}
     check_resume(ranks2, replace(recipe, methods=recipe.methods | encoder), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["tokenizer", "vision encoder", "methods.method.runs.b"])
+def test_other_files_under_the_same_name_are_refused(
+    part: str, world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    """Run states hold no frozen weights, so these must be those that the state saw."""
+    recipe = short_recipe(world, tmp_path / "run", 2)
+    place = tmp_path / "place.model"
+
+    def put(seed: int) -> None:
+        if part == "tokenizer":
+            write_tokenizer(place, capitals=bool(seed))
+        elif part == "vision encoder":
+            torch.manual_seed(seed)
+            save_file(recipe.model.vision.build(torch.float32).state_dict(), place)
+        else:
+            write_run(replace(recipe, output=str(place), methods={"a": Adapter()}), seed)
+
+    put(0)
+    if part == "tokenizer":
+        used = with_model(recipe, backbone=replace(recipe.model.backbone, tokenizer=str(place)))
+    elif part == "vision encoder":
+        used = with_model(recipe, vision=replace(recipe.model.vision, weights=str(place)))
+    else:
+        method = SimAdapter(runs={"vqa": str(place), "b": str(place)})
+        used = replace(recipe, methods={"method": method})
+    short, longer = (
+        replace(used, training=replace(recipe.training, steps=steps)) for steps in (2, 4)
+    )
+    assert ranks1.run(run_recipe, short, timeout=120) == [0]
+    put(1)
+    with pytest.raises(RankError, match=rf"was trained on another {part} than .* is now"):
+        ranks1.run(run_recipe, longer, True, timeout=120)
+    put(0)
+    assert ranks1.run(run_recipe, longer, True, timeout=120) == [0]
 
 
 @pytest.mark.slow

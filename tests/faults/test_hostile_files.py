@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.toys.strategies import FAST, JSON
 from vlds.recipe.config import load_recipe
-from vlds.runtime.json_files import MANIFEST, damage, sha256, write_manifest
+from vlds.runtime.json_files import MANIFEST, damage, sha256
 from vlds.training import checkpoint
 from vlds.training.states import PROGRESS, TENSORS, Progress, newest
 
@@ -36,15 +36,6 @@ NAMES = st.sampled_from(
     ]
 ) | st.text(max_size=10)
 ENTRIES = st.dictionaries(NAMES, JSON | st.fixed_dictionaries({"bytes": JSON, "sha256": JSON}))
-PROGRESSES = JSON | st.fixed_dictionaries(
-    {"format": st.just(2) | JSON, "step": st.just(7) | JSON, "data": st.just({}) | JSON},
-    optional={
-        "skipped": st.just(0) | JSON,
-        "best": JSON,
-        "sources": st.just({}) | JSON,
-        "task_updates": st.just({}) | JSON | st.dictionaries(st.text(max_size=3), JSON),
-    },
-)
 
 
 def read(folder: Path) -> None:
@@ -91,22 +82,6 @@ def test_hostile_manifests(entries: Any) -> None:
         assert (folder / "victim").read_text() == "untouched"
         assert [path.name for path in folder.iterdir() if path.name != "state"] == ["victim"]
         assert [path.name for path in (folder / "state").iterdir()] == ["step-00000008"]
-
-
-@pytest.mark.slow
-@given(progress=PROGRESSES, tensors=st.binary(max_size=200))
-@example(progress={"format": 2, "step": 7, "data": {}, "skipped": 0, "best": None, "sources": {},
-                   "task_updates": {"a": 7}},
-         tensors=b"\x10\0\0\0\0\0\0\0{\"a\":{\"dtype\":1}}")  # fmt: skip
-@FAST
-def test_a_right_manifest_of_wrong_files(progress: Any, tensors: bytes) -> None:
-    """Somebody who can hash wrote them."""
-    with tempfile.TemporaryDirectory() as scratch:
-        text = json.dumps(progress).encode()
-        state = write(Path(scratch), {TENSORS: tensors, PROGRESS: text})
-        write_manifest(state)
-        assert damage(state, (TENSORS, PROGRESS)) is None
-        read(Path(scratch) / "state")
 
 
 RECIPES = JSON | st.dictionaries(

@@ -140,19 +140,3 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
     until(lambda: all(map(gone, processes)), 30)
     assert len(list(tmp_path.glob("saved*"))) == (2 if action == "save" else 0)
     run.end()
-
-
-@pytest.mark.slow
-def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"]
-    result = subprocess.run(
-        [*launcher, "--num_gpus", "2", "launch.sh"],
-        cwd=root,
-        env={**os.environ, "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("usage: vlds") == 1
-    assert "VLDS_RANKS" in result.stdout

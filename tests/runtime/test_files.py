@@ -135,7 +135,6 @@ def test_files_that_an_index_would_replace(
     [
         "[" * 100_000,
         "[" * 200 + "]" * 200,
-        '{"a":' * 200 + "1" + "}" * 200,
         '[{"a":' * 200 + "1" + "}, 1]" * 200,
     ],
 )
@@ -210,13 +209,10 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ({"name": 3}, "name is 3, a valid string expected"),
         ({"shares": {"x": True}}, "shares.x is True, a valid number expected"),
-        ({"parts": [{"size": 1}, {"size": "2"}]}, "parts[1].size is '2', a valid integer expected"),
-        ({"parts": [{"size": 1.0}]}, "parts[0].size is 1.0, a valid integer expected"),
         ({"parts": [{}]}, "parts[0].size is missing"),
         ({"parts": [{"size": -1}]}, "parts[0]: size is -1, 0 or more expected"),
         ({"parts": [{"size": 1, "odd": 2}]}, "unknown field parts[0].odd"),
         ({"odd": 1}, "unknown field odd; known are name, parts, shares, first"),
-        ({"name": 3, "first": 4}, "name is 3, a valid string expected; first is 4, an object exp"),
         ({"name": ["x" * 1000]}, f"name is ['{'x' * 40}"),
     ],
 )

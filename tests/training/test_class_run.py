@@ -75,14 +75,6 @@ def test_the_artifact_is_complete(run: Path) -> None:
     assert losses(run)[-1][1] < losses(run)[0][1]
 
 
-def test_predictions_are_classes(run: Path) -> None:
-    lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
-    assert len(lines) == 48
-    assert {line["prediction"] for line in lines} <= set(COLOURS)
-    assert all(0 < line["confidence"] < 1 for line in lines)
-    assert all("token_confidence" not in line for line in lines)
-
-
 def on_a_rank(words: list[str]) -> int:
     """A command of `vlds` in a process of its own, since it starts ranks there; its exit code."""
     return run_command(words)

@@ -201,38 +201,6 @@ def command(words: list[str], cache: Path | None = None) -> tuple[int, str]:
     return code, out.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("words", "option", "complaint"),
-    [
-        ("evaluate", "--tasks.vqa.decoding.answers no.json", r"decoding.answers: no.json: No such"),
-        ("evaluate", "--optimizer.eps 1", "optimizer.eps: not an option of this command; of a tr"),
-        # A place that cannot be written, before anything is decoded.
-        ("evaluate", "--out FILE", r"^vlds evaluate: --out: cannot write FILE: File exists; name"),
-        (
-            "predict",
-            "--out FILE/x",
-            r"^vlds predict: --out: cannot write FILE/x: Not a dir.*; name",
-        ),
-        ("predict", "--image x.jpg", "--image: not allowed with --data"),
-        ("predict", "--task vqa", "--task: goes with --image; data sets hold their questions"),
-        ("predict --image x.jpg", "--out x", "--out: goes with --data or --split"),
-    ],
-)
-def test_options_that_cannot_be(
-    words: str, option: str, complaint: str, talkative: Path, world: Path, ranks2: RankPool,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    file = tmp_path / "file"
-    file.touch()
-    given = [*words.split(), "--run", str(talkative)]
-    if "--image" not in words:
-        given += ["--data", f"vqa={world}/vqa"]
-    given += option.replace("FILE", str(file)).split()
-    for code, out in ranks2.run(command, given, timeout=120):
-        assert code == 2
-        assert re.search(complaint.replace("FILE", re.escape(str(file))), out), out
-
-
 def test_predict_writes_what_a_leaderboard_takes(
     talkative: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

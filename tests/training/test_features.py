@@ -18,10 +18,9 @@ from tests.toys.recipes import with_model
 from tests.toys.world import picture, world_recipe
 from vlds.cli.main import run_command
 from vlds.data.shards.pictures import decode_image
-from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import open_dataset
 from vlds.evaluation import features
-from vlds.evaluation.features import Done, compute_features
+from vlds.evaluation.features import compute_features
 from vlds.models.vision import ConvNet, StoredFeatures
 from vlds.models.vision.base import GridEncoder
 from vlds.recipe.config import Recipe, save_recipe
@@ -159,25 +158,6 @@ def test_other_weights_under_the_same_name_do_not_go_on(
     what = r"encoder \(sha256\) is [0-9a-f]{64} there, and [0-9a-f]{64} for .*/vqa and "
     with pytest.raises(RankError, match=rf"--out: {out} .*: {what}{weights}; bring back"):
         ranks1.run(compute, recipe, str(world / "vqa"), out, timeout=120)
-
-
-@pytest.mark.parametrize("lie", ["other features", "all bad"])
-def test_a_marker_is_not_believed(
-    lie: str, recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    ranks1.run(compute, recipe, str(world / "vqa"), whole, timeout=120)
-    job = begun(recipe, world, half, 1)
-    marker = beside(job.tars[1], ".done")
-    if lie == "other features":  # as many bytes
-        marked = marker.read_bytes()
-        job.write_shard(other_weights(tmp_path), 1, job.tars[1])
-        marker.write_bytes(marked)
-    else:
-        bad = [{"id": f"vqa-{n}", "reason": "it is damaged"} for n in range(8, 16)]
-        Done(job.identity, None, bad).save(job.tars[1])
-    assert ranks1.run(compute, recipe, str(world / "vqa"), half, timeout=120) == [0]
-    assert files(half) == files(whole)
 
 
 def test_bad_pictures_are_dropped_and_listed(

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -21,13 +16,11 @@ import torch
 from data_prep.packing.writer import write_dataset
 from tests.toys.dask_processes import DaskProcesses
 from tests.toys.deadly_encoder import DIES_AT, DeadlyNet
-from tests.toys.files import ROOT
-from tests.toys.forks import free_port
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import records, world_recipe
 from vlds.evaluation.features import ATTEMPT, compute_features, remove_attempts
-from vlds.recipe.config import Recipe, save_recipe
+from vlds.recipe.config import Recipe
 from vlds.runtime.cluster import open_cluster
 
 SHARDS, BATCHES = 8, 32
@@ -115,18 +108,6 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
     cluster.stop()
 
 
-def command(recipe: Recipe, place: Path, out: Path, *more: str) -> list[str]:
-    file = out.parent / "recipe.yaml"
-    save_recipe(recipe, file)
-    words = ["--config", str(file), "--data", str(place / "data"), "--out", str(out), *more]
-    return [sys.executable, "-m", "vlds", "features", *words]
-
-
-ENVIRONMENT = {
-    **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"
-}  # fmt: skip
-
-
 @dask_only
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", range(4))
@@ -148,46 +129,3 @@ def test_workers_that_die_in_a_shard(
     assert files(out) == whole
     assert said.count(" is gone; ") == 1 + kill % 2
     assert said.count("was left half written by worker") == 1 + kill % 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", range(2))
-def test_ranks_of_two_machines_split_the_shards(
-    kill: int, recipe: Recipe, place: Path, whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    """Each is the only rank of its machine. One dies; three machines go on with what is left."""
-    out = tmp_path / "out"
-    words = command(recipe, place, out)
-
-    def start(count: int) -> list[subprocess.Popen[str]]:
-        port = str(free_port())
-        return [
-            subprocess.Popen(
-                words, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                env={
-                    **ENVIRONMENT, "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0",
-                    "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                },
-            )
-            for rank in range(count)
-        ]  # fmt: skip
-
-    deadly(place, random.Random(50 + kill).randrange(8, BATCHES - 8))
-    ranks = start(2)
-    end = time.monotonic() + 250
-    while all(rank.poll() is None for rank in ranks) and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(1)
-    for rank in ranks:
-        rank.kill()
-        rank.wait()
-    assert -signal.SIGKILL in [rank.returncode for rank in ranks]
-    finished = {path: path.stat().st_mtime_ns for path in out.glob("*.done")}
-    assert 0 < len(finished) < SHARDS
-    tars = {path: path.with_suffix("").stat().st_mtime_ns for path in finished}
-    deadly(place)
-    for rank in start(3):
-        said, _ = rank.communicate(timeout=250)
-        assert rank.returncode == 0, said
-    assert files(out) == whole
-    assert {path: path.with_suffix("").stat().st_mtime_ns for path in finished} == tars

@@ -24,10 +24,7 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.world import world_recipe
 from vlds.recipe.config import MetaConfig, Recipe
-from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training.engine import State
-from vlds.training.faults import NonFiniteSteps
-from vlds.training.sinks import StepReport
 from vlds.training.states import LossScale, read_progress, state_folders
 
 STEPS = 6
@@ -124,7 +121,10 @@ def test_a_run_resumes_while_its_scale_falls(world: Path, ranks2: RankPool, tmp_
     settings = json.loads(Path(recipe.training.deepspeed).read_text(encoding="utf-8"))
     settings["fp16"] = {"initial_scale_power": 20, "loss_scale_window": 1, "hysteresis": 1}
     file.write_text(json.dumps(settings), encoding="utf-8")
-    training = replace(recipe.training, precision="fp16", deepspeed=str(file))
+    # Steps that are skipped for their scale are no fault, however few of those a run may have.
+    training = replace(
+        recipe.training, precision="fp16", deepspeed=str(file), max_nonfinite_steps=0
+    )
     recipe = replace(recipe, training=training)
     check_resume(ranks2, recipe, tmp_path, run=run_in_fp16, skips=True)
     half, whole = (
@@ -134,36 +134,6 @@ def test_a_run_resumes_while_its_scale_falls(world: Path, ranks2: RankPool, tmp_
     assert half == whole
     # Both parts of the run skip steps, so that the scale that was saved is not the first one.
     assert 0 < half[0].skipped < half[1].skipped == 10 - len(losses(tmp_path / "half"))
-
-
-def report(**fields: Any) -> StepReport:
-    """A skipped step's report."""
-    zeros = torch.zeros(1)
-    return StepReport(zeros, zeros, math.inf, {}, skipped=True, loss_scale=4.0, **fields)
-
-
-def watch_skipped(recipe: Recipe) -> list[str]:
-    """What is said of steps skipped for their scale, for an example, and at the least scale."""
-    watch = NonFiniteSteps(recipe, start_ranks(60))
-    said = [watch.after_step(step, report(scale_can_fall=True), []) for step in range(1, 9)]
-    said.append(watch.after_step(9, report(scale_can_fall=True, not_finite=["a"]), []))
-    with pytest.raises(ValueError) as stopped:  # noqa: PT011 (the test looks at the message)
-        watch.after_step(10, report(), [])
-    return [line for lines in said for line in lines] + [str(stopped.value)]
-
-
-def test_only_a_scale_at_its_least_is_a_fault(
-    world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    recipe = world_recipe(world, tmp_path / "run", stage=2)
-    training = replace(recipe.training, precision="fp16", max_nonfinite_steps=1)
-    (said,) = ranks1.run(watch_skipped, replace(recipe, training=training))
-    *scaled, example, stopped = said
-    why = "is skipped: in fp16, its gradient times the loss scale of 4 is infinite or NaN"
-    assert scaled == [f"step {step} {why}" for step in range(1, 9)]
-    assert "step 9 is skipped, its loss or gradient is NaN or infinite; the loss of a" in example
-    assert "2 steps in a row, the last of them 10" in stopped
-    assert "set training.precision to fp32" in stopped
 
 
 def test_a_device_without_fp16_says_so_before_data_are_read(world: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.toys.files import ROOT
+from vlds.cli.local import MODULE
 from vlds.cli.main import main
 from vlds.cli.start import RunFacts, next_try, run_with_restarts
 from vlds.cli.supervisor import Outcome, supervise
@@ -187,3 +190,44 @@ def test_a_helper_that_outlives_its_command_changes_no_code(code: int) -> None:
     """Python's resource tracker does, by a moment."""
     words = ["sh", "-c", f"sleep 0.5 & exit {code}"]
     assert supervise(words, os.environ, 5, []) == Outcome(code, asked=False)
+
+
+# The launcher of one machine's ranks: what it refuses, and how it ends with them.
+
+LOCAL = [sys.executable, "-m", MODULE]
+DIES = """
+import os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), int(sys.argv[1]))
+time.sleep(60)
+"""
+BLOCKED = """
+import ctypes, os, signal, sys
+if os.environ["RANK"] == "0":
+    sys.exit(3)
+signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.valid_signals()))
+ctypes.CDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (9, 137)])
+def test_a_rank_that_dies_of_a_signal_has_not_saved(number: int, code: int) -> None:
+    command = [*LOCAL, "2", "1", sys.executable, "-c", DIES, str(number)]
+    outcome = supervise(command, {**os.environ, "PYTHONPATH": str(ROOT)}, 20, [])
+    assert outcome == Outcome(code, asked=False, stopped=False)
+
+
+def test_ranks_that_wait_where_they_hear_no_signal() -> None:
+    """As in a collective of NCCL whose other rank is dead: Python does not run."""
+    ranks = ["3", "1", sys.executable, "-c", BLOCKED]
+    words = f"from vlds.cli import local; local.LAST_WORDS_S = 0.5; local.run({ranks!r})"
+    # Its pipes close when no process is left.
+    ended = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, timeout=30)
+    assert ended.returncode == 3
+
+
+def test_ranks_that_have_saved() -> None:
+    command = [*LOCAL, "2", "1", "sh", "-c", "exit 143"]
+    outcome = supervise(command, {**os.environ, "PYTHONPATH": str(ROOT)}, 20, [])
+    assert outcome == Outcome(143, asked=False, stopped=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +16,16 @@ from tests.toys import official_sets as made
 from tests.toys.class_folders import pack_folders
 from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines, write
-from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import COLOURS, picture, world_recipe
+from vlds.data.config import DataConfig
+from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.store import open_dataset
+from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.backbones import T5, Bart
+from vlds.recipe.config import Recipe, load_recipe, parse_recipe
 from vlds.schema import Decoding
 from vlds.tasks import (
     VQA,
@@ -151,3 +158,134 @@ def test_real_tokenizers_tell_the_words_apart(family: str, task: Task, shared: P
     choices = task.decoding.choices or ()
     firsts = {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in choices}
     assert len(firsts) == len(choices) > 2
+
+
+# Runs that stream their shards, whose batches are of one task, or that last some epochs.
+
+
+def streamed(recipe: Recipe, world: Path) -> Recipe:
+    """The same tasks from one shard of captions and three of questions, one of them at a URL;
+    two processes for each rank."""
+    caption, vqa = recipe.tasks["caption"], recipe.tasks["vqa"]
+    shards = [f"{world}/vqa/vqa-train-0000{{0,1}}.tar", f"file://{world}/vqa/vqa-train-00002.tar"]
+    tasks = {
+        "vqa": replace(vqa, train=shards),
+        "caption": replace(caption, train=[f"{world}/caption/caption-train-00000.tar"]),
+    }
+    data = DataConfig(
+        global_batch_size=8, micro_batch_size=2, num_workers=2, reader="sequential",
+        shuffle_buffer=8, errors=ErrorPolicy(max_bad_fraction=1.0),
+    )  # fmt: skip
+    return replace(recipe, tasks=tasks, data=data)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_resume(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = streamed(world_recipe(world, tmp_path / "run"), world)
+    short = replace(recipe, training=replace(recipe.training, steps=5))
+    (code, said), (other, _) = ranks2.run(run_and_print, short, False, timeout=120)
+    assert (code, other) == (0, 0)
+    assert "the order of examples depends on their number; --resume begins new shards" in " ".join(
+        said.split()
+    )
+    assert [code for code, _ in ranks2.run(run_and_print, recipe, True, timeout=120)] == [0, 0]
+    lines = read_lines(tmp_path / "run/metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    assert sum("loss/vqa" in line for line in steps) == 10
+    assert not any("epoch/vqa" in line for line in steps)  # nobody knows
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    predictions = (tmp_path / "run/predictions/step-00000010/vqa.jsonl").read_text().splitlines()
+    assert len(predictions) == 48  # evaluation reads the indexed data set, each example once
+
+
+def test_what_needs_an_index_says_so(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    shards = f"{world}/vqa/vqa-train-0000{{0..2}}.tar"
+    vqa = recipe.tasks["vqa"]
+    train_on = replace(recipe, tasks={"vqa": replace(vqa, train=[shards])})
+    with pytest.raises(ValueError, match=r"^tasks\.vqa: .* set data\.reader to sequential; "):
+        training_sources(train_on)
+    score_on = replace(recipe, tasks={"vqa": replace(vqa, evaluate=[shards])})
+    with pytest.raises(ValueError, match=r"^tasks\.vqa: .* put them into a folder and index it"):
+        evaluation_sources(score_on)
+    named = replace(train_on, data=DataConfig(reader="sequential", fields={"vqo": {"a": "b"}}))
+    with pytest.raises(ValueError, match=r"^data\.fields: no task is called vqo; the tasks are"):
+        streamed_sources(named)
+    with pytest.raises(ValueError, match=r"^tasks\.caption: .* holds samples of kind 'vqa'"):
+        streamed_sources(
+            replace(named, tasks={"caption": replace(recipe.tasks["caption"], train=[shards])},
+                    data=DataConfig(reader="sequential"))
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reader", "option", "message"),
+    [
+        ("sequential", ("--data.window", "3"), r"data\.window: got 3, which data\."),
+        (
+            "indexed",
+            ("--data.shuffle_buffer", "5"),
+            r"data\.shuffle_buffer: got 5, which data\.reader indexed",
+        ),
+        ("streamed", (), r"give one of indexed, sequential"),
+        ("sequential", ("--data.shuffle_buffer", "0"), r"shuffle_buffer: got 0"),
+    ],
+)
+def test_options_of_the_other_reader(reader: str, option: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(["--config", "recipes/demo.yaml", "--data.reader", reader, *option])
+
+
+def task_batches(world: Path, output: Path) -> Recipe:
+    """Two epochs of questions in batches of 7 and captions in batches of 5, without dropout."""
+    recipe = world_recipe(world, output)
+    vqa = replace(recipe.tasks["vqa"], weight=1.0, batch_size=7)
+    caption = replace(recipe.tasks["caption"], batch_size=5)
+    return with_model(
+        replace(
+            recipe,
+            tasks={"vqa": vqa, "caption": caption},
+            data=replace(recipe.data, unit="global_batch", temperature=1.0, micro_batch_size=2),
+            training=replace(recipe.training, steps=None, epochs=2),
+        ),
+        backbone=replace(recipe.model.backbone, dropout=0.0),
+    )
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = read_lines(run / "metrics.jsonl")
+    return [line for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_epochs_become_steps_and_any_ranks_take_the_same(
+    world: Path, ranks1: RankPool, ranks4: RankPool, tmp_path: Path
+) -> None:
+    """Four ranks share batches of 7 and 5 in micro-batches of one and two."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert ranks1.run(run_recipe, task_batches(world, alone), timeout=120) == [0]
+    assert ranks4.run(run_recipe, task_batches(world, shared), timeout=120) == [0] * 4
+    questions, captions = (
+        open_dataset(world / name).num_annotations for name in ("vqa", "caption")
+    )
+    vqa_steps, caption_steps = 2 * ceil(questions / 7), 2 * ceil(captions / 5)
+    steps = vqa_steps + caption_steps
+    saved = load_recipe(shared / "recipe.yaml").training
+    assert (saved.steps, saved.epochs) == (steps, None)
+    one, other = metrics(alone), metrics(shared)
+    assert [line["step"] for line in one] == list(range(1, steps + 1))
+    for name in ("loss", "loss/vqa", "loss/caption", "epoch/vqa", "epoch/caption"):
+        found, expected = ([line.get(name) for line in lines] for lines in (other, one))
+        assert found == [value and pytest.approx(value, rel=1e-3) for value in expected], name
+    # A batch is of one task; its last batch of an epoch is filled up from the next.
+    assert all(("loss/vqa" in line) != ("loss/caption" in line) for line in one)
+    assert other[-1]["epoch/vqa"] == pytest.approx(vqa_steps * 7 / questions)
+    assert other[-1]["epoch/caption"] == pytest.approx(caption_steps * 5 / captions)
+
+
+def test_a_batch_size_needs_batches_of_one_task(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    vqa = replace(recipe.tasks["vqa"], batch_size=7)
+    with pytest.raises(ValueError, match=r"tasks\.vqa\.batch_size: got 7, but data\.unit is exam"):
+        replace(recipe, tasks=recipe.tasks | {"vqa": vqa})

@@ -15,7 +15,7 @@ import yaml
 
 from tests.toys.world import world_recipe
 from vlds.cli.main import main
-from vlds.cli.rank import explain_failure, without_local_rank
+from vlds.cli.rank import without_local_rank
 from vlds.cli.start import launch_command
 from vlds.cli.supervisor import grace_from_environment
 from vlds.cli.words import Words, split_words
@@ -44,32 +44,6 @@ def test_a_bad_number_of_ranks_is_named(
         monkeypatch.setenv("VLDS_RANKS", value)
         assert main(["train"]) == 2
         assert f"VLDS_RANKS is '{value}'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (
-            "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, "
-            "NCCL version 2.26.2\nncclRemoteError: A call failed possibly due to a network error "
-            "or a remote process exiting prematurely.",
-            "ends because another rank has ended",
-        ),
-        ("NCCL communicator was aborted on rank 3.", "ends because another rank has ended"),
-        (
-            "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3, "
-            "OpType=ALLREDUCE, Timeout(ms)=45000) ran for 45008 milliseconds before timing out.",
-            "has waited training.collective_timeout seconds for another rank",
-        ),
-    ],
-)
-def test_errors_of_nccl_are_explained(
-    error: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Texts of torch's ProcessGroupNCCL and of NCCL 2.26, which cannot run here."""
-    monkeypatch.setattr("vlds.runtime.terminal.OTHERS_SPEAK_AFTER_S", 0)
-    assert explain_failure(RuntimeError(error), "3") == 1
-    assert f"vlds: rank 3 {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "-5", "inf"])

@@ -115,33 +115,6 @@ def test_a_signal_between_a_failure_and_the_restart(
     assert last.startswith("vlds: the run ended by SIGTERM, after 1 restart")
 
 
-def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_with_restarts(Ends(2), TRAIN, lambda: job(tmp_path), lambda: None)
-    assert capsys.readouterr().err == "", "the mistake has been said"
-    run_with_restarts(Ends(134), TRAIN, lambda: job(tmp_path), lambda: None)
-    said = capsys.readouterr().err
-    assert said == "vlds: the run ended by SIGABRT; no state was saved yet: start it again\n"
-    (tmp_path / "state" / "step-00000005").mkdir(parents=True)
-    run_with_restarts(Ends(1), TRAIN, lambda: job(tmp_path), lambda: None)
-    assert f"none of the states in {tmp_path / 'state'} is whole" in capsys.readouterr().err
-
-
-def test_a_run_that_said_how_to_continue_has_the_last_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
-    outcome = supervise(["sh", "-c", "exit 130"], os.environ, 5, [])
-    assert outcome == Outcome(130, asked=False, stopped=True)
-    assert run_with_restarts(lambda _: outcome, TRAIN, lambda: job(tmp_path), lambda: None) == 130
-    assert capsys.readouterr().err == ""
-    # A shell that runs tests in the background ignores SIGINT, and so would this one.
-    killed = supervise(["sh", "-c", "kill -TERM $$"], os.environ, 5, [])
-    assert killed == Outcome(143, asked=False, stopped=False)
-    assert run_with_restarts(lambda _: killed, TRAIN, lambda: job(tmp_path), lambda: None) == 143
-    state = tmp_path / "state" / "step-00000005"
-    assert capsys.readouterr().err.endswith(f"ended by SIGTERM; --resume continues from {state}\n")
-
-
 def test_fewer_ranks_do_not_hold_more_at_once(tmp_path: Path) -> None:
     large = job(tmp_path, 64)
     four = replace(TRAIN, ranks=4)

@@ -109,12 +109,9 @@ JSONL = "jsonl --task vqa --annotations x --images y --out z"
     ("words", "told"),
     [
         ("jsonnl", "'jsonnl': no such command; did you mean 'jsonl'? choose from aokvqa"),
-        ("veryfy shards", "did you mean 'verify'?"),
         (f"{JSONL} --question_field q", "--question_field: no such option; did you mean "
          "'--question-field'? `vlds data jsonl --help` says more"),
-        ("jsonl --taks vqa", "--taks: no such option; did you mean '--task'?"),
         ("jsonl --task VQA", "'VQA': no such --task; did you mean 'vqa'? choose from vqa, caption"),
-        ("vqav2 --src x --out y --split trian", "did you mean 'train'?"),
         ("stats a b", "'b': unexpected word; `vlds data stats --h"),
         ("jsonl --task vqa", "are required: --annotations, --images, --out;"),
         (f"{JSONL} --workers two", "error: --workers: got 'two'; give a whole number;"),

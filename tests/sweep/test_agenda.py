@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import yaml
 from tests.toys.files import write_lines
 from tests.toys.processes import holder
 from tests.toys.world import world_recipe, write_world
-from vlds.cli import sweep_work
 from vlds.cli.main import run_command
 from vlds.cli.sweep import estimate
-from vlds.cli.sweep_work import CLAIMS, FAILED, SweepWork, preparation_parts
+from vlds.cli.sweep_work import CLAIMS, SweepWork, preparation_parts
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import SweepRun, folder_name, read_sweep, runs_of
-from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_files import write_manifest
 
 
@@ -179,21 +176,3 @@ def test_what_is_made_and_vanishes_is_not_waited_for(file: str) -> None:
     assert (folder / "z").exists()
     for n in range(3):
         assert work.failed[f"row, seed {n}"].startswith(f"cannot start without prepare {folder}/")
-
-
-def test_a_full_disk_does_not_hide_what_failed(
-    file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    work = sweep_with(file, x="false", y="touch {0}/y")
-    whole = sweep_work.write_whole
-
-    def write(path: Path, text: str) -> None:
-        if path.parent.name == FAILED:
-            raise CannotWrite(path, OSError(errno.ENOSPC, "No space left on device"))
-        whole(path, text)
-
-    monkeypatch.setattr(sweep_work, "write_whole", write)
-    work.do(None, [])
-    said = capsys.readouterr().err
-    assert said.index("`false` ended with exit code 1") < said.index("No space left on device")
-    assert "`false` ended with exit code 1" in work.failed[f"prepare {Path(file).parent}/x"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from dataclasses import replace
@@ -10,18 +9,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
-from tokenizers import pre_tokenizers
-from transformers import BartTokenizer
 
 from data_prep.classes.few_shot import FEW_SHOT_SETS
 from data_prep.cli import build_parser
-from data_prep.cli import main as data_prep
-from tests.toys.models import hf_config
-from vlds.cli.main import run_command
 from vlds.cli.sweep_work import RunPart, preparation_parts
 from vlds.data.order.mixed_order import steps_in
-from vlds.models.backbones import Bart
 from vlds.models.heads import TextHead
 from vlds.report.sweep import Sweep, SweepRun, preparations, read_sweep, runs_of
 from vlds.runtime.process import shipped
@@ -242,71 +234,3 @@ def test_the_sweep_of_few_shots_has_the_settings_of_the_codes() -> None:
             assert ["{}" in text for text in task.head.templates] == [True] * (
                 7 if title == "ImageNet" else 1
             )
-
-
-LAYOUT = {
-    "vqav2-karpathy-train": "shifted/vqav2-train", "vqav2-karpathy-val": "shifted/vqav2-val",
-    "vqav2-karpathy-test": "home/vqav2-val", "gqa-train": "shifted/gqa-train",
-    "gqa-val": "shifted/gqa-val", "gqa-testdev": "home/gqa-val",
-    "nlvr2-train": "shifted/nlvr2-train", "nlvr2-dev": "shifted/nlvr2-dev",
-    "nlvr2-test1": "home/nlvr2-dev", "coco-train": "shifted/coco-train",
-    "coco-val": "shifted/coco-val", "coco-test": "home/coco-val",
-}  # fmt: skip
-"""Data set of the sweep -> the demo's, which was read from the same official layout."""
-
-
-def tiny_bart(folder: Path) -> dict[str, str]:
-    """Config and tokenizer of a tiny BART that reads bytes."""
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    words += sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = BartTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
-    tokenizer.save_pretrained(folder / "bytes")
-    sizes = hf_config(Bart, len(words)) | {"max_position_embeddings": 600}
-    (folder / "bart.json").write_text(json.dumps(sizes))
-    return {"config": str(folder / "bart.json"), "tokenizer": str(folder / "bytes")}
-
-
-@pytest.mark.slow
-@pytest.mark.launcher
-def test_every_recipe_of_the_main_table_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two steps, on the demo's pictures and with a tiny BART; then scores and the table."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert data_prep(["demo", "--out", str(tmp_path / "demo"), "--scenes", "200"]) == 0
-    (tmp_path / "shards").mkdir()
-    for name, drawn in LAYOUT.items():
-        (tmp_path / "shards" / name).symlink_to(tmp_path / "demo/shards" / drawn)
-    bart = {"path": None, **tiny_bart(tmp_path)}
-    few = {"batch_size": 4}
-    tree = {
-        "base": "sweeps/vl_adapter_image_bart.yaml",
-        "output": str(tmp_path / "table"),
-        "seeds": [9595],
-        "split": "evaluate",  # test_sweep_run.py scores test data
-        "paths": {"shards": str(tmp_path / "shards")},
-        "scores": {"caption": "word_f1"},  # CIDEr needs Java
-        "overrides": {
-            "model": {"init_args": {
-                "backbone": {"init_args": bart},
-                "vision": {"class_path": "ConvNet", "init_args": {
-                    "image_size": 48, "grid": 6, "widths": [4, 8, 8]}},
-            }},
-            "tasks": {
-                "vqa": {"init_args": few}, "gqa": {"init_args": few},
-                "nlvr": {"init_args": few}, "caption": {"init_args": few},
-            },
-            "data": {"num_workers": 0},
-            "training": {"epochs": None, "steps": 2, "log_every": 1},
-        },
-    }  # fmt: skip
-    file = tmp_path / "table.yaml"
-    file.write_text(yaml.safe_dump(tree))
-    assert run_command(["sweep", str(file), "--ranks", "1"]) == 0
-    capsys.readouterr()
-    assert run_command(["compare", str(file), "--format", "md"]) == 0
-    table = capsys.readouterr().out
-    for row, values in read_sweep([str(file)]).published.items():
-        (line,) = [line for line in table.splitlines() if line.startswith(f"| {row} (1 seed)")]
-        assert f"(paper {values['average']:.1f})" in line
-        assert "| - " not in line

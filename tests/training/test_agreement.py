@@ -90,20 +90,6 @@ def test_another_version_of_the_code(
     assert line == "seed: 1, on rank 1 (b) 2"
 
 
-def test_values_that_look_alike() -> None:
-    """Each difference has a line, in which the two values differ."""
-    for one, other in ((1, 1.0), (1, True), (1, "1"), ("nothing", None), ([1], [1.0])):
-        (line,) = differing([{"x": one}, {"x": other}])
-        first, second = line.removeprefix("x: ").split(", on rank 1 ")
-        assert first != second
-    shards = [f"/data/shards/a-very-long-name-of-a-folder/part-{n:03d}" for n in range(9)]
-    (line,) = differing([{"x": shards}, {"x": [*shards[:-1], "/data/other"]}])
-    assert "a-very-long" in line
-    assert "/data/other" in line
-    assert len(line) < 160
-    assert differing([{"x": float("nan")}, {"x": float("nan")}]) == []
-
-
 def facts(recipe: Recipe) -> agreement.Facts:
     ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
     return agreement.facts_of(recipe, prepare(recipe, ranks, False), "new")

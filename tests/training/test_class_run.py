@@ -13,20 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.toys.files import read_lines
-from tests.toys.kinds import SLOW_KINDS, built, kind_recipe
-from tests.toys.models import shake
+from tests.toys.kinds import SLOW_KINDS, kind_recipe
 from tests.toys.rank_jobs import check_complaint
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
-from tests.toys.trained_runs import save_run
 from tests.toys.world import picture
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.convert.verify import logits
 from vlds.evaluation.result import read_scores
 from vlds.evaluation.sources import with_lists
 from vlds.models.heads import Head, LinearHead, MLPHead
-from vlds.models.methods import LoRA
 from vlds.recipe.config import Recipe
 from vlds.schema import Decoding
 from vlds.tasks import VQA, Caption
@@ -103,19 +100,6 @@ def test_the_run_is_evaluated_and_asked(
 @pytest.mark.slow
 def test_a_converted_run_keeps_the_heads(run: Path, tmp_path: Path) -> None:
     assert_same_classes(run, tmp_path / "out", "hf")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["joint", *SLOW_KINDS])
-def test_a_merged_run_keeps_the_heads(kind: str, world: Path, tmp_path: Path) -> None:
-    recipe = class_recipe(kind, world, tmp_path / "run")
-    lora = LoRA(rank=2, roles=["attn_q"], train_biases=False)
-    recipe = replace(recipe, methods={"lora": lora})
-    model = built(recipe).eval()
-    shake(model)
-    save_run(LoadedRun(recipe, recipe.model.load_processor(), model))
-    assert_same_classes(tmp_path / "run", tmp_path / "out", "merge")
-    assert load_run(tmp_path / "out").recipe.methods == {}
 
 
 def assert_same_classes(run: Path, out: Path, layout: str) -> None:

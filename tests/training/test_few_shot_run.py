@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPModel
 
 from tests.toys.dual import CLASSES, TASK, class_recipe, text_recipe
@@ -142,18 +141,6 @@ def test_pairs_train_alike_on_any_number_of_ranks(
         images, texts = loaded.embed_views([View(pixels[0])]), loaded.embed_texts([text], 0)
         found = loaded.scale * images @ texts.T
     assert torch.allclose(found, expected, atol=1e-3)
-
-
-@pytest.mark.slow
-def test_a_run_with_a_resnet_becomes_a_model(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
-    """LoRA in its attention pool folds into it, and its batch norms are as before."""
-    run = trained(ranks1, class_recipe(world, tmp_path / "run", {"lora": POOL}, model="resnet"))
-    out = tmp_path / "merged"
-    assert run_command(["convert", "merge", "--run", str(run), "--out", str(out)]) == 0
-    before, after = (load_file(f / "model.safetensors") for f in (world / "resnet", out))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"vision_model.net.head.v.weight"}
-    assert_same_answers(evaluated(ranks1, out, tmp_path / "scores"), own_lines(run))
 
 
 def test_shots_are_drawn_by_the_seed(world: Path, tmp_path: Path) -> None:

@@ -4,15 +4,12 @@ weight decay says."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.toys.engines import (
@@ -36,14 +33,13 @@ from vlds.models.build import build_model
 from vlds.models.methods import Method
 from vlds.models.methods.bottleneck import BottleneckModule
 from vlds.models.methods.host import Host, LinearExtension
-from vlds.plan import planned
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import OptimizerRule, OptimizerRules
 from vlds.training import engine
 from vlds.training.deepspeed_config import complete_deepspeed_config
 from vlds.training.engine import Engine
 from vlds.training.gradients import WATCHED_STEPS, GradientWatch
-from vlds.training.optimizer import cheapest_cuts, parameter_groups, similar_rows
+from vlds.training.optimizer import parameter_groups, similar_rows
 
 STEPS, LATE = 6, 3
 """Steps, and the step from which the second weight is read. ZeRO wants all ranks to read the same
@@ -262,32 +258,6 @@ def test_many_micro_batches_are_as_exact_as_one(
     assert all(error <= errors[1] for error in errors.values())
 
 
-def bytes_of_sums(case: Case) -> int:
-    """What a rank holds of summed gradients between the micro-batches of a step."""
-    made = engine_of(case, 2)
-    batch = part_of(global_batch(0), slice(0, ROWS))
-    output = made._deepspeed(batch, torch.ones(ROWS), [])
-    made._deepspeed.backward(output.loss, scale_wrt_gas=False)
-    zero = made._optimizer
-    if case.stage == 3:
-        held = int(zero.grad_partitions_flat_buffer.nbytes)
-    else:
-        held = sum(sums.flat_partition.nbytes for sums in zero.averaged_gradients.values())
-    made.close()
-    return held
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    case = make_case(tmp_path, stage=stage, precision="bf16")
-    run = case_recipe(case)
-    model = recipe_model(run)
-    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
-    expected = planned(model, parameter_groups(model, run), zero, 2).gradients
-    assert ranks2.run(bytes_of_sums, case) == [expected] * 2
-
-
 @pytest.mark.parametrize("parts", [2, 4, NUM_EXAMPLES])
 def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int) -> None:
     model = recipe_model(case_recipe(make_case(tmp_path)))
@@ -307,16 +277,3 @@ def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int)
     assert torch.allclose(cut_up.loss, whole.loss, rtol=1e-5)
     for one, other in zip(whole_gradients, cut_gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
-@given(st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=1, max_size=9), st.integers(1, 5))
-def test_no_other_cuts_are_cheaper(shapes: list[tuple[int, int, int]], parts: int) -> None:
-    sizes = np.array(sorted(shapes), np.int64)
-    parts = min(parts, len(sizes))
-
-    def tokens(cuts: tuple[int, ...] | list[int]) -> int:
-        return sum((b - a) * int(sizes[a:b].max(0).sum()) for a, b in pairwise(cuts))
-
-    found = cheapest_cuts(sizes, np.arange(len(sizes) + 1), parts)
-    every = [(0, *inner, len(sizes)) for inner in combinations(range(1, len(sizes)), parts - 1)]
-    assert tokens(found) == min(map(tokens, every))

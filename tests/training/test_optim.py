@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.toys.engines import case_recipe, make_case, recipe_model
+from tests.toys.engines import case_recipe, make_case
 from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import check_complaint
 from tests.toys.recipes import with_model
 from vlds.models.kinds.causal import Causal
-from vlds.models.kinds.joint import JointModel, JointSeq2Seq
-from vlds.models.methods import IA3, Adapter, Compacter, LoRA, Method, Shrinking
+from vlds.models.kinds.joint import JointSeq2Seq
+from vlds.models.methods import IA3, Adapter, LoRA, Method, Shrinking
 from vlds.recipe.config import OptimizerConfig, Recipe
 from vlds.training.optimizer import (
     check_rates,
-    parameter_groups,
     peak_learning_rate,
     run_factor,
     schedule_factor,
@@ -56,14 +54,6 @@ def test_methods_may_begin_the_schedule_again(tmp_path: Path) -> None:
     whole = replace(run, methods={"shrink": replace(shrinking, restart=False)})
     expected = [schedule_factor(step, 40, run.optimizer) for step in range(40)]
     assert [run_factor(step, whole) for step in range(40)] == expected
-
-
-def decayed(model: JointModel, run: Recipe) -> set[str]:
-    """Names of the weights in groups with decay."""
-    names = {p: name for name, p in model.named_parameters()}
-    groups = parameter_groups(model, run)
-    assert {group["weight_decay"] for group in groups} <= {0.0, run.optimizer.weight_decay}
-    return {names[p] for group in groups if group["weight_decay"] for p in group["params"]}
 
 
 def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
@@ -117,35 +107,3 @@ def test_each_part_has_the_rate_of_its_field(part: str, field: str, tmp_path: Pa
     assert peak_learning_rate(part, replace(run, optimizer=optimizer)) == 0.125
     assert peak_learning_rate("lora", run) == run.optimizer.learning_rate
     assert peak_learning_rate("ia3", run) == 0.25
-
-
-def test_factors_without_gradient_stay_1(tmp_path: Path) -> None:
-    run = recipe_of(tmp_path, {"ia3": IA3()})
-    model = recipe_model(run)
-    optimizer = torch.optim.AdamW(parameter_groups(model, run))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"]
-    factors = [p for n, p in model.named_parameters() if n.endswith(".factors")]
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    for _ in range(50):
-        optimizer.step()
-    assert len(factors) == 16
-    assert all(torch.equal(factor, torch.ones_like(factor)) for factor in factors)
-
-
-def test_the_groups_of_the_original_code(tmp_path: Path) -> None:
-    """There norms, the image order table and what is called `b` decay too; other biases do not."""
-    run = recipe_of(tmp_path, {"compacter": Compacter(reduction=4, layer_norm_before=True)}, "Bart")
-    model = recipe_model(run)
-    ours = decayed(model, run)
-    optimizer = replace(run.optimizer, weight_decay_groups="vl_adapter")
-    theirs = decayed(model, replace(run, optimizer=optimizer))
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    called_b = {n for n in trained if n.endswith((".down_bias", ".up_bias"))}
-    norms = {n for n in trained if "norm" in n and n.endswith(".weight")}
-    assert len(called_b) == 20
-    assert len(norms) > 20
-    assert theirs - ours == called_b | norms | {"visual_embedding.image_order.weight"}
-    assert ours < theirs
-    assert trained - theirs == {n for n in trained if n.endswith(".bias")}

@@ -13,13 +13,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import nn
 
 import vlds.training.sinks
@@ -42,7 +40,6 @@ from vlds.training.sinks import (
     check_tracking,
     has_scores,
     open_sinks,
-    progress_bar,
 )
 
 SCORES = {"loss": 0.25, "scores": {"vqa": {"vqa_accuracy": 0.5}}, "note": "no number"}
@@ -255,24 +252,6 @@ def tracked(recipe: Recipe, **trackers: str | bool | int) -> Recipe:
     return replace(recipe, tracking=TrackingConfig(**trackers))  # type: ignore[arg-type]
 
 
-TOLD = "loss 0.213  1,422 examples/s  vqa 0.222  gqa 0.131  nlvr2 0.172  caption 0.399"
-
-
-@pytest.mark.parametrize("width", [50, 80, 200])
-def test_steps_and_time_left_are_never_cut(width: int) -> None:
-    out = StringIO()
-    console = Console(file=out, width=width, force_terminal=True, color_system=None)
-    bar = progress_bar(console, 17_000, 0)
-    bar.update(bar.task_ids[0], completed=12_345, description=TOLD)
-    bar.refresh()
-    bar.stop()
-    line = out.getvalue().split("\r")[-1].splitlines()[0]
-    assert "12345/17000 " in line
-    assert ":" in line.split("12345/17000 ")[1][:8]
-    assert "loss 0.213" in line
-    assert (TOLD in line) == (width == 200)
-
-
 # Where a step goes: a table of its parts, and a trace.
 
 
@@ -320,14 +299,6 @@ def profile_of_one_step(folder: Path, num_operations: int = 1) -> list[str]:
     return profile.after_step()
 
 
-def file_in_the_way(folder: Path) -> None:
-    folder.write_text("")
-
-
-def folder_in_the_way(folder: Path) -> None:
-    (folder / "trace.json" / "kept").mkdir(parents=True)
-
-
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """As on a disk that is almost full."""
@@ -358,16 +329,6 @@ def test_a_new_run_is_too_short(tmp_path: Path) -> None:
         check_profile(3, tmp_path, 4)
     with pytest.raises(ValueError, match="but the run has 1; leave --profile out, or raise"):
         check_profile(3, tmp_path, 1)
-
-
-def test_what_is_in_the_way_of_a_trace_is_found_before_the_run(tmp_path: Path) -> None:
-    cure = "leave --profile out$"
-    folder_in_the_way(tmp_path / "one" / "profile")
-    with pytest.raises(ValueError, match=f"^--profile: .*/one/profile/trace.json is .*{cure}"):
-        check_profile(3, tmp_path / "one", 10)
-    file_in_the_way(tmp_path / "profile")
-    with pytest.raises(ValueError, match=f"^--profile: .*/profile: File exists; .*{cure}"):
-        check_profile(3, tmp_path, 10)
 
 
 def test_an_error_ends_what_is_profiled(tmp_path: Path) -> None:

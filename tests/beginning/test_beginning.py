@@ -1,5 +1,5 @@
-"""What comes before a run's first step: meta-learning, on whose ranks the cut of the examples changes
-nothing, whatever the method; and alignment."""
+"""What comes before a run's first step: meta-learning, on where no cut of the examples
+changes anything, whatever the method; and alignment."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,14 +142,6 @@ def test_kubernetes_takes_the_files() -> None:
     files[1]["spec"]["completionMode"] = 5
     with pytest.raises(checker.ValidationError):
         checker.validate(files[1], checker.latest_version(), strict=True)
-
-
-def test_skypilot_takes_the_file() -> None:
-    pytest.importorskip("sky")
-    program = "import sys, sky; print(sky.Task.from_yaml(sys.argv[1]).num_nodes)"
-    command = [sys.executable, "-c", program, str(EXAMPLES / "skypilot.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split()[-1] == str(MACHINES)
 
 
 # The job script in docs/launching.md, with programs in SLURM's place that do what SLURM would.

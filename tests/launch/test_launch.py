@@ -17,7 +17,6 @@ from tests.toys.world import world_recipe
 from vlds.cli.main import main
 from vlds.cli.rank import without_local_rank
 from vlds.cli.start import launch_command
-from vlds.cli.supervisor import grace_from_environment
 from vlds.cli.words import Words, split_words
 from vlds.recipe.config import save_recipe
 from vlds.runtime.devices import device_of
@@ -34,28 +33,25 @@ def test_ranks_option_before_and_after_the_command() -> None:
     assert split_words([]) == Words(())
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
-def test_a_bad_number_of_ranks_is_named(
-    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        *(("--ranks", value, "give the number") for value in ("0", "two", "")),
+        *(("VLDS_RANKS", value, "give the number") for value in ("-1", "two")),
+        *(("VLDS_GRACE_S", value, "give a number of seconds") for value in ("soon", "nan", "-5")),
+    ],
+)
+def test_a_bad_number_is_named(
+    name: str,
+    value: str,
+    cure: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["train", "--ranks", value]) == 2
-    assert f"--ranks is '{value}'; give the number" in capsys.readouterr().err
-    if value:
-        monkeypatch.setenv("VLDS_RANKS", value)
-        assert main(["train"]) == 2
-        assert f"VLDS_RANKS is '{value}'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("value", ["soon", "nan", "-5", "inf"])
-def test_a_bad_grace_time_is_named(
-    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("VLDS_GRACE_S", value)
-    assert main(["train"]) == 2
-    said = capsys.readouterr().err
-    assert said == f"vlds: VLDS_GRACE_S is '{value}'; give a number of seconds, 0 or more\n"
-    monkeypatch.setenv("VLDS_GRACE_S", "0.5")
-    assert grace_from_environment() == 0.5
+    if not name.startswith("-"):
+        monkeypatch.setenv(name, value)
+    assert main(["train", *([name, value] if name.startswith("-") else [])]) == 2
+    assert f"{name} is '{value}'; {cure}" in capsys.readouterr().err
 
 
 def test_the_launchers_own_argument_is_dropped() -> None:

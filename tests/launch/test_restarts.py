@@ -20,7 +20,7 @@ from vlds.cli.start import RunFacts, next_try, run_with_restarts
 from vlds.cli.supervisor import Outcome, supervise
 from vlds.cli.words import Words, split_words
 from vlds.training import checkpoint
-from vlds.training.states import Progress, Resume
+from vlds.training.states import Progress
 
 WORDS = ["train", "--config", "a.yaml"]
 TRAIN = Words(tuple(WORDS), ranks=2)
@@ -142,13 +142,6 @@ def test_words_of_the_command_line() -> None:
         split_words(["train", "--resume", "always"])
     with pytest.raises(ValueError, match="--new-phase: goes with --resume"):
         split_words([*WORDS, "--new-phase"])
-
-
-@pytest.mark.parametrize("resume", [False, True, "auto"])
-@pytest.mark.parametrize("new_phase", [False, True])
-def test_ranks_get_what_their_supervisor_read(resume: Resume, new_phase: bool) -> None:
-    words = Words(tuple(WORDS), resume=resume, new_phase=new_phase and bool(resume))
-    assert split_words(words.for_ranks) == words
 
 
 def test_mistakes_in_restarts_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,6 @@ from tests.toys.rank_jobs import check_complaint
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.whole_adamw import WholeAdamW
-from vlds.models.kinds.causal import Causal
 from vlds.models.kinds.joint import JointModel, JointSeq2Seq
 from vlds.models.methods import (
     IA3,
@@ -50,7 +49,6 @@ from vlds.recipe.config import AdamWUpdate, OptimizerConfig, Recipe
 from vlds.schema import Batch
 from vlds.training.loss import LossTotals, coefficients, count
 from vlds.training.optimizer import (
-    check_rates,
     parameter_groups,
     peak_learning_rate,
     run_factor,
@@ -327,14 +325,6 @@ def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_p
 # The schedule, and what decays.
 
 
-class Bridged(Causal):
-    """Trains a part that the optimizer does not know."""
-
-    @property
-    def trained_text(self) -> list[str]:
-        return ["bridge"]
-
-
 def test_the_rate_rises_stays_and_falls() -> None:
     config = OptimizerConfig(warmup_ratio=0.1)
     factors = [schedule_factor(step, 40, config) for step in range(40)]
@@ -388,16 +378,6 @@ def test_the_rate_of_a_part_that_does_not_train(
     run = rate_of_part(kind, field, world, tmp_path, **changes)
     start = rf"optimizer\.{field}: got 1e-05, but the model trains no "
     assert re.match(start + message, check_complaint(run))
-
-
-def test_a_part_without_a_rate(world: Path, tmp_path: Path) -> None:
-    """Before any file is opened, and for a part that a built model has."""
-    run = kind_recipe("causal", world, tmp_path / "run")
-    message = "the model trains a part 'bridge', which has no learning rate in the optimizer; "
-    with pytest.raises(ValueError, match=message):
-        check_rates(replace(run, model=Bridged(**vars(run.model))))
-    with pytest.raises(ValueError, match=message):
-        peak_learning_rate("bridge", run)
 
 
 @pytest.mark.parametrize(

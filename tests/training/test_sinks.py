@@ -7,11 +7,9 @@ import importlib.util
 import io
 import json
 import re
-import resource
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, redirect_stdout
+from contextlib import closing, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -297,28 +295,6 @@ def profile_of_one_step(folder: Path, num_operations: int = 1) -> list[str]:
         for _ in range(num_operations):
             torch.ones(3)
     return profile.after_step()
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As on a disk that is almost full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("num_operations", [1, 200])
-def test_a_disk_without_room_for_the_trace(num_operations: int, tmp_path: Path) -> None:
-    """torch only logs that and leaves a file with another name, or does not notice if it is the
-    last bytes that have no room."""
-    (tmp_path / "trace.json").write_text("an earlier trace")
-    with files_of_at_most(500):
-        last = profile_of_one_step(tmp_path, num_operations)[-1]
-    assert last == f"no trace is written to {tmp_path}: File too large; the run goes on"
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier trace"]
 
 
 def test_a_new_run_is_too_short(tmp_path: Path) -> None:

@@ -132,21 +132,6 @@ def test_our_own_file_is_scored_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {line["sample"] for line in lines} == {source.datasets[0].read(0).id}
 
 
-def test_fields_of_the_task_are_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_data(tmp_path / "data", "gqa")
-    told = right_answers(source)
-    told.write(tmp_path)
-    choices = {key: {"valid": [], "plausible": [text]} for key, text in told.predictions.items()}
-    (tmp_path / "choices.json").write_text(json.dumps(choices), encoding="utf-8")
-    words = words_for(tmp_path / "gqa.jsonl", tmp_path / "data")
-    assert run_command([*words, "--choices", str(tmp_path / "choices.json")]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"  validity +0\.0000\n", out)
-    assert re.search(r"  plausibility +1\.0000\n", out)
-    assert run_command([*words, "--choises", "x"]) == 2
-    assert "unknown key 'choises'; did you mean 'choices'? GQA has: " in capsys.readouterr().err
-
-
 def test_several_data_sets_have_a_file_each(tmp_path: Path) -> None:
     """And the ids that they have there."""
     sources = [write_data(tmp_path / split, "vqa", split) for split in ("dev", "std")]

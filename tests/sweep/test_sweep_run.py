@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from tests.toys.files import ROOT, read_lines
 from tests.toys.launched_run import last_step
 from tests.toys.processes import until
 from tests.toys.recipes import with_task
+from tests.toys.shares import share_hosts
 from tests.toys.world import world_recipe, write_world
 from vlds.cli.main import run_command
 from vlds.recipe.config import save_recipe
@@ -186,3 +188,46 @@ def test_two_at_a_time_end_as_one_after_another(
     begun = [len(read_lines(state.parent / "starts.jsonl")) for state in states]
     assert 2 in begun
     assert scores(file, capsys) == scores(write_sweep(world, whole), capsys)
+
+
+def test_hosts_with_a_shared_folder_do_every_run_once(world: Path, tmp_path: Path) -> None:
+    """The jobs of an array on two hosts, whose mounts show each other's work late. One host dies in
+    the middle of a run; the other one continues it. Two rows are one recipe, so that a run which
+    was continued elsewhere can be compared."""
+    tiny = {"base": str(world / "tiny.yaml"), "training": {"steps": 12}}
+    changes: Any = {"recipes": {"one": tiny, "two": tiny}, "seeds": [7, 8], "published": {}}
+    changes |= {"split": "evaluate", "scores": {"vqa": "vqa_accuracy"}}
+    with share_hosts(2, tmp_path, stale=5, seed=0) as hosts:
+        file = write_sweep(world, tmp_path, **changes, output=str(hosts[0].mount / "table"))
+        words = [sys.executable, "-m", "vlds", "sweep", str(file), "--ranks", "1"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        pipe: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
+        first, second = (host.run(*words, **pipe) for host in hosts)
+        server = tmp_path / "server" / "table"
+
+        def has_state() -> bool:
+            """True if a run of the first host has one."""
+            return any(
+                any(server.glob(f"{row}/seed-{seed}/state/step-*"))
+                for file in server.glob("claims/*/.vlds.lock")
+                if json.loads(file.read_text() or "{}").get("host") == "host0"
+                for row, _, seed in [file.parent.name.partition("_seed_")]
+            )
+
+        until(has_state, 600)
+        hosts[0].die()
+        first.communicate()
+        output, _ = second.communicate(timeout=900)
+        assert second.returncode == 0, output
+    assert "4 of 4 runs are done" in output
+    assert "host0, started" in output
+    starts = []
+    for seed in (7, 8):
+        runs = [server / row / f"seed-{seed}" for row in ("one", "two")]
+        for run in runs:
+            starts.append(len(read_lines(run / "starts.jsonl")))
+            steps = [line["step"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
+            assert steps == list(range(1, 13)), run
+        assert len({recorded_hash(run / "artifact", "weights.safetensors") for run in runs}) == 1
+    # None was begun again, except the one that the dead host had.
+    assert sorted(starts) in ([1, 1, 1, 1], [1, 1, 1, 2]), output

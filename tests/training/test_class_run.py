@@ -12,16 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.toys.files import read_lines
 from tests.toys.kinds import SLOW_KINDS, kind_recipe
 from tests.toys.rank_jobs import check_complaint
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
-from tests.toys.world import picture
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.convert.verify import logits
-from vlds.evaluation.result import read_scores
 from vlds.evaluation.sources import with_lists
 from vlds.models.heads import Head, LinearHead, MLPHead
 from vlds.recipe.config import Recipe
@@ -70,31 +67,6 @@ def test_the_artifact_is_complete(run: Path) -> None:
     for name in held:
         assert torch.equal(loaded.model.get_parameter(name), stored[name])
     assert losses(run)[-1][1] < losses(run)[0][1]
-
-
-def on_a_rank(words: list[str]) -> int:
-    """A command of `vlds` in a process of its own, since it starts ranks there; its exit code."""
-    return run_command(words)
-
-
-@pytest.mark.slow
-def test_the_run_is_evaluated_and_asked(
-    run: Path, world: Path, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["evaluate", "--run", str(run), "--data", f"vqa={world / 'vqa'}"]
-    words += ["--out", str(tmp_path / "scores")]
-    assert ranks2.run(on_a_rank, words, timeout=120) == [0, 0]
-    scored = read_scores(tmp_path / "scores")
-    lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
-    exact = sum(line["prediction"] == line["reference"]["answer"] for line in lines) / len(lines)
-    assert list(scored) == ["vqa"]
-    assert scored["vqa"].scores["exact_match"] == pytest.approx(exact)
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(picture("red", 0))
-    capsys.readouterr()
-    asked = ["predict", "--run", str(run), "--task", "vqa", "--image", str(photo)]
-    assert run_command([*asked, "--question", "what colour is it?"]) == 0
-    assert capsys.readouterr().out.strip() in COLOURS
 
 
 @pytest.mark.slow

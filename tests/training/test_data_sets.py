@@ -14,7 +14,6 @@ import pytest
 from data_prep.cli import main as data_prep
 from tests.toys import official_sets as made
 from tests.toys.class_folders import pack_folders
-from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines, write
 from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankPool
@@ -125,26 +124,6 @@ def test_folders_of_classes(world: Path, ranks2: RankPool, tmp_path: Path) -> No
     assert scores["accuracy"] == scores["mean_class_accuracy"]  # two pictures a class
     assert len(predicted(tmp_path, "classes")) == 6
     assert set(predicted(tmp_path, "classes")) <= set(CLASSES.values())
-
-
-@pytest.mark.slow
-def test_clips_of_stored_features_and_subtitles(
-    world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = clip_recipe(world, tmp_path)
-    assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
-    lines = read_lines(Path(recipe.output) / "metrics.jsonl")
-    losses = [line for line in lines if "loss" in line]
-    for name in recipe.tasks:
-        assert losses[-1][f"loss/{name}"] < 0.8 * losses[0][f"loss/{name}"]
-        # 40 steps of 8 examples over two tasks of 24, with equal weights.
-        assert losses[-1][f"epoch/{name}"] == 160 / 24
-    assert lines[-1]["scores"].keys() == recipe.tasks.keys()
-    assert lines[-1]["scores"]["tvqa"].keys() == {"accuracy"}
-    assert "word_f1" in lines[-1]["scores"]["tvc"]
-    told = read_lines(Path(recipe.output) / "predictions" / "step-00000040" / "tvqa.jsonl")
-    asked = [f"q{number}-{n}" for number in range(12) for n in range(2)]
-    assert sorted(line["id"] for line in told) == sorted(asked)
 
 
 @pytest.mark.parametrize("family", ["t5", "gpt2"])

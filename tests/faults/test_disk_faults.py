@@ -52,10 +52,6 @@ class Command:
     """Which calls the fast test fails: shares of all, the first and the last among them."""
 
 
-def nothing(world: Path, folder: Path) -> None:
-    folder.mkdir()
-
-
 def old_files(*names: str) -> Callable[[Path, Path], None]:
     def prepare(world: Path, folder: Path) -> None:
         for name in names:
@@ -128,11 +124,6 @@ COMMANDS = {
         ("run/report.html", "run/gallery"),
         ends=(b"</html>\n",), fast=(0.3, 0.9),
     ),
-    "report md": Command(
-        "vlds",
-        lambda world, own: ["report", f"{own}/run", "--format", "md", "--out", f"{own}/run"],
-        a_scored_run, ("run/report.md",), fast=(1,),
-    ),
     "pack": Command("data_prep", pack_words, rows, ("out/dataset.json",), may_vanish=True),
     "index": Command(
         "data_prep",
@@ -144,17 +135,6 @@ COMMANDS = {
         "data_prep",
         lambda world, own: ["tokenizer", f"{world}/vqa", "--out", f"{own}/spiece.model"],
         old_files("spiece.model"), ("spiece.model",),
-    ),
-    "answers": Command(
-        "data_prep",
-        lambda world, own: ["answers", f"{world}/vqa", "--out", f"{own}/answers.json",
-                            "--min-count", "1"],
-        old_files("answers.json"), ("answers.json",),
-    ),
-    "preview": Command(
-        "data_prep",
-        lambda world, own: ["preview", f"{world}/vqa", "--out", f"{own}/page.html"],
-        old_files("page.html"), ("page.html",),
     ),
 }  # fmt: skip
 

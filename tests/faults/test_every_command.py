@@ -37,7 +37,6 @@ WITHOUT_INPUTS = {
 SEEDS = int(os.environ.get("VLDS_SEEDS", "8"))
 """Of each command, in the slow test."""
 FIRST_SEED = int(os.environ.get("VLDS_FIRST_SEED", "0"))
-FAST = ("data_prep stats", "data_prep verify", "data_prep jsonl", "data_prep simulate-order")
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +85,6 @@ def victim(inputs: Inputs) -> bool:
     """True if a command wrote outside its folder."""
     ours = {"case", "case.calls", "case.log", "made"}
     return {path.name for path in inputs.top.iterdir()} != ours
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("name", FAST)
-def test_a_damaged_file(name: str, seed: int, inputs: Inputs) -> None:
-    command = next(command for command in COMMANDS if command.name == name)
-    if seed == 0:
-        check_whole(inputs, command)
-    assert (told := complaint(inputs, command, seed)) is None, told
 
 
 @pytest.mark.slow

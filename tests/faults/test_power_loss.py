@@ -24,7 +24,6 @@ from vlds.training.states import newest
 
 SCORE = "vqa/exact_match"
 STEPS = 4
-WEIGHTS = ("state/step-00000004/state.safetensors", "artifact/weights.safetensors")
 
 
 def short_recipe(world: Path, output: Path) -> Recipe:
@@ -44,11 +43,6 @@ def watched(recipe: Recipe) -> tuple[list[Image], list[Image]]:
     with ledger.watching():
         assert train(recipe) == 0
     return ledger.undone, ledger.named
-
-
-def resumed(recipe: Recipe) -> int:
-    """On a rank."""
-    return train(recipe, resume="auto")
 
 
 @dataclass(frozen=True)
@@ -125,21 +119,3 @@ def test_what_is_left_is_whole(kind: str, losses: Losses, tmp_path: Path) -> Non
 
 def run_of(losses: Losses) -> Path:
     return Path(losses.recipe.output)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["undone", "named"])
-def test_a_run_goes_on_from_what_is_left(
-    kind: str, losses: Losses, ranks1: RankPool, tmp_path: Path
-) -> None:
-    """To the same weights, bit for bit."""
-    images = losses.undone if kind == "undone" else losses.named[:: len(losses.named) // 25]
-    for number, image in enumerate(images):
-        folder = tmp_path / f"{number:04d}"
-        put(image, folder)
-        recipe = replace(losses.recipe, output=str(folder / "run"))
-        assert ranks1.run(resumed, recipe, timeout=120) == [0]
-        for name in WEIGHTS:
-            assert (folder / "run" / name).read_bytes() == (run_of(losses) / name).read_bytes()
-        look_again = {path.name for path in (folder / "run").rglob(".*")}
-        assert look_again == set(), "leftovers are swept"

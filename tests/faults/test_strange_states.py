@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import random
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+import yaml
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,11 +34,10 @@ from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.recipe.config import Recipe
+from vlds.recipe.config import Recipe, load_recipe
 from vlds.runtime.artifact_files import Best
 from vlds.runtime.deepspeed_start import start_ranks
-from vlds.runtime.disk import CannotWrite
-from vlds.runtime.json_files import MANIFEST, write_manifest
+from vlds.runtime.json_files import MANIFEST, damage, sha256, write_manifest
 from vlds.training import checkpoint
 from vlds.training.checkpoint import check_tensors, find_state, restore
 from vlds.training.loop import train
@@ -161,17 +163,6 @@ def test_what_is_not_a_state_stays(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, {"a": {"fp32": torch.ones(1)}}, Progress(11, {}), keep=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"{NEW}-mine", "step-00000011"]
     assert (elsewhere / TENSORS).exists()
-
-
-def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    write_states(tmp_path)
-    tensors = {"a": {"fp32": torch.ones(1)}}
-    (tmp_path / "step-00000012").write_text("in the way, and no folder")
-    checkpoint.save(tmp_path, tensors, Progress(12, {}), keep=2)
-    with pytest.raises(CannotWrite, match="File exists; name another place"):
-        checkpoint.save(tmp_path / "step-00000012" / TENSORS, tensors, Progress(13, {}), keep=2)
-    assert newest(tmp_path) == (tmp_path / "step-00000012", [])
-    assert sorted(p.name for p in tmp_path.iterdir()) == [NEW, "step-00000012"]
 
 
 # A state whose hashes are right, and whose content no run has saved: refused in one line, or
@@ -356,3 +347,92 @@ def test_strange_content_is_refused_with_its_cure(
         assert message.startswith(f"--resume: {folder}/state"), message
         assert re.search(expected, message), message
         assert "move that folder away" in message or "resume with the " in message
+
+
+# Whatever stands in a state folder or a recipe: an error that a user can read, and nothing is
+# written outside.
+
+NAMES = st.sampled_from(
+    [
+        TENSORS,
+        PROGRESS,
+        "../victim",
+        "/etc/passwd",
+        "a/../../victim",
+        "",
+        ".",
+        "..",
+        "\0",
+        "a" * 5000,
+    ]
+) | st.text(max_size=10)
+ENTRIES = st.dictionaries(NAMES, JSON | st.fixed_dictionaries({"bytes": JSON, "sha256": JSON}))
+
+
+def read(folder: Path) -> None:
+    """Everything that resuming reads; a state may turn out to be whole, and then it is loaded."""
+    found, complaints = newest(folder)
+    assert (found is None) == bool(complaints)
+    if found is not None:
+        with contextlib.suppress(ValueError):  # its tensors may still be none
+            checkpoint.load(found)
+    else:
+        with pytest.raises(ValueError, match="step-00000007"):
+            checkpoint.load(folder / "step-00000007")
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    """A state folder with these files, next to a file that must not change."""
+    (folder / "victim").write_text("untouched")
+    state = folder / "state" / "step-00000007"
+    state.mkdir(parents=True)
+    for name, content in files.items():
+        (state / name).write_bytes(content)
+    return state
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file and its content's hash."""
+    return {str(path): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@given(entries=ENTRIES | JSON)
+@example(entries={"../victim": {"bytes": 9, "sha256": ""}})
+@FAST
+def test_hostile_manifests(entries: Any) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        text = json.dumps(entries).encode()
+        state = write(folder, {MANIFEST: text, TENSORS: b"x", PROGRESS: b"{}"})
+        before = tree(folder)
+        assert damage(state, (TENSORS, PROGRESS)) is not None
+        read(folder / "state")
+        assert tree(folder) == before
+        checkpoint.save(folder / "state", {"a": {"fp32": torch.ones(1)}}, Progress(8, {}), keep=1)
+        assert (folder / "victim").read_text() == "untouched"
+        assert [path.name for path in folder.iterdir() if path.name != "state"] == ["victim"]
+        assert [path.name for path in (folder / "state").iterdir()] == ["step-00000008"]
+
+
+RECIPES = JSON | st.dictionaries(
+    st.sampled_from(
+        ["output", "seed", "backbone", "vision", "methods", "tasks", "data", "training", "base"]
+    ),
+    JSON | st.fixed_dictionaries({"class_path": st.text(max_size=10), "init_args": JSON}),
+)
+
+
+@example(recipe="base: .")
+@example(recipe="base: " + "a" * 5000)
+@example(recipe="[" * 5000)
+@given(recipe=RECIPES.map(yaml.safe_dump) | st.text(max_size=60))
+@settings(FAST, max_examples=60)
+def test_recipes(recipe: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "recipe.yaml"
+        file.write_text(recipe, encoding="utf-8")
+        before = tree(Path(scratch))
+        with pytest.raises(ValueError, match=r"\w"):
+            load_recipe(file)
+        assert tree(Path(scratch)) == before

@@ -19,16 +19,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import torch.distributed.distributed_c10d as c10d
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
 from tests.toys.faults.forked_ranks import ForkedRanks, Plan, log_of
+from tests.toys.launched_run import Launch, last_step, words_of
+from tests.toys.processes import gone
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import short_recipe, train_words, with_model
+from tests.toys.recipes import train_words
 from tests.toys.small_disk import remount, small_disk
-from tests.toys.world import picture, records
 from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 from vlds.training.states import newest, read_progress
@@ -122,49 +121,11 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert results[1]["ids"] == results[1]["bad ids"] != []
 
 
-def first_step_skipped(case: Case) -> bool:
-    """A run whose first step is skipped can be saved, and resumes as if it had started then."""
-    made, plan = start_engine(case)
-    bad, good = (own_micro_batches(global_batch(n), made, plan) for n in (2, 3))
-    made.step([without_numbers(batch) for batch in bad])
-    made.export()
-    made.step(good)
-    found = exported(made)
-    made.close()
-    other, _ = start_engine(case)
-    other.step(good)
-    return same(found, exported(other))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_first_step_may_be_skipped(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    assert (
-        ranks2.run(first_step_skipped, make_case(tmp_path, stage=stage), timeout=60) == [True] * 2
-    )
-
-
 @pytest.fixture
 def short(undisturbed: Callable[[int], Recipe], tmp_path: Path) -> tuple[Recipe, Recipe, Path]:
     """The undisturbed run, the same run in another folder, and that folder."""
     whole = undisturbed(2)
     return whole, replace(whole, output=str(tmp_path / "run")), tmp_path / "run"
-
-
-@pytest.mark.slow
-def test_a_run_that_ends_with_skipped_steps_says_so(
-    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
-) -> None:
-    """Fewer in a row than would stop it."""
-    whole, recipe, run = short
-    shutil.copytree(Path(whole.output) / "state" / "step-00000008", run / "state" / "step-00000008")
-    optimizer = replace(recipe.optimizer, learning_rate=1e15, warmup_ratio=0.0)
-    forked.start(run, train_words(replace(recipe, optimizer=optimizer), "--resume"))
-    assert forked.wait() == [0, 0]
-    said = log_of(run, 0)
-    skipped = said.count("is skipped, its loss or gradient is NaN or infinite")
-    assert skipped > 0
-    assert said.count(f". The weights are those of {skipped} steps before") == 1
 
 
 def test_a_run_that_diverges_stops_at_its_last_good_state(
@@ -205,20 +166,6 @@ def test_out_of_memory_names_the_keys_to_lower(
     assert "activation_checkpointing" in said
     assert ("--resume" in said) == any((run / "state").glob("step-*"))
     assert "rank 0 ends because another rank has ended" in log_of(run, 0)
-    go_on(forked, recipe, whole)
-
-
-@pytest.mark.slow
-def test_a_state_that_cannot_be_written_ends_all_ranks(
-    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
-) -> None:
-    whole, recipe, run = short
-    forked.start(run, train_words(recipe), {0: Plan(file_bytes=20_000)})
-    assert forked.wait() == [2, 2]
-    for global_rank in (0, 1):
-        assert f"output: cannot write {run}/state/step-0000000" in log_of(run, global_rank)
-    assert "make room there" in log_of(run, 0)
-    assert list((run / "state").iterdir()) == []
     go_on(forked, recipe, whole)
 
 
@@ -267,32 +214,6 @@ def test_a_disk_that_takes_no_more(
 
 
 @pytest.mark.slow
-def test_a_storm_of_data_errors(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
-    whole = list(records("vqa", 24))
-    broken = [
-        SampleRecord(id=f"cut{n}", members=[("jpg", picture("red", n)[:300])], json=whole[n].json)
-        for n in range(4, 24)
-    ]
-    data = tmp_path / "data"
-    write_dataset(data, name="vqa", kind="vqa", split="train", records=[*whole[:4], *broken])
-    run = tmp_path / "run"
-    recipe = short_recipe(world, run, 2)
-    errors = replace(recipe.data.errors, max_bad_fraction=0.001)
-    vqa = replace(recipe.tasks["vqa"], train=[str(data)])
-    recipe = replace(
-        recipe, tasks=recipe.tasks | {"vqa": vqa}, data=replace(recipe.data, errors=errors)
-    )
-    forked.start(run, train_words(recipe))
-    codes = forked.wait()
-    assert 2 in codes
-    assert 0 not in codes
-    said = log_of(run, codes.index(2))
-    assert "too much bad data" in said
-    assert "data_errors-" in said
-    assert newest(run / "state")[1] == []
-
-
-@pytest.mark.slow
 def test_a_rank_that_hangs_is_noticed(
     forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
@@ -331,20 +252,6 @@ def test_a_loader_worker_that_is_lost(
     assert "vlds: rank 0 ends because another rank has ended" in log_of(run, 0)
 
 
-def timeouts(case: Case) -> list[float]:
-    """Seconds that every process group of an engine waits."""
-    made, _ = start_engine(case)
-    made.close()
-    backends = [group._get_backend(torch.device("cpu")) for group in c10d._world.pg_map]
-    return [backend.options._timeout.total_seconds() for backend in backends]
-
-
-def test_deepspeeds_own_groups_wait_no_longer(ranks2: RankPool, tmp_path: Path) -> None:
-    found = ranks2.run(timeouts, make_case(tmp_path, stage=2), timeout=60)[0]
-    assert len(found) > 1, "DeepSpeed makes a group of its own"
-    assert set(found) == {60.0}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to"),
@@ -369,36 +276,93 @@ def test_a_signal_to_one_rank_ends_all(
     go_on(forked, recipe, whole)
 
 
-@pytest.mark.slow
-def test_other_frozen_weights_are_refused(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
-    run, weights = tmp_path / "run", tmp_path / "vision.safetensors"
-    recipe = short_recipe(world, run, 2)
-    encoder = recipe.model.vision.build(torch.float32)
-    save_file(encoder.state_dict(), weights)
-    recipe = with_model(recipe, vision=replace(recipe.model.vision, weights=str(weights)))
-    recipe = replace(recipe, training=replace(recipe.training, steps=2))
-    forked.start(run, train_words(recipe))
-    assert forked.wait() == [0, 0], log_of(run, 0)
-    changed = {
-        name: tensor + tensor.is_floating_point() for name, tensor in load_file(weights).items()
-    }
-    save_file(changed, weights)
-    longer = replace(recipe, training=replace(recipe.training, steps=4))
-    forked.start(run, train_words(longer, "--resume"))
-    assert forked.wait() == [2, 2]
-    assert f"was trained on another vision encoder than {weights} is now" in log_of(run, 0)
-    assert "bring the original files back" in log_of(run, 0)
+# Faults of a run that `vlds train` has started: whoever dies or is told to end, all end, nothing
+# is lost, and the last line says how to go on.
 
 
+def processes(launch: Launch) -> dict[str, list[psutil.Process]]:
+    """Everybody below `vlds train`, by what they are."""
+    below = psutil.Process(launch.process.pid).children(recursive=True)
+    found = {"all": below, "ranks": launch.ranks()}
+    found["launcher"] = [p for p in below if "vlds.cli.local" in words_of(p)]
+    return found
+
+
+def patient(whole: Recipe, run: Path) -> Recipe:
+    """The undisturbed run elsewhere, saving so seldom that only a polite end can have saved."""
+    return replace(whole, output=str(run), training=replace(whole.training, save_every=100))
+
+
+def assert_same_weights(found: Path, whole: Recipe) -> None:
+    assert (found / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("target", "number", "code"),
+    [
+        ("launcher", signal.SIGTERM, 143),
+        ("launcher", signal.SIGKILL, 137),
+        ("launcher", signal.SIGINT, 130),
+        ("group", signal.SIGTERM, 143),
+        ("supervisor", signal.SIGKILL, -9),
+    ],
+)
+@pytest.mark.launcher
 @pytest.mark.slow
-def test_a_run_is_not_started_over_damaged_states(
-    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
+def test_whoever_is_told_to_end(
+    target: str, number: signal.Signals, code: int, forked: ForkedRanks,
+    undisturbed: Callable[[int], Recipe], tmp_path: Path,
+) -> None:  # fmt: skip
+    whole = undisturbed(2)
+    recipe = patient(whole, tmp_path / "run")
+    launch = Launch(recipe, tmp_path / "recipe.yaml")
+    launch.wait_for_step(2)
+    everybody = processes(launch)
+    if target == "group":
+        os.killpg(os.getpgid(everybody["launcher"][0].pid), number)
+    elif target == "supervisor":
+        launch.process.send_signal(number)
+    else:
+        everybody[target][0].send_signal(number)
+    found, output = launch.end()
+    assert found == code, output
+    deadline = time.monotonic() + 40
+    while not all(map(gone, everybody["all"])):
+        assert time.monotonic() < deadline, [p for p in everybody["all"] if not gone(p)]
+        time.sleep(0.1)
+    saved, complaints = newest(launch.run / "state")
+    assert complaints == []
+    assert saved is not None, output
+    assert int(saved.name.removeprefix("step-")) == last_step(launch.run)
+    if target != "supervisor":
+        # The supervisor says it of a launcher that was killed, a rank in all other cases.
+        place = saved if number == signal.SIGKILL else f"step {last_step(launch.run)}"
+        assert output.splitlines()[-1].endswith(f"; --resume continues from {place}")
+    forked.start(launch.run, train_words(recipe, "--resume"))
+    assert forked.wait() == [0, 0], log_of(launch.run, 0)
+    assert_same_weights(launch.run, whole)
+
+
+@pytest.mark.launcher
+@pytest.mark.slow
+def test_a_failed_run_is_started_again(
+    undisturbed: Callable[[int], Recipe], tmp_path: Path
 ) -> None:
-    _, recipe, run = short
-    (run / "state" / "step-00000004").mkdir(parents=True)
-    forked.start(run, train_words(recipe, "--resume", "auto"))
-    assert forked.wait() == [2, 2]
-    said = log_of(run, 0)
-    assert f"skipped a run state: {run}/state/step-00000004: has no manifest.json" in said
-    assert f"--resume: {run}/state holds 1 run state(s), none of them whole" in said
-    assert "move that folder away to start at step 0" in said
+    whole = undisturbed(2)
+    recipe = replace(whole, output=str(tmp_path / "run"))
+    launch = Launch(recipe, tmp_path / "recipe.yaml", "--restarts", "2")
+    for _ in range(2):
+        launch.wait_for_step(max(3, last_step(launch.run) - 1))
+        victims = launch.ranks()
+        victims[1].kill()
+        while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in victims):
+            time.sleep(0.05)
+        while launch.process.poll() is None and len(launch.ranks()) < 2:
+            time.sleep(0.05)
+    code, output = launch.end()
+    assert code == 0, output
+    assert "one of its processes was killed (SIGKILL" in output
+    for number in (1, 2):
+        assert f"restart {number} of 2 on 2 ranks, from {launch.run}/state/step-" in output
+    assert f"resuming from {launch.run}/state/step-" in output, "the second kill may come before"
+    assert_same_weights(launch.run, whole)

@@ -14,17 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.toys.faults.forked_ranks import ForkedRanks
-from tests.toys.files import ROOT, read_lines, write
+from tests.toys.files import read_lines, write
 from tests.toys.hosts import end, ip, sent, start, start_torchrun, two_hosts
 from tests.toys.launched_run import last_step
-from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe, train_words
 from tests.toys.world import SIZES, write_world
 from vlds.models.methods import Adapter
 from vlds.plan import plan_recipe
 from vlds.recipe.config import Recipe
-from vlds.runtime.rank_environment import RankPlace, read_place
-from vlds.training.loop import train
 from vlds.training.states import newest
 
 pytestmark = [pytest.mark.launcher, pytest.mark.slow]
@@ -155,48 +152,4 @@ def test_a_cut_cable(
 
     forked.start(run, train_words(recipe, "--resume"))
     assert forked.wait() == [0, 0]
-    assert (run / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()
-
-
-def train_on_rank(recipe: Recipe) -> int:
-    """What `vlds train` does on a rank."""
-    return train(recipe)
-
-
-def places(folder: Path) -> list[RankPlace]:
-    """What acting_rank.py has reported of its four ranks."""
-    reports = [json.loads((folder / f"{number}.json").read_text()) for number in range(4)]
-    return [read_place(report["environment"]) for report in reports]
-
-
-def test_two_hosts_under_torchrun(
-    hosts: list[str], world: Path, ranks4: RankPool, tmp_path: Path
-) -> None:
-    program = str(ROOT / "tests/toys/programs/acting_rank.py")
-    started = start_torchrun(hosts, [program, str(tmp_path), "end"], tmp_path, ranks=2)
-    assert end(started, 60) == [0, 0], (tmp_path / "0.log").read_text()
-    assert places(tmp_path) == [RankPlace(n, 4, n % 2, 2) for n in range(4)]
-
-    whole = short_recipe(world, tmp_path / "whole", 2)
-    ranks4.run(train_on_rank, whole, timeout=120)
-    recipe, run = replace(whole, output=str(tmp_path / "run")), tmp_path / "run"
-    started = start_torchrun(hosts, ["-m", "vlds", *train_words(recipe)], tmp_path, ranks=2)
-    deadline = time.monotonic() + 150
-    while last_step(run) < 3:
-        assert all(host.poll() is None for host in started), (tmp_path / "0.log").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    started[1].terminate()
-    codes = end(started, 60)
-    logs = [(tmp_path / f"{number}.log").read_text() for number in (0, 1)]
-    assert codes == [1, 1], logs
-    why = "because another rank was told to"
-    assert f"after step {last_step(run)} {why}; --resume continues" in logs[0]
-    found, complaints = newest(run / "state")
-    assert (found, complaints) == (run / f"state/step-{last_step(run):08d}", [])
-
-    again = ["-m", "vlds", *train_words(recipe, "--resume", "auto")]
-    started = start_torchrun(hosts, again, tmp_path, ranks=2)
-    assert end(started, 200) == [0, 0], (tmp_path / "0.log").read_text()
-    assert f"resuming from {found}" in (tmp_path / "0.log").read_text()
     assert (run / STATE).read_bytes() == (Path(whole.output) / STATE).read_bytes()

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
-from tests.toys.files import ROOT
-from tests.toys.rank_pool import rank_environment
-from vlds.cli.local import exit_code
-from vlds.cli.main import COMMANDS, main
-from vlds.cli.rank import explain_failure, without_local_rank
+from tests.toys.world import world_recipe
+from vlds.cli.main import main
+from vlds.cli.rank import without_local_rank
 from vlds.cli.start import launch_command
-from vlds.cli.supervisor import grace_from_environment
 from vlds.cli.words import Words, split_words
+from vlds.recipe.config import save_recipe
 from vlds.runtime.devices import device_of
-from vlds.runtime.process import ASKING, on_signals, python, signal_name
+from vlds.runtime.process import python
 
 
 def test_ranks_option_before_and_after_the_command() -> None:
@@ -35,96 +33,25 @@ def test_ranks_option_before_and_after_the_command() -> None:
     assert split_words([]) == Words(())
 
 
-def test_other_commands_keep_their_own_ranks_option() -> None:
-    words = ("plan", "--ranks", "8")
-    assert split_words(words) == Words(words)
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "two", ""])
-def test_a_bad_number_of_ranks_is_named(
-    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", "--ranks", value]) == 2
-    assert f"--ranks is '{value}'; give the number" in capsys.readouterr().err
-    if value:
-        monkeypatch.setenv("VLDS_RANKS", value)
-        assert main(["train"]) == 2
-        assert f"VLDS_RANKS is '{value}'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("name", "value", "cure"),
     [
-        (
-            "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, "
-            "NCCL version 2.26.2\nncclRemoteError: A call failed possibly due to a network error "
-            "or a remote process exiting prematurely.",
-            "ends because another rank has ended",
-        ),
-        ("NCCL communicator was aborted on rank 3.", "ends because another rank has ended"),
-        (
-            "[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3, "
-            "OpType=ALLREDUCE, Timeout(ms)=45000) ran for 45008 milliseconds before timing out.",
-            "has waited training.collective_timeout seconds for another rank",
-        ),
+        *(("--ranks", value, "give the number") for value in ("0", "two", "")),
+        *(("VLDS_RANKS", value, "give the number") for value in ("-1", "two")),
+        *(("VLDS_GRACE_S", value, "give a number of seconds") for value in ("soon", "nan", "-5")),
     ],
 )
-def test_errors_of_nccl_are_explained(
-    error: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Texts of torch's ProcessGroupNCCL and of NCCL 2.26, which cannot run here."""
-    monkeypatch.setattr("vlds.runtime.terminal.OTHERS_SPEAK_AFTER_S", 0)
-    assert explain_failure(RuntimeError(error), "3") == 1
-    assert f"vlds: rank 3 {said}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("value", ["soon", "nan", "-5", "inf"])
-def test_a_bad_grace_time_is_named(
-    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("VLDS_GRACE_S", value)
-    assert main(["train"]) == 2
-    said = capsys.readouterr().err
-    assert said == f"vlds: VLDS_GRACE_S is '{value}'; give a number of seconds, 0 or more\n"
-    monkeypatch.setenv("VLDS_GRACE_S", "0.5")
-    assert grace_from_environment() == 0.5
-
-
-def test_the_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    told = capsys.readouterr().out
-    assert COMMANDS.keys() <= {words[0] for line in told.splitlines() if (words := line.split())}
-    forecast = "plan Forecast a run: the bytes of each rank, and the time of a step features"
-    assert forecast in " ".join(told.split())
-    assert max(map(len, told.splitlines())) <= 80
-
-
-@pytest.mark.parametrize("number", ASKING)
-def test_a_signal_to_a_command_without_ranks(
-    number: signal.Signals,
+def test_a_bad_number_is_named(
+    name: str,
+    value: str,
+    cure: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def describe(_: list[str]) -> int:
-        os.kill(os.getpid(), number)
-        return 0
-
-    monkeypatch.setitem(COMMANDS, "describe", describe)
-    with on_signals(lambda _: None, ASKING):  # else SIGINT may be ignored here, or end the tests
-        assert main(["describe"]) == 128 + number
-    assert capsys.readouterr().err == f"vlds: ended by {signal_name(number)}\n"
-
-
-def test_only_work_on_data_starts_ranks() -> None:
-    def starts_ranks(words: list[str]) -> bool:
-        return split_words(words).starts_ranks
-
-    assert all(starts_ranks([word]) for word in ("train", "evaluate", "predict"))
-    assert not any(starts_ranks([word]) for word in ("plan", "describe", "convert", "report"))
-    assert not starts_ranks([])
-    assert not starts_ranks(["train", "--help"])
-    assert not starts_ranks(["evaluate", "--predictions", "a.json", "--data", "shards"])
+    if not name.startswith("-"):
+        monkeypatch.setenv(name, value)
+    assert main(["train", *([name, value] if name.startswith("-") else [])]) == 2
+    assert f"{name} is '{value}'; {cure}" in capsys.readouterr().err
 
 
 def test_the_launchers_own_argument_is_dropped() -> None:
@@ -185,67 +112,6 @@ def test_several_hosts_are_left_to_the_user() -> None:
     assert env["OMP_NUM_THREADS"] == "5"
 
 
-def test_exit_codes_of_signals() -> None:
-    assert [exit_code(code) for code in (0, 1, 3, -9, 247, 250)] == [0, 1, 3, 137, 137, 134]
-
-
-def _as_rank(global_rank: int, *arguments: str) -> tuple[int, str, str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "vlds", f"--local_rank={global_rank}", *arguments],
-        env=os.environ | rank_environment(global_rank, 2, port=1),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.returncode, result.stdout, result.stderr
-
-
-def test_ranks_leave_other_commands_to_the_first() -> None:
-    assert _as_rank(1, "convert", "--help") == (0, "", "")
-    code, output, _ = _as_rank(0, "convert", "--help")
-    assert code == 0
-    assert "usage: vlds convert" in output
-
-
-@pytest.mark.slow
-def test_a_port_that_another_program_uses() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        program = (
-            "import torch.distributed as dist; from vlds.cli.rank import run_rank; "
-            "run_rank(['train'], lambda _: dist.init_process_group('gloo'))"
-        )
-        ended = subprocess.run(
-            [sys.executable, "-c", program],
-            env=os.environ | rank_environment(0, 2, port) | {"TORCH_CPP_LOG_LEVEL": "ERROR"},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-    assert ended.returncode == 1
-    assert ended.stderr == (
-        f"vlds: rank 0 cannot listen on port {port}, which another program uses: start it again; "
-        "if you chose the port (--master_port, MASTER_PORT), choose another\n"
-    )
-
-
-@pytest.mark.slow
-def test_a_rank_cannot_change_the_number_of_ranks() -> None:
-    code, _, errors = _as_rank(1, "train", "--ranks", "3")
-    assert code == 2
-    assert "--ranks 3, but the launcher has started 2 here" in errors
-
-
-def test_launch_sh_is_shell_and_python(root: Path) -> None:
-    file = root / "launch.sh"
-    assert os.access(file, os.X_OK)
-    assert subprocess.run(["sh", "-n", str(file)], check=False).returncode == 0
-    compile(file.read_text(), str(file), "exec")
-
-
 def _launch_sh(folder: Path, *arguments: str, **environment: str) -> tuple[int, list[str], str]:
     result = subprocess.run(
         [str(folder / "launch.sh"), *arguments],
@@ -277,20 +143,37 @@ def test_launch_sh_hands_over(root: Path, tmp_path: Path) -> None:
     assert _launch_sh(checkout, *words) == (5, ["-P", "-m", "vlds", *words], "")
 
 
-def test_launch_sh_ignores_a_rank_of_something_else(root: Path, tmp_path: Path) -> None:
-    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "checkout" / ".venv")
-    answer = _launch_sh(tmp_path / "checkout", "train", RANK="3", WORLD_SIZE="8", MASTER_PORT="1")
-    assert answer == (5, ["-P", "-m", "vlds", "train"], "")
+# No process of vlds imports from the working directory, where a stranger's files may lie.
+
+SPY = "import os, sys; os.write(2, f'{__name__} ran in {sys.orig_argv}'.encode()); os._exit(66)"
+MODULES = [*sys.stdlib_module_names, *packages_distributions(), "vlds"]
+TRAIN = "train run.yaml --training.steps 1 --training.save_every 1"
+THERE = {
+    "sweep": ("sweep sweep.yaml --ranks 1 --at-once 2", ""),
+    "ranks that start again": (f"{TRAIN} --ranks 2 --training.reproducible true", ""),
+    "DeepSpeed's launcher": (TRAIN, "--log_level critical"),
+    "proof": (f"{TRAIN} --prove", ""),
+    "runs of a proof": ("prove run.yaml --only leaves-right", ""),
+    "pool": ("data demo --out drawn --scenes 512", ""),
+}
 
 
-def test_launch_sh_heeds_venv(root: Path, tmp_path: Path) -> None:
-    _copy_with_venv(root, tmp_path / "checkout", tmp_path / "venv")
-    answer = _launch_sh(tmp_path / "checkout", "describe", VENV=str(tmp_path / "venv"))
-    assert answer == (5, ["-P", "-m", "vlds", "describe"], "")
-
-
-def test_launch_sh_refuses_to_be_a_rank(root: Path) -> None:
-    code, output, errors = _launch_sh(root, "train", **rank_environment(0, 1, port=1))
-    assert (code, output) == (2, [])
-    assert "--no_python" in errors
-    assert all(len(line) <= 80 for line in errors.splitlines())
+@pytest.mark.slow
+@pytest.mark.launcher
+@pytest.mark.parametrize("name", THERE)
+def test_what_lies_there_does_not_run(name: str, world: Path, tmp_path: Path) -> None:
+    for module in filter(str.isidentifier, MODULES):
+        (tmp_path / f"{module}.py").write_text(SPY)
+    save_recipe(world_recipe(world, tmp_path / "run"), tmp_path / "run.yaml")
+    sweep = {"output": "table", "recipes": {"a": {"base": "run.yaml", "training": {"steps": 1}}}}
+    sweep |= {"seeds": [1], "scores": {"vqa": "soft_score"}}
+    sweep |= {"prepare": {"made": "python -c \"import csv; open('made', 'x')\""}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    words, launcher = THERE[name]
+    # As installed: `python -m vlds` would have the folder on its path at first.
+    program = [sys.executable, str(Path(sys.executable).with_name("vlds")), *words.split()]
+    ended = subprocess.run(
+        program, cwd=tmp_path, capture_output=True, text=True, timeout=400,
+        env=os.environ | {"VLDS_LAUNCHER_ARGS": launcher, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert (ended.returncode, " ran in " in ended.stderr) == (0, False), ended.stderr + ended.stdout

@@ -15,10 +15,7 @@ from tests.toys.files import ROOT
 from tests.toys.many_hosts import many_hosts
 from tests.toys.recipes import train_words
 from tests.toys.world import world_recipe
-from vlds.runtime.rank_environment import RankPlace, expand_nodes
-from vlds.runtime.roll_call import Hosts
-
-PLACE = RankPlace(0, 32, 0, 8)
+from vlds.runtime.rank_environment import expand_nodes
 
 
 @pytest.mark.parametrize(
@@ -32,17 +29,6 @@ PLACE = RankPlace(0, 32, 0, 8)
 )
 def test_slurms_list_of_hosts(text: str, names: list[str]) -> None:
     assert expand_nodes(text) == names
-
-
-def test_hosts_are_named_with_their_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[1-4]")
-    hosts = Hosts.planned(PLACE)
-    assert hosts.named(range(8, 16)) == "gpu2 (ranks 8 to 15)"
-    assert hosts.named([3, 9, 11, 12, 31]) == (
-        "gpu1 (rank 3), gpu2 (3 of ranks 9 to 12), gpu4 (rank 31)"
-    )
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[1-3]")  # of another job
-    assert Hosts.planned(PLACE).named([8]) == "machine 2 of 4 (rank 8)"
 
 
 def run(
@@ -74,27 +60,6 @@ def test_a_run_on_many_hosts(world: Path, tmp_path: Path, number: int) -> None:
 
 @pytest.mark.launcher
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "slots"), [(4, 2), (128, 1)])
-def test_a_host_with_other_software_is_named(
-    world: Path, tmp_path: Path, number: int, slots: int
-) -> None:
-    """A rank beside the first one must not end before it: the launcher would end that, too."""
-    odd = {"node002": "torch 2.1.0"}
-    if slots > 1:
-        odd["node003"] = "late 10"  # it comes when the other software is found
-    code, output, seconds = run(tmp_path, world, number, slots=slots, odd=odd)
-    assert code == 2, output
-    (line,) = [line for line in output.splitlines() if line.startswith("vlds")]
-    ranks = "rank 2" if slots == 1 else "ranks 4 to 5"
-    said = f"vlds: node002 ({ranks}) has other software than the first host (torch: 2.1.0 there, "
-    assert line.startswith(said)
-    assert "ends because" not in output
-    if slots > 1:
-        assert seconds < 70, "the late host looks for the first one for 60 s"
-
-
-@pytest.mark.launcher
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [4, 128])
 def test_a_lost_host_is_named(world: Path, tmp_path: Path, number: int) -> None:
     """ssh does not reach it: pdsh says so, and the first rank whom the others wait for."""
@@ -104,13 +69,3 @@ def test_a_lost_host_is_named(world: Path, tmp_path: Path, number: int) -> None:
     assert len(lines) == 2
     assert lines[0].startswith("vlds: node002 (rank 2) has not come 3")
     assert lines[1].startswith("vlds: node002 (rank 2) did not come in 60 s")
-
-
-@pytest.mark.launcher
-@pytest.mark.slow
-def test_a_late_host_is_named(world: Path, tmp_path: Path) -> None:
-    code, output, _ = run(tmp_path, world, 4, odd={"node002": "late 40"})
-    assert code == 0, output
-    lines = [line for line in output.splitlines() if line.startswith("vlds: ")]
-    assert lines[0].startswith("vlds: node002 (rank 2) has not come 3")
-    assert lines[1].startswith("vlds: all 4 ranks are here after ")

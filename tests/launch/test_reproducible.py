@@ -15,7 +15,6 @@ import pytest
 from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.recipe.config import save_recipe
-from vlds.runtime.process import ASKING
 from vlds.runtime.rank_environment import SAME_BITS, local_rank
 
 OTHER_KERNELS = {
@@ -61,26 +60,6 @@ def test_other_kernels_give_the_same_bits(world: Path, tmp_path: Path) -> None:
     assert trained(world, tmp_path / "old", OTHER_KERNELS) == expected
     plain = trained(world, tmp_path / "plain", OTHER_KERNELS, reproducible=False)
     assert plain != expected
-
-
-START_AGAIN = """
-import signal, sys
-from vlds.runtime.ranks import rank_from_environment
-from vlds.runtime.reproducible import pin_arithmetic
-waiting = sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))
-print(sys.flags.utf8_mode, sys.argv[1:], waiting, flush=True)
-pin_arithmetic(rank_from_environment())
-"""
-
-
-@pytest.mark.slow
-def test_a_signal_waits_while_a_rank_starts_again() -> None:
-    """A rank that an early signal ends must not look like one that has saved."""
-    command = [sys.executable, "-X", "utf8", "-c", START_AGAIN, "a b", ""]
-    result = subprocess.run(command, env=plain_environment(), capture_output=True, text=True)
-    first, second = result.stdout.splitlines()
-    assert first == "1 ['a b', ''] []"
-    assert second == f"1 ['a b', ''] {sorted(map(int, ASKING))}"
 
 
 PRODUCTS = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.toys.files import ROOT
+from vlds.cli.local import MODULE
 from vlds.cli.main import main
 from vlds.cli.start import RunFacts, next_try, run_with_restarts
 from vlds.cli.supervisor import Outcome, supervise
 from vlds.cli.words import Words, split_words
 from vlds.training import checkpoint
-from vlds.training.states import Progress, Resume
+from vlds.training.states import Progress
 
 WORDS = ["train", "--config", "a.yaml"]
 TRAIN = Words(tuple(WORDS), ranks=2)
@@ -112,33 +115,6 @@ def test_a_signal_between_a_failure_and_the_restart(
     assert last.startswith("vlds: the run ended by SIGTERM, after 1 restart")
 
 
-def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_with_restarts(Ends(2), TRAIN, lambda: job(tmp_path), lambda: None)
-    assert capsys.readouterr().err == "", "the mistake has been said"
-    run_with_restarts(Ends(134), TRAIN, lambda: job(tmp_path), lambda: None)
-    said = capsys.readouterr().err
-    assert said == "vlds: the run ended by SIGABRT; no state was saved yet: start it again\n"
-    (tmp_path / "state" / "step-00000005").mkdir(parents=True)
-    run_with_restarts(Ends(1), TRAIN, lambda: job(tmp_path), lambda: None)
-    assert f"none of the states in {tmp_path / 'state'} is whole" in capsys.readouterr().err
-
-
-def test_a_run_that_said_how_to_continue_has_the_last_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
-    outcome = supervise(["sh", "-c", "exit 130"], os.environ, 5, [])
-    assert outcome == Outcome(130, asked=False, stopped=True)
-    assert run_with_restarts(lambda _: outcome, TRAIN, lambda: job(tmp_path), lambda: None) == 130
-    assert capsys.readouterr().err == ""
-    # A shell that runs tests in the background ignores SIGINT, and so would this one.
-    killed = supervise(["sh", "-c", "kill -TERM $$"], os.environ, 5, [])
-    assert killed == Outcome(143, asked=False, stopped=False)
-    assert run_with_restarts(lambda _: killed, TRAIN, lambda: job(tmp_path), lambda: None) == 143
-    state = tmp_path / "state" / "step-00000005"
-    assert capsys.readouterr().err.endswith(f"ended by SIGTERM; --resume continues from {state}\n")
-
-
 def test_fewer_ranks_do_not_hold_more_at_once(tmp_path: Path) -> None:
     large = job(tmp_path, 64)
     four = replace(TRAIN, ranks=4)
@@ -168,13 +144,6 @@ def test_words_of_the_command_line() -> None:
         split_words([*WORDS, "--new-phase"])
 
 
-@pytest.mark.parametrize("resume", [False, True, "auto"])
-@pytest.mark.parametrize("new_phase", [False, True])
-def test_ranks_get_what_their_supervisor_read(resume: Resume, new_phase: bool) -> None:
-    words = Words(tuple(WORDS), resume=resume, new_phase=new_phase and bool(resume))
-    assert split_words(words.for_ranks) == words
-
-
 def test_mistakes_in_restarts_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--restarts", "often"]) == 2
     assert "--restarts is 'often'; give a number, 0 or more" in capsys.readouterr().err
@@ -187,3 +156,44 @@ def test_a_helper_that_outlives_its_command_changes_no_code(code: int) -> None:
     """Python's resource tracker does, by a moment."""
     words = ["sh", "-c", f"sleep 0.5 & exit {code}"]
     assert supervise(words, os.environ, 5, []) == Outcome(code, asked=False)
+
+
+# The launcher of one machine's ranks: what it refuses, and how it ends with them.
+
+LOCAL = [sys.executable, "-m", MODULE]
+DIES = """
+import os, signal, sys, time
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+if os.environ["RANK"] == "1":
+    os.kill(os.getpid(), int(sys.argv[1]))
+time.sleep(60)
+"""
+BLOCKED = """
+import ctypes, os, signal, sys
+if os.environ["RANK"] == "0":
+    sys.exit(3)
+signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.valid_signals()))
+ctypes.CDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (9, 137)])
+def test_a_rank_that_dies_of_a_signal_has_not_saved(number: int, code: int) -> None:
+    command = [*LOCAL, "2", "1", sys.executable, "-c", DIES, str(number)]
+    outcome = supervise(command, {**os.environ, "PYTHONPATH": str(ROOT)}, 20, [])
+    assert outcome == Outcome(code, asked=False, stopped=False)
+
+
+def test_ranks_that_wait_where_they_hear_no_signal() -> None:
+    """As in a collective of NCCL whose other rank is dead: Python does not run."""
+    ranks = ["3", "1", sys.executable, "-c", BLOCKED]
+    words = f"from vlds.cli import local; local.LAST_WORDS_S = 0.5; local.run({ranks!r})"
+    # Its pipes close when no process is left.
+    ended = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, timeout=30)
+    assert ended.returncode == 3
+
+
+def test_ranks_that_have_saved() -> None:
+    command = [*LOCAL, "2", "1", "sh", "-c", "exit 143"]
+    outcome = supervise(command, {**os.environ, "PYTHONPATH": str(ROOT)}, 20, [])
+    assert outcome == Outcome(143, asked=False, stopped=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import psutil
 import pytest
 
 from tests.toys.files import ROOT
+from tests.toys.launched_run import TORCHRUN
 from tests.toys.processes import gone, until
 from tests.toys.recipes import short_recipe, train_words
-from vlds.cli.start import launch_command
 from vlds.runtime.process import signal_name
+from vlds.runtime.rank_environment import RankPlace, read_place
 
 pytestmark = pytest.mark.launcher
 PROGRAMS = ROOT / "tests/toys/programs"
@@ -143,89 +145,62 @@ def test_ranks_without_supervisor_end(tmp_path: Path, action: str) -> None:
     run.end()
 
 
-@pytest.mark.slow
-def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
-    """Nobody supervises `deepspeed launch.sh train`."""
-    program = [str(PROGRAMS / "acting_rank.py"), str(tmp_path), "late"]
-    quiet = ["--log_level", "critical"]  # with arguments of the user's, it is DeepSpeed's runner
-    command, environment = launch_command(program, 2, quiet, os.environ, num_gpus=0)
-    runner = subprocess.Popen(
-        command, env=environment | {"PYTHONPATH": str(ROOT)}, start_new_session=True
-    )
-    until(lambda: len(list(tmp_path.glob("started*"))) == 2, 60)
-    below = psutil.Process(runner.pid).children(recursive=True)
-    runner.kill()
-    runner.wait()
-    (tmp_path / "go").touch()
-    until(lambda: all(map(gone, below)), 30)
-    assert len(list(tmp_path.glob("saved*"))) == 2
+# Starts through torchrun: the environment of the ranks, signals, exit codes, and no orphans.
+
+PROGRAM = ROOT / "tests/toys/programs/acting_rank.py"
 
 
-NESTED = """
-import os, sys
-from vlds.cli.supervisor import supervise
-from vlds.runtime.process import signals_collected
-command = [sys.executable, "-m", "vlds", *sys.argv[1:]]
-with signals_collected() as received:
-    sys.exit(supervise(command, os.environ, 20, received).code)
-"""
+def command(folder: Path, action: str) -> list[str]:
+    """Two ranks of acting_rank.py."""
+    return [sys.executable, *TORCHRUN, str(PROGRAM), str(folder), action]
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
-def test_a_run_ends_with_the_command_that_started_it(
-    number: signal.Signals, world: Path, tmp_path: Path
-) -> None:
-    """`vlds demo` starts runs so."""
-    outer = subprocess.Popen(
-        [sys.executable, "-c", NESTED, *train_words(short_recipe(world, tmp_path / "run", 2))],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        words,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    below = psutil.Process(outer.pid).children
-    until(lambda: len(below(recursive=True)) == 3, 30)  # `vlds train`, the launcher, the rank
-    processes = below(recursive=True)
-    outer.send_signal(number)
-    _, said = outer.communicate(timeout=30)
-    until(lambda: all(map(gone, processes)), 10)
-    assert outer.returncode == (143 if number == signal.SIGTERM else -number)
-    assert said == ("vlds: the run ended by SIGTERM before its recipe was read: start it again\n")
+
+
+def reports(folder: Path) -> list[dict[str, Any]]:
+    """What both ranks wrote when they were ready."""
+    files = [folder / "0.json", folder / "1.json"]
+    until(lambda: all(file.exists() for file in files), 60)
+    return [json.loads(file.read_text()) for file in files]
 
 
 @pytest.mark.slow
-def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"]
-    result = subprocess.run(
-        [*launcher, "--num_gpus", "2", "launch.sh"],
-        cwd=root,
-        env={**os.environ, "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("usage: vlds") == 1
-    assert "VLDS_RANKS" in result.stdout
+def test_ranks_heed_torchrun_and_not_the_shell_above(tmp_path: Path) -> None:
+    """The shell has "deepspeed" among its words, as a job script may, and ends before them."""
+    script = f"{shlex.join(command(tmp_path, 'save'))} & echo $!; read line"
+    shell = start(["sh", "-c", script, "deepspeed_job"])
+    assert shell.stdin is not None
+    assert shell.stdout is not None
+    torchrun = psutil.Process(int(shell.stdout.readline()))
+    found = reports(tmp_path)
+    places = [read_place(report["environment"]) for report in found]
+    assert places == [RankPlace(0, 2, 0, 2), RankPlace(1, 2, 1, 2)]
+    ranks = [psutil.Process(report["pid"]) for report in found]
+    shell.stdin.close()
+    shell.wait(10)
+    with pytest.raises(psutil.TimeoutExpired):
+        ranks[0].wait(1.5)
+    torchrun.terminate()
+    until(lambda: all(map(gone, [torchrun, *ranks])), 60)
+    assert sorted(file.name for file in tmp_path.glob("saved*")) == ["saved0", "saved1"]
+    shell.stdout.close()
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "beginning"),
-    [
-        (["--data.global_batch_size", "1"], 2, "vlds train: data.global_batch_size: 1 example for"),
-        pytest.param(["--print-config"], 0, "output: ", marks=pytest.mark.slow),
-    ],
-)
-def test_the_first_rank_alone_speaks_before_a_run(
-    words: list[str], code: int, beginning: str, world: Path, tmp_path: Path
-) -> None:
-    words = train_words(short_recipe(world, tmp_path / "run", 2), "--ranks", "2", *words)
-    command = [sys.executable, "-m", "vlds", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    output = done.stdout + done.stderr
-    assert output.startswith(beginning)
-    assert output.count(beginning) == 1
-    assert len(output.splitlines()) == 1 or code == 0
-    assert not (tmp_path / "run").exists()
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["save", pytest.param("deaf", marks=pytest.mark.slow)])
+def test_ranks_without_torchrun_end(action: str, tmp_path: Path) -> None:
+    run = start(command(tmp_path, action))
+    ranks = [psutil.Process(report["pid"]) for report in reports(tmp_path)]
+    run.send_signal(signal.SIGKILL)
+    until(lambda: all(map(gone, ranks)), 30)
+    assert len(list(tmp_path.glob("saved*"))) == (2 if action == "save" else 0)
+    run.communicate(timeout=10)

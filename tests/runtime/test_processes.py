@@ -20,25 +20,7 @@ from vlds.runtime.process import (
     how_it_ended,
     interruptible,
     on_signals,
-    signal_name,
 )
-
-
-@pytest.mark.parametrize("number", ASKING)
-def test_a_signal_that_asks_for_an_end(number: signal.Signals) -> None:
-    before = signal.signal(number, signal.SIG_DFL)
-    try:
-        with pytest.raises(Interrupted) as caught, interruptible():
-            os.kill(os.getpid(), number)
-        assert caught.value.exit_code == 128 + number
-        assert caught.value.signal_name == signal_name(number)
-        assert signal.getsignal(number) is signal.SIG_DFL
-        signal.signal(number, signal.SIG_IGN)
-        with interruptible():
-            os.kill(os.getpid(), number)
-    finally:
-        signal.signal(number, before)
-
 
 PARENT = """
 import subprocess, sys, time
@@ -96,12 +78,6 @@ def ends() -> str:
     os._exit(3)
 
 
-def test_a_text_comes_back_as_it_is() -> None:
-    text = "é\n\ud800" * 100_000
-    assert limited(lambda: text) == text
-    assert limited(str) == ""
-
-
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
@@ -120,35 +96,3 @@ def test_limits(make: Callable[[], str], error: type[ValueError], message: str) 
 
 
 # Memory of freed tensors stays with the process.
-
-PROGRAM = """
-import resource, sys
-import torch
-from vlds.runtime.process import keep_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones(5_000_000)  # 20 MB, 4,883 pages
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-keep_freed_memory()
-faults()
-print(faults())
-"""
-PAGES = 4_883
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-@pytest.mark.parametrize(
-    ("variables", "is_kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, False)]
-)
-def test_pages_of_freed_tensors_are_used_again(variables: dict[str, str], is_kept: bool) -> None:
-    """Ten tensors of 20 MB, one after the other, after the first ones; what a user sets stays."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=os.environ | variables,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    faults = int(done.stdout)
-    assert faults < PAGES if is_kept else faults > PAGES

@@ -45,15 +45,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.parametrize("size", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
-def test_a_rank_knows_the_ranks_of_its_machine(size: str, environment: pytest.MonkeyPatch) -> None:
-    assert is_rank(WHOLE)
-    assert read_place(WHOLE | {size: "8"}) == RankPlace(9, 16, 1, 8)
-    for name, value in (WHOLE | {size: "8", "DS_ACCELERATOR": "cpu"}).items():
-        environment.setenv(name, value)
-    assert rank_from_environment().on_this_machine == range(8, 16)
-
-
 def of_srun(
     rank: int, local: int, node: int, sizes: str, nodes: str = "gpu[1-2]"
 ) -> dict[str, str]:
@@ -123,10 +114,7 @@ def test_mistakes_in_a_ranks_environment_are_named() -> None:
     "words",
     [
         "RANK=3",
-        "LOCAL_RANK=3",
         "RANK=0 MASTER_ADDR=a MASTER_PORT=1",
-        "RANK=0 WORLD_SIZE=1",
-        "WORLD_SIZE=4",
         "RANK= WORLD_SIZE=4 LOCAL_RANK=",
     ],
 )
@@ -157,18 +145,6 @@ def test_one_of_several_processes_needs_the_whole_set(
     assert "but not LOCAL_RANK: start the run with torchrun, which sets all of them" in said
 
 
-@pytest.mark.slow
-def test_hosts_that_the_user_gave_may_come_from_such_an_environment(
-    environment: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in POD.items():
-        environment.setenv(name, value)
-    words = "--hostfile hosts --no_ssh --node_rank 1 --master_addr pod-0 --master_port 23456"
-    environment.setenv("VLDS_LAUNCHER_ARGS", words)
-    assert main(["train", "--config", "none.yaml"]) == 2
-    assert "none.yaml" in capfd.readouterr().err, "the next mistake"
-
-
 def test_a_rank_without_a_gpu_of_its_own_is_refused(environment: pytest.MonkeyPatch) -> None:
     """As under SLURM's --gpus-per-task."""
     for name, value in (POD | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}).items():
@@ -185,13 +161,3 @@ def test_the_launcher_and_other_processes_get_none_of_it() -> None:
     _, environment = launch_command(["p.py"], 2, [], given, 0)
     assert is_rank(WHOLE)
     assert environment.keys().isdisjoint(given.keys() - {"HOME"})
-
-
-@pytest.mark.parametrize("rank", ["3", "0"])
-def test_a_lone_rank_changes_nothing(rank: str, root: Path) -> None:
-    """A login shell may hold an unrelated RANK. Under a launcher, rank 3 would print nothing."""
-    command = [sys.executable, "-m", "vlds", "convert", "--help"]
-    environment = without_rank(os.environ) | {"RANK": rank}
-    ended = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "usage: vlds convert" in ended.stdout

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
+import random
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,22 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep.cli import main
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import short_recipe
-from vlds.models.kinds.joint import JointModel
-from vlds.recipe.config import Recipe
+from vlds.cli.words import split_words
 from vlds.runtime import roll_call
-from vlds.runtime.cluster import software
+from vlds.runtime.cluster import (
+    Cluster,
+    LostWorker,
+    Needs,
+    Seen,
+    UnfitWorker,
+    executor_name,
+    software,
+)
 from vlds.runtime.rank_environment import RankPlace, free_port
 from vlds.runtime.ranks import rank_from_environment
-from vlds.training.loop import train
+from vlds.runtime.workers import ordered_map
 
 
 def call(
@@ -49,11 +55,9 @@ def call(
             time.sleep(3)
         if rank == 1 and case == "lost":
             return said, ""
-        if rank == 0 and case == "first lost":
-            return said, ""
         try:
             place = RankPlace(rank, size, hosts[:rank].count(host), hosts.count(host))
-            roll_call.call_roll(place, 4 if "lost" in case else 30)
+            roll_call.call_roll(place, 4 if case == "lost" else 30)
         except (ValueError, SystemExit) as error:
             if rank == 1 and case == "other software":
                 # A third host comes when the run has failed already.
@@ -70,10 +74,6 @@ def call(
 
 def outcomes(ranks: RankPool, case: str) -> list[Any]:
     return ranks.run(call, free_port(), case)
-
-
-def test_both_are_here(ranks2: RankPool) -> None:
-    assert outcomes(ranks2, "fine") == [([], "here"), ([], "here")]
 
 
 def test_other_software(ranks2: RankPool) -> None:
@@ -97,12 +97,6 @@ def test_a_host_that_does_not_come(ranks2: RankPool) -> None:
     (said, end), _ = outcomes(ranks2, "lost")
     assert said[0].startswith("gpu2 (rank 1) has not come ")
     assert said[-1] == "gpu2 (rank 1) did not come in 4 s; start again"
-    assert end == "SystemExit 1"
-
-
-def test_the_first_host_does_not_come(ranks2: RankPool) -> None:
-    _, (said, end) = outcomes(ranks2, "first lost")
-    assert said[0].startswith("the first host, gpu1, does not answer for 1 s at 127.0.0.1:")
     assert end == "SystemExit 1"
 
 
@@ -144,31 +138,6 @@ def test_slow_ranks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone.line(torch.tensor([[0.0, 0.0], [1.0, 9.0]]), 12).startswith("rank 1: slow, and")
 
 
-def delayed(recipe: Recipe, seconds: float) -> str:
-    """Train, with forward passes of the second rank that take longer; what the run says."""
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
-        patch.setattr(roll_call, "PACE_S", 1.0)
-        if os.environ["RANK"] == "1":
-            forward = JointModel.forward
-
-            def call(self: JointModel, *args: Any, **options: Any) -> Any:
-                time.sleep(seconds)
-                return forward(self, *args, **options)
-
-            patch.setattr(JointModel, "forward", call)
-        train(recipe)
-    return said.getvalue()
-
-
-def test_a_run_names_a_slow_rank(ranks2: RankPool, world: Path, tmp_path: Path) -> None:
-    recipe = short_recipe(world, tmp_path / "run", 2)
-    recipe = replace(recipe, training=replace(recipe.training, steps=4, log_every=2))
-    said, _ = ranks2.run(delayed, recipe, 0.8)
-    (line,) = [line for line in said.splitlines() if ": slow, and all others wait" in line]
-    assert line.startswith("rank 1: slow")
-    assert float(re.findall(r"([\d.]+) s into forward passes", line)[0]) > 1.5
-
-
 # Values of all ranks on the first one, along a tree.
 
 
@@ -186,3 +155,138 @@ def test_values_come_in_the_order_of_ranks(ranks2: RankPool, ranks4: RankPool, s
     assert [len(value["x"]) for value in first[0]] == [1000 * n for n in range(size)]
     assert first[1] == [None] * size
     assert all(other[:2] == (None, None) for other in others)
+
+
+# Work through an Executor: one result for each item, in order, from workers fit for it.
+
+
+class TwiceExecutor(Executor):
+    """A scheduler that runs every task twice, and gives the later result."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(2)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return self.pool.submit(lambda: (fn(*args, **kwargs), fn(*args, **kwargs))[1])
+
+
+class Forgetful(TwiceExecutor):
+    """A scheduler that forgets the tasks of some numbers, as one that was started again does."""
+
+    def __init__(self, forgotten: set[int], refused: set[int] | None = None) -> None:
+        super().__init__()
+        self.forgotten, self.refused, self.count = forgotten, refused or set(), -1
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.count += 1
+        if self.count in self.refused:
+            raise RuntimeError("no connection")
+        if self.count in self.forgotten:
+            future: Future[Any] = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+        return super().submit(fn, *args, **kwargs)
+
+
+class Toy(Cluster):
+    name = "toy"
+
+    def __init__(self, executor: Executor, reconnects: bool = True) -> None:
+        self.executor, self.reconnects, self.lost = executor, reconnects, 0
+
+    def size(self) -> int:
+        return 2
+
+    def look(self, at_once: bool = False) -> None:
+        """All workers are there."""
+
+    def explain(self, error: Exception) -> Exception:
+        return error
+
+    def reconnect(self) -> None:
+        self.lost += 1
+        if not self.reconnects:
+            raise LostWorker("toy: it stays away")
+
+
+def double(number: int) -> int:
+    if number == 77:
+        raise ValueError("bad number")
+    return 2 * number
+
+
+def test_an_error_of_the_function_is_that_of_the_command() -> None:
+    done = ordered_map(double, range(100), 1, chunk=3, cluster=Toy(TwiceExecutor()))
+    with pytest.raises(ValueError, match=r"^bad number$"):
+        list(done)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_forgotten_tasks_are_done_again(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some are forgotten, others cannot even be handed over."""
+    draw = random.Random(seed)
+    forgotten, refused = (set(draw.sample(range(10), draw.randint(1, 4))) for _ in range(2))
+    cluster = Toy(Forgetful(forgotten, refused))
+    assert list(ordered_map(double, range(30), 1, chunk=3, cluster=cluster)) == [*range(0, 60, 2)]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == cluster.lost >= 1
+    assert all(line.endswith("done again") for line in said)
+
+
+def test_what_a_worker_needs(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"one")
+    needs = Needs(software(), os.getcwd(), (Seen.of(file),))
+    file.write_bytes(b"two")
+    assert f"has another file at {file} than" in needs.unmet()
+    file.write_bytes(b"one")
+    assert needs.unmet() == ""
+    other = replace(needs, software={**software(), "pillow": "1.0"}).unmet()
+    assert f"(pillow: {software()['pillow']} there, 1.0 here); install the same" in other
+    assert (
+        "sources of vlds" in replace(needs, software={**software(), "sources of vlds": "0"}).unmet()
+    )
+    assert "does not see the folder /nowhere" in replace(needs, folder="/nowhere").unmet()
+    file.unlink()
+    assert f"does not see {file} as this command does (No such file" in needs.unmet()
+
+
+def vanish(file: Path) -> str:
+    """What a file system does that goes away while a worker reads from it."""
+    file.unlink()
+    return "the picture is missing"
+
+
+def test_files_that_vanish_are_not_taken_for_missing_ones(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"one")
+    done = ordered_map(vanish, [file], 1, cluster=Toy(TwiceExecutor()), files=[file])
+    with pytest.raises(UnfitWorker, match=r"the worker on .* \(process \d+\) does not see"):
+        list(done)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dusk=tcp://a:1", "no such executor; did you mean 'dask'"),
+        ("dask=", "give dask=ADDRESS, such as"),
+    ],
+)
+def test_a_mistaken_executor(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        executor_name(text)
+    assert main(["verify", str(tmp_path), "--executor", text]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_features_on_a_cluster_start_no_ranks() -> None:
+    words = ["features", "--config", "a.yaml", "--data", "b", "--out", "c"]
+    assert split_words(words).starts_ranks
+    assert split_words([*words, "--executor", "local"]).starts_ranks
+    assert not split_words([*words, "--executor", "dask=a:1"]).starts_ranks
+    assert not split_words([*words, "--executor=dask=tcp://a:1"]).starts_ranks
+    with pytest.raises(ValueError, match="--ranks: the workers of --executor do the work"):
+        split_words([*words, "--executor", "dask=a:1", "--ranks", "2"])

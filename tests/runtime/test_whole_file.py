@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from tests.toys.files import ROOT
 from tests.toys.small_disk import small_disk
-from vlds.runtime.disk import CannotWrite, append, check_writable
+from vlds.runtime.disk import CannotWrite, append
 from vlds.runtime.files import (
     FOREIGN_S,
     Taken,
@@ -60,14 +60,6 @@ FILLERS = [fill_file, fill_folder]
 
 
 @pytest.mark.parametrize("fill", FILLERS)
-def test_a_new_one_takes_the_old_ones_place(fill: Callable[..., None], tmp_path: Path) -> None:
-    for size in (3, 5):
-        fill(tmp_path / "new" / "out", size)
-        assert size_of(tmp_path / "new" / "out") == size
-        assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("fill", FILLERS)
 def test_a_full_disk_leaves_the_old_one(fill: Callable[..., None], disk: Path) -> None:
     out = disk / "out"
     fill(out, 3)
@@ -78,20 +70,6 @@ def test_a_full_disk_leaves_the_old_one(fill: Callable[..., None], disk: Path) -
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
     assert size_of(out) == 3
     assert [path.name for path in disk.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("fill", FILLERS)
-def test_a_disk_that_is_read_only(fill: Callable[..., None], disk: Path) -> None:
-    fill(disk / "out", 3)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    for place in ("out", "new", "a/b"):
-        with pytest.raises(CannotWrite, match="Read-only file system; make it writable, or name"):
-            fill(disk / place, 5)
-    assert size_of(disk / "out") == 3
-    with pytest.raises(ValueError, match=rf"^--out: cannot write {disk}: Read-only file system"):
-        check_writable(disk, "--out")
-    with pytest.raises(CannotWrite, match="Read-only"):
-        append(disk / "log", "x")
 
 
 def test_what_is_appended_is_there_or_not(disk: Path) -> None:
@@ -241,30 +219,6 @@ def test_a_replacement_that_was_killed_half_way(tmp_path: Path) -> None:
     fill_folder(tmp_path / "out", 5)
     assert size_of(tmp_path / "out") == 5
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_names_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    for fill in FILLERS:
-        for place, reason in (
-            ("n" * 300, "File name too long"),
-            ("file/out", "File exists"),
-            ("file/a/b", "Not a directory"),
-        ):
-            with pytest.raises(CannotWrite, match=f"{reason}; name another place"):
-                fill(tmp_path / place, 3)
-        fill(tmp_path / (fill.__name__ + "n" * 230), 3)
-    with pytest.raises(CannotWrite, match="Is a directory"):
-        write_whole(tmp_path, "x")
-    assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_what_is_read_is_not_said_to_be_unwritable(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "out"):
-        (tmp_path / "other").read_text()
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +12,11 @@ import yaml
 from tests.toys.files import write_lines
 from tests.toys.processes import holder
 from tests.toys.world import world_recipe, write_world
-from vlds.cli import sweep_work
 from vlds.cli.main import run_command
 from vlds.cli.sweep import estimate
-from vlds.cli.sweep_work import CLAIMS, FAILED, SweepWork, preparation_parts
+from vlds.cli.sweep_work import CLAIMS, SweepWork, preparation_parts
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import SweepRun, folder_name, read_sweep, runs_of
-from vlds.runtime import folders
-from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_files import write_manifest
 
 
@@ -105,34 +99,6 @@ def test_what_another_command_has_made_is_not_taken(file: str, tmp_path: Path) -
         parts(f"cp a {product}")
 
 
-def test_why_a_time_is_not_known(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (Path(file).parent / "vqa").rename(Path(file).parent / "elsewhere")
-    assert run_command(["sweep", file, "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert "the time of row is not known yet: tasks.vqa: data set " in shown
-    assert "training alone" not in shown
-
-
-@pytest.mark.slow
-def test_a_dry_run_names_a_row_that_cannot_be_built(
-    file: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Unless a preparation is left, which may bring what it lacks."""
-    adapter = "{class_path: Adapter, init_args: {reduction: 1000}}"
-    broken = f"{{base: {Path(file).parent}/a.yaml, methods: {{adapter: {adapter}}}}}"
-    words = [file, "--recipes.broken", broken, "--dry-run"]
-    assert run_command(["sweep", *words]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith(
-        "vlds sweep: recipes.broken: methods.adapter: reduction: 1000 leaves"
-    )
-    assert said.err.count("\n") == 1
-    assert "training alone: about " in said.out, "the other row's time is known"
-    product = Path(file).parent / "x"
-    assert run_command(["sweep", *words, "--prepare", f"{{{product}: touch {product}}}"]) == 0
-    assert "the time of broken is not known yet: " in capsys.readouterr().out
-
-
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("words", "told"),
@@ -166,27 +132,6 @@ def test_what_another_process_does_is_not_done(
     said = capsys.readouterr().out
     assert "2 of 3 runs are done" in said
     assert "left, or another process does them: row, seed 2" in said
-
-
-def test_clocks_of_other_hosts_decide_nothing(
-    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A claim that a dead process has left, and a failure of an earlier sweep, dated ahead."""
-    monkeypatch.setattr(folders, "ABANDONED_S", 0.5)
-    for run in runs_of(read_sweep([file])):
-        finish(run)
-    product = Path(file).parent / "product"
-    claim, mark = (place(file, kind, f"prepare {product}") for kind in (CLAIMS, FAILED))
-    claim.mkdir(parents=True)
-    mark.parent.mkdir()
-    mark.write_text("it was so\n")
-    (claim / folders.NAME).write_text('{"host": "other", "boot": "other", "id": "dead"}')
-    for path in (claim / folders.NAME, mark):
-        os.utime(path, (time.time() + 3600,) * 2)
-    words = ["--prepare", f"{{{product}: touch {product}}}"]
-    assert run_command(["sweep", file, *words]) == 0, capsys.readouterr()
-    assert product.is_file()
-    assert "left, or" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json", "artifact.json"])
@@ -231,33 +176,3 @@ def test_what_is_made_and_vanishes_is_not_waited_for(file: str) -> None:
     assert (folder / "z").exists()
     for n in range(3):
         assert work.failed[f"row, seed {n}"].startswith(f"cannot start without prepare {folder}/")
-
-
-@pytest.mark.parametrize("is_file", [True, False])
-def test_strange_marks_of_failure_are_an_error(is_file: bool, file: str) -> None:
-    failed = Path(read_sweep([file]).output) / FAILED
-    mark = failed / folder_name(f"prepare {Path(file).parent}/x")
-    (failed.parent if is_file else mark).mkdir(parents=True)
-    if is_file:
-        failed.touch()
-    work = sweep_with(file, x="touch {0}/x")
-    with pytest.raises(CannotWrite, match=f"cannot write {mark}: (Is|Not) a directory"):
-        work.do(None, [])
-
-
-def test_a_full_disk_does_not_hide_what_failed(
-    file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    work = sweep_with(file, x="false", y="touch {0}/y")
-    whole = sweep_work.write_whole
-
-    def write(path: Path, text: str) -> None:
-        if path.parent.name == FAILED:
-            raise CannotWrite(path, OSError(errno.ENOSPC, "No space left on device"))
-        whole(path, text)
-
-    monkeypatch.setattr(sweep_work, "write_whole", write)
-    work.do(None, [])
-    said = capsys.readouterr().err
-    assert said.index("`false` ended with exit code 1") < said.index("No space left on device")
-    assert "`false` ended with exit code 1" in work.failed[f"prepare {Path(file).parent}/x"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from dataclasses import replace
@@ -10,23 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
-from tokenizers import pre_tokenizers
-from transformers import BartTokenizer
 
 from data_prep.classes.few_shot import FEW_SHOT_SETS
 from data_prep.cli import build_parser
-from data_prep.cli import main as data_prep
-from tests.toys.models import hf_config
-from vlds.cli.main import run_command
 from vlds.cli.sweep_work import RunPart, preparation_parts
 from vlds.data.order.mixed_order import steps_in
-from vlds.models.backbones import Bart
 from vlds.models.heads import TextHead
-from vlds.models.methods import LST
-from vlds.recipe.config import load_recipe, parse_recipe
 from vlds.report.sweep import Sweep, SweepRun, preparations, read_sweep, runs_of
-from vlds.runtime.process import find, shipped
+from vlds.runtime.process import shipped
 
 FROM_DOWNLOADS = "sweeps/vl_adapter_image_bart_features.yaml"
 SWEEPS = [
@@ -173,6 +163,15 @@ def test_the_sweep_from_downloads_makes_the_data_that_it_reads() -> None:
         )  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped("sweeps"))
+def test_every_sweep_resolves(name: str) -> None:
+    """Into recipes with each of its seeds, and parts that come before them."""
+    sweep, runs = resolved(name)
+    assert {run.seed for run in runs} == set(sweep.seeds)
+    assert all(part.name for part in preparation_parts(sweep))
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_published_values_fit_each_other(name: str) -> None:
     """The average is that of four scores in percent, CIDEr times 100, within rounding."""
@@ -208,89 +207,6 @@ def test_the_rows_with_a_pretrained_backbone_are_those_of_the_table_otherwise() 
         assert run.recipe.model.backbone.path == backbone  # type: ignore[attr-defined]
 
 
-@pytest.mark.slow
-def test_each_ladder_begins_with_the_importance_that_its_sweep_writes() -> None:
-    """Over the examples of its own seed, which decides their order."""
-    sweep, runs = resolved("sweeps/lst_image_t5.yaml")
-    made = {step.seed: step for step in preparations(sweep)}
-    for run in runs:
-        if run.row == "LST":
-            method = run.recipe.methods["lst"]
-            assert isinstance(method, LST)
-            assert method.start == "fisher"
-            (file,) = run.needs
-            assert Path(str(method.importance)) == file
-            program, command, *words = made[run.seed].command
-            options = dict(zip(words[::2], words[1::2], strict=True))
-            assert (program, command) == ("vlds", "importance")
-            assert (options["--seed"], options["--out"]) == (str(run.seed), str(file))
-            read = parse_recipe(["--config", options["--config"]])
-            assert read.model == run.recipe.model
-            assert read.tasks == run.recipe.tasks
-
-
-@pytest.mark.slow
-def test_the_sweep_of_two_backbones_resolves() -> None:
-    """Eight rows: four ways to tune each backbone, each at its best learning rate."""
-    sweep, runs = resolved("sweeps/demo_pretraining.yaml")
-    by_name = {run.row: run.recipe for run in runs if run.seed == 1}
-    home = "runs/sweeps/demo_pretraining/seed-1"
-    for row, recipe in by_name.items():
-        other = by_name[row.replace("V&L", "text")]
-        assert (recipe.training, recipe.data) == (other.training, other.data)
-        if row.startswith("V&L"):
-            assert recipe.methods == other.methods
-            assert (
-                recipe.model.visual_embedding.weights
-                == f"{home}/backbone/visual_embedding.safetensors"
-            )  # type: ignore[attr-defined]
-        else:
-            assert recipe.model.visual_embedding.weights is None  # type: ignore[attr-defined]
-            assert recipe.model.backbone.path == f"{home}/text_backbone"  # type: ignore[attr-defined]
-    assert len(by_name) == 8
-    trained = [part for part in preparation_parts(sweep) if isinstance(part, RunPart)]
-    assert [part.name for part in trained[1::5]] == [f"prepare {home}/text", f"prepare {home}/vl"]
-    text, vl = (part.run.recipe for part in trained[1::5])
-    assert list(text.tasks) == ["lm", "qa"]
-    assert text.data.blank_images
-    assert list(vl.tasks) == ["lm", "itm", "qa", "ground_caption", "refer"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [("demo_parts", 8), ("demo_tasks", 8), ("demo_related", 14), ("demo_mixture", 4)],
-)
-def test_the_small_studies_share_the_backbones_of_the_demo_s_sweep(name: str, rows: int) -> None:
-    _, runs = resolved(f"sweeps/{name}.yaml")
-    assert len(runs) == 5 * rows
-    for run in runs:
-        backbone = Path(f"runs/sweeps/demo/seed-{run.seed}/backbone")
-        others = run.needs[1:] if name == "demo_related" else []
-        assert run.needs == [backbone, *others]
-    if (
-        name == "demo_tasks"
-    ):  # as many examples of each task, in as many steps, as the four together
-        sizes = {next(iter(run.recipe.tasks)): run.recipe.data.global_batch_size for run in runs}
-        assert all(len(run.recipe.tasks) == 1 for run in runs)
-        assert {run.recipe.training.steps for run in runs} == {240}
-        demo = load_recipe(find("recipes/demo.yaml"))
-        whole = sum(task.weight for task in demo.tasks.values()) / demo.data.global_batch_size
-        assert sizes == {n: round(task.weight / whole) for n, task in demo.tasks.items()}
-
-
-def test_the_sweep_of_costs_reads_one_task_s_data() -> None:
-    sweep, runs = resolved("sweeps/smollm2_costs.yaml")
-    assert sweep.target == {"vqa": "full fine-tuning"}
-    for run in runs:
-        (task,) = run.recipe.tasks.values()
-        assert task.decoding.choices is None
-        data = f"{sweep.output}/data"
-        assert all(path.startswith(f"{data}/") for path in [*task.train, *task.evaluate])
-        assert run.needs == [Path(data, "spiece.model")]
-    assert len({run.recipe.optimizer.learning_rate for run in runs}) == 3
-
-
 def test_the_sweep_of_few_shots_has_the_settings_of_the_codes() -> None:
     """Three methods on each data set of data_prep, in the steps of 16 shots in batches of 256."""
     sweep, runs = resolved("sweeps/few_shot.yaml")
@@ -318,82 +234,3 @@ def test_the_sweep_of_few_shots_has_the_settings_of_the_codes() -> None:
             assert ["{}" in text for text in task.head.templates] == [True] * (
                 7 if title == "ImageNet" else 1
             )
-
-
-@pytest.mark.slow
-def test_the_demo_s_sweep_resolves() -> None:
-    sweep, runs = resolved("sweeps/demo.yaml")
-    assert len(runs) == 5 * len(sweep.recipes) == 45
-    for run in runs:
-        assert run.needs == [Path(f"runs/sweeps/demo/seed-{run.seed}/backbone")]
-        read = [run.recipe.model.backbone.path, *run.recipe.tasks["vqa"].train]  # type: ignore[attr-defined]
-        assert all(path.startswith(f"runs/sweeps/demo/seed-{run.seed}/") for path in read)
-        assert run.recipe.training.steps == 240
-
-
-LAYOUT = {
-    "vqav2-karpathy-train": "shifted/vqav2-train", "vqav2-karpathy-val": "shifted/vqav2-val",
-    "vqav2-karpathy-test": "home/vqav2-val", "gqa-train": "shifted/gqa-train",
-    "gqa-val": "shifted/gqa-val", "gqa-testdev": "home/gqa-val",
-    "nlvr2-train": "shifted/nlvr2-train", "nlvr2-dev": "shifted/nlvr2-dev",
-    "nlvr2-test1": "home/nlvr2-dev", "coco-train": "shifted/coco-train",
-    "coco-val": "shifted/coco-val", "coco-test": "home/coco-val",
-}  # fmt: skip
-"""Data set of the sweep -> the demo's, which was read from the same official layout."""
-
-
-def tiny_bart(folder: Path) -> dict[str, str]:
-    """Config and tokenizer of a tiny BART that reads bytes."""
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    words += sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = BartTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
-    tokenizer.save_pretrained(folder / "bytes")
-    sizes = hf_config(Bart, len(words)) | {"max_position_embeddings": 600}
-    (folder / "bart.json").write_text(json.dumps(sizes))
-    return {"config": str(folder / "bart.json"), "tokenizer": str(folder / "bytes")}
-
-
-@pytest.mark.slow
-@pytest.mark.launcher
-def test_every_recipe_of_the_main_table_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two steps, on the demo's pictures and with a tiny BART; then scores and the table."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert data_prep(["demo", "--out", str(tmp_path / "demo"), "--scenes", "200"]) == 0
-    (tmp_path / "shards").mkdir()
-    for name, drawn in LAYOUT.items():
-        (tmp_path / "shards" / name).symlink_to(tmp_path / "demo/shards" / drawn)
-    bart = {"path": None, **tiny_bart(tmp_path)}
-    few = {"batch_size": 4}
-    tree = {
-        "base": "sweeps/vl_adapter_image_bart.yaml",
-        "output": str(tmp_path / "table"),
-        "seeds": [9595],
-        "split": "evaluate",  # test_sweep_run.py scores test data
-        "paths": {"shards": str(tmp_path / "shards")},
-        "scores": {"caption": "word_f1"},  # CIDEr needs Java
-        "overrides": {
-            "model": {"init_args": {
-                "backbone": {"init_args": bart},
-                "vision": {"class_path": "ConvNet", "init_args": {
-                    "image_size": 48, "grid": 6, "widths": [4, 8, 8]}},
-            }},
-            "tasks": {
-                "vqa": {"init_args": few}, "gqa": {"init_args": few},
-                "nlvr": {"init_args": few}, "caption": {"init_args": few},
-            },
-            "data": {"num_workers": 0},
-            "training": {"epochs": None, "steps": 2, "log_every": 1},
-        },
-    }  # fmt: skip
-    file = tmp_path / "table.yaml"
-    file.write_text(yaml.safe_dump(tree))
-    assert run_command(["sweep", str(file), "--ranks", "1"]) == 0
-    capsys.readouterr()
-    assert run_command(["compare", str(file), "--format", "md"]) == 0
-    table = capsys.readouterr().out
-    for row, values in read_sweep([str(file)]).published.items():
-        (line,) = [line for line in table.splitlines() if line.startswith(f"| {row} (1 seed)")]
-        assert f"(paper {values['average']:.1f})" in line
-        assert "| - " not in line

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.toys.files import ROOT
 from tests.toys.shares import share_hosts
+from vlds.cli.sweep import shares
+from vlds.cli.sweep_work import claim
+from vlds.runtime.folders import NAME, FolderInUse
 
-pytestmark = pytest.mark.slow
 PARTS = 8
 WORK = """
 import os, sys, time
@@ -43,6 +48,7 @@ while time.monotonic() < deadline:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_hosts_that_race_do_each_part_once(seed: int, tmp_path: Path) -> None:
     """Three hosts, two with two processes; one dies in the middle, and the others begin its part
@@ -80,3 +86,44 @@ def test_hosts_that_race_do_each_part_once(seed: int, tmp_path: Path) -> None:
         assert sorted(set(ends)) == list(range(PARTS))
         assert len(begun) == len(set(begun)), f"begun twice: {sorted(lines)}"
         print(seed, "host", dead, "died;", len(ends), "ends")
+
+
+# At most one process holds a part of a sweep; what a dead one held is free again.
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from vlds.cli.sweep_work import claim
+with claim(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_claims_nothing(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "part")]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUse), claim(tmp_path / "part"):
+            raise AssertionError("claimed twice")
+        process.send_signal(signal.SIGKILL)
+    assert (tmp_path / "part").exists()
+    for _ in range(2):  # the claim's file stays, and keeps nobody of this host away
+        with claim(tmp_path / "part"):
+            pass
+        assert (tmp_path / "part" / NAME).is_file()
+
+
+# The share of the machine that each run has, if several run at a time.
+
+
+def test_processes_share_the_gpus() -> None:
+    def visible(num: int, ranks: int, environment: dict[str, str]) -> list[str]:
+        return [s["CUDA_VISIBLE_DEVICES"] for s in shares(num, ranks, 4, environment)]
+
+    assert visible(2, 1, {}) == ["0,1", "2,3"]
+    assert visible(4, 1, {"CUDA_VISIBLE_DEVICES": "7,6,5,4"}) == ["7", "6", "5", "4"]
+    with pytest.raises(ValueError, match="--at-once 3: 6 GPUs are asked for, and this machine has"):
+        shares(3, 2, 4, {})

@@ -15,7 +15,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -189,37 +188,6 @@ def test_two_at_a_time_end_as_one_after_another(
     begun = [len(read_lines(state.parent / "starts.jsonl")) for state in states]
     assert 2 in begun
     assert scores(file, capsys) == scores(write_sweep(world, whole), capsys)
-
-
-def test_killed_processes_are_told(world: Path, tmp_path: Path) -> None:
-    process = start(write_sweep(world, tmp_path), "--at-once", "2")
-    states = tmp_path / "table"
-    until(lambda: any(states.glob("*/seed-7/state/step-*")), 200)
-    for worker in psutil.Process(process.pid).children():
-        worker.kill()
-    code, output = end(process)
-    assert code == 1, output
-    assert "one of its processes has ended early; start it again to continue" in output
-
-
-def test_a_failure_in_one_process_is_told(world: Path, tmp_path: Path) -> None:
-    broken = {"base": str(world / "tiny.yaml"), "optimizer": {"learning_rate": 1e15},
-              "training": {"steps": 4, "max_nonfinite_steps": 0}}  # fmt: skip
-    recipes = {
-        "whole": {"base": str(world / "tiny.yaml"), "training": {"steps": 4}},
-        "broken": broken,
-    }
-    file = write_sweep(
-        world, tmp_path, split="evaluate", published={}, recipes=recipes,
-        scores={"vqa": "soft_score"},
-    )  # fmt: skip
-    code, output = end(start(file, "--at-once", "2"))
-    assert code == 1, output
-    assert "1 of 2 runs are done" in output
-    assert "failed: broken, seed 7: in another process: " in output
-    code, output = end(start(file, "--at-once", "2", "--runs", "1"))
-    assert code == 2
-    assert "vlds sweep: --runs and --at-once: give one of them" in output
 
 
 def test_hosts_with_a_shared_folder_do_every_run_once(world: Path, tmp_path: Path) -> None:

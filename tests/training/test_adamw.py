@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -24,9 +25,12 @@ from tests.toys.engines import (
     recipe_model,
     start_engine,
 )
+from tests.toys.kinds import kind_recipe
+from tests.toys.rank_jobs import check_complaint
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.whole_adamw import WholeAdamW
-from vlds.models.kinds.joint import JointModel
+from vlds.models.kinds.joint import JointModel, JointSeq2Seq
 from vlds.models.methods import (
     IA3,
     Adapter,
@@ -38,12 +42,19 @@ from vlds.models.methods import (
     Method,
     PrefixTuning,
     PromptTuning,
+    Shrinking,
 )
 from vlds.models.roles import TaskSlices, task_slices
-from vlds.recipe.config import AdamWUpdate, OptimizerConfig
+from vlds.recipe.config import AdamWUpdate, OptimizerConfig, Recipe
 from vlds.schema import Batch
 from vlds.training.loss import LossTotals, coefficients, count
-from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
+from vlds.training.optimizer import (
+    parameter_groups,
+    peak_learning_rate,
+    run_factor,
+    schedule_factor,
+    set_learning_rate,
+)
 
 STEPS = 50
 SCHEDULE = OptimizerConfig(warmup_ratio=0.2)
@@ -155,18 +166,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[AdamWUpdate, dict
     return {"torch": reference(case), "transformers": of_transformers}
 
 
-@pytest.mark.slow
-def test_updates_are_those_of_the_formulas(
-    expected: dict[AdamWUpdate, dict[str, Tensor]], tmp_path: Path
-) -> None:
-    """In one process, where the two updates part by far more than their rounding."""
-    ours = whole_steps(case_of(tmp_path))
-    for name, weight in expected["torch"].items():
-        assert (ours[name] - weight).abs().max() < 1e-6, name
-    apart = [(w - expected["transformers"][n]).abs().max() for n, w in expected["torch"].items()]
-    assert max(apart) > 1e-3
-
-
 @pytest.mark.parametrize("update", get_args(AdamWUpdate))
 def test_small_and_constant_gradients(update: AdamWUpdate) -> None:
     """2,000 updates of 0.5 in closed form: with a constant gradient g the corrected moments are g
@@ -255,32 +254,6 @@ def test_masters_in_the_memory_of_the_cpu(
     assert_equals(ranks2.run(train, case, range(STEPS), timeout=200)[0], expected[update])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "second", "update"),
-    [
-        ((2, 3), (4, 2), "torch"),
-        ((4, 2), (2, 3), "transformers"),
-        ((2, 2), (1, 3), "torch"),
-        ((1, 1), (4, 3), "transformers"),
-    ],
-)
-def test_updates_go_on_at_another_stage_and_number_of_ranks(
-    first: tuple[int, int],
-    second: tuple[int, int],
-    update: AdamWUpdate,
-    expected: dict[AdamWUpdate, dict[str, Tensor]],
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-) -> None:
-    half, before = STEPS // 2, None
-    for (ranks, stage), steps in ((first, range(half)), (second, range(half, STEPS))):
-        pool: RankPool = request.getfixturevalue(f"ranks{ranks}")
-        case = case_of(tmp_path, stage, update=update)
-        before, *_ = pool.run(train, case, steps, before, timeout=200)
-    assert_equals(before, expected[update])
-
-
 METHODS: dict[str, Method] = {
     "adapters": Adapter(reduction=4, sharing="multiple"),
     "half_adapters": Adapter(reduction=4, sharing="half_shared_up", layer_norm_before=True),
@@ -349,20 +322,71 @@ def test_weights_of_absent_tasks_stand_still(stage: int, ranks2: RankPool, tmp_p
     assert stacked == PER_TASK
 
 
-def skip_one(case: Case) -> tuple[bool, list[int]]:
-    """True if a step with NaNs was skipped, and the updates after it and after a good step."""
-    made, plan = start_engine(case)
-    bad, good = global_batch(0), global_batch(1, [2] * NUM_EXAMPLES)
-    assert bad.features is not None
-    bad = replace(bad, features=torch.full_like(bad.features, math.nan))
-    report = made.step(own_micro_batches(bad, made, plan))
-    made.step(own_micro_batches(good, made, plan))
-    updates = made.task_updates
-    made.close()
-    return report.skipped, updates
+# The schedule, and what decays.
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("stage", [2, 3])
-def test_a_skipped_step_counts_for_no_task(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
-    assert ranks2.run(skip_one, case_of(tmp_path, stage)) == [(True, [0, 0, 1])] * 2
+def test_the_rate_rises_stays_and_falls() -> None:
+    config = OptimizerConfig(warmup_ratio=0.1)
+    factors = [schedule_factor(step, 40, config) for step in range(40)]
+    assert factors[:5] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert factors[-1] == pytest.approx(1 / 36)
+    assert factors[22] == pytest.approx(0.5)
+    late = replace(config, decay_start=0.5)
+    factors = [schedule_factor(step, 100, late) for step in range(100)]
+    assert factors[10] == factors[49] == 1.0
+    assert factors[75] == pytest.approx(0.5)
+
+
+def test_methods_may_begin_the_schedule_again(tmp_path: Path) -> None:
+    shrinking = Shrinking(of=Adapter(reduction=4), cycles=3)
+    run = recipe_of(tmp_path, {"lora": LoRA(rank=2), "shrink": shrinking})
+    training = replace(run.training, steps=40)
+    run = replace(run, optimizer=OptimizerConfig(warmup_ratio=0.1), training=training)
+    cycle = [schedule_factor(step, 10, run.optimizer) for step in range(10)]
+    assert [run_factor(step, run) for step in range(40)] == cycle * 4
+    whole = replace(run, methods={"shrink": replace(shrinking, restart=False)})
+    expected = [schedule_factor(step, 40, run.optimizer) for step in range(40)]
+    assert [run_factor(step, whole) for step in range(40)] == expected
+
+
+def recipe_of(folder: Path, methods: dict[str, Method], family: str = "T5") -> Recipe:
+    run = case_recipe(make_case(folder, family=family))
+    return with_model(replace(run, methods=methods), train_norms=True)
+
+
+def rate_of_part(kind: str, field: str, world: Path, folder: Path, **changes: bool) -> Recipe:
+    run = with_model(kind_recipe(kind, world, folder / "run"), **changes)
+    return replace(run, optimizer=OptimizerConfig(**{field: 1e-5}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "switch", "field", "message"),
+    [
+        ("joint", "norms", "norms", "norms; what trains: .*, visual embedding; leave it out"),
+        ("joint", "visual_embedding", "connector", "visual embedding; what trains: "),
+        ("joint", None, "heads", "heads; what trains: "),
+        ("causal", "projector", "connector", "connector or projector; what trains: lora; leave it"),
+        ("image_text", None, "norms", "norms; what trains: lora, connector; leave it out"),
+        ("image_text", "connector", "connector", "connector; what trains: lora; leave it out"),
+    ],
+)
+def test_the_rate_of_a_part_that_does_not_train(
+    kind: str, switch: str | None, field: str, message: str, world: Path, tmp_path: Path
+) -> None:
+    """An error before any file is opened."""
+    field, changes = f"{field}_learning_rate", {f"train_{switch}": False} if switch else {}
+    run = rate_of_part(kind, field, world, tmp_path, **changes)
+    start = rf"optimizer\.{field}: got 1e-05, but the model trains no "
+    assert re.match(start + message, check_complaint(run))
+
+
+@pytest.mark.parametrize(
+    ("part", "field"), [*JointSeq2Seq.rate_fields.items(), ("heads", "heads_learning_rate")]
+)
+def test_each_part_has_the_rate_of_its_field(part: str, field: str, tmp_path: Path) -> None:
+    run = recipe_of(tmp_path, {"lora": LoRA(rank=2), "ia3": IA3(learning_rate=0.25)})
+    assert peak_learning_rate(part, run) == run.optimizer.learning_rate
+    optimizer = replace(run.optimizer, **{field: 0.125})
+    assert peak_learning_rate(part, replace(run, optimizer=optimizer)) == 0.125
+    assert peak_learning_rate("lora", run) == run.optimizer.learning_rate
+    assert peak_learning_rate("ia3", run) == 0.25

@@ -27,7 +27,6 @@ from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.json_files import DESCRIPTION, write_manifest
 from vlds.runtime.ranks import Ranks
 from vlds.training import agreement
-from vlds.training.agreement import flat
 from vlds.training.loop import train
 from vlds.training.prepare import prepare
 
@@ -91,20 +90,6 @@ def test_another_version_of_the_code(
     assert line == "seed: 1, on rank 1 (b) 2"
 
 
-def test_values_that_look_alike() -> None:
-    """Each difference has a line, in which the two values differ."""
-    for one, other in ((1, 1.0), (1, True), (1, "1"), ("nothing", None), ([1], [1.0])):
-        (line,) = differing([{"x": one}, {"x": other}])
-        first, second = line.removeprefix("x: ").split(", on rank 1 ")
-        assert first != second
-    shards = [f"/data/shards/a-very-long-name-of-a-folder/part-{n:03d}" for n in range(9)]
-    (line,) = differing([{"x": shards}, {"x": [*shards[:-1], "/data/other"]}])
-    assert "a-very-long" in line
-    assert "/data/other" in line
-    assert len(line) < 160
-    assert differing([{"x": float("nan")}, {"x": float("nan")}]) == []
-
-
 def facts(recipe: Recipe) -> agreement.Facts:
     ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
     return agreement.facts_of(recipe, prepare(recipe, ranks, False), "new")
@@ -138,13 +123,6 @@ def test_what_else_decides_what_is_computed(world: Path, tmp_path: Path) -> None
     assert "order of the tasks: ['vqa'" in said
 
 
-def test_flat_names() -> None:
-    tree = {"tasks": {"vqa": {"class_path": "VQA", "init_args": {"train": ["a"], "weight": 1}}}}
-    assert flat(tree) == {
-        "tasks.vqa.class_path": "VQA", "tasks.vqa.train": ["a"], "tasks.vqa.weight": 1
-    }  # fmt: skip
-
-
 def written(folder: Path) -> Path:
     """A folder such as `vlds convert hf` writes."""
     (folder / "vision").mkdir(parents=True)
@@ -169,12 +147,6 @@ def test_a_flipped_bit_is_named(tmp_path: Path, name: str) -> None:
         f"{folder}: {name} is not what was written (size or sha256 differ); copy the folder again "
         "from where it was written"
     )
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    folder = written(tmp_path / "hf")
-    (folder / "model.safetensors").unlink()
-    assert f"{folder}: model.safetensors is missing" in str(damaged_source(str(folder)))
 
 
 def test_only_what_is_named_is_read(tmp_path: Path) -> None:

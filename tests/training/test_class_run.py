@@ -10,29 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from tests.toys.files import read_lines
-from tests.toys.kinds import SLOW_KINDS, built, kind_recipe
-from tests.toys.models import shake
-from tests.toys.rank_jobs import check_complaint, run_and_print, run_recipe
+from tests.toys.kinds import SLOW_KINDS, kind_recipe
+from tests.toys.rank_jobs import check_complaint
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
-from tests.toys.trained_runs import save_run
-from tests.toys.world import picture, world_recipe
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.convert.verify import logits
-from vlds.evaluation.result import read_scores
 from vlds.evaluation.sources import with_lists
-from vlds.models.build import describe
 from vlds.models.heads import Head, LinearHead, MLPHead
-from vlds.models.methods import LoRA
-from vlds.recipe.config import Recipe, parse_recipe, save_recipe
+from vlds.recipe.config import Recipe
 from vlds.schema import Decoding
 from vlds.tasks import VQA, Caption
-from vlds.training.optimizer import parameter_groups
 
 COLOURS = ("red", "green", "blue")
 """The world's answers but for dark, which is worth 0.3 of each question."""
@@ -78,55 +69,9 @@ def test_the_artifact_is_complete(run: Path) -> None:
     assert losses(run)[-1][1] < losses(run)[0][1]
 
 
-def test_predictions_are_classes(run: Path) -> None:
-    lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
-    assert len(lines) == 48
-    assert {line["prediction"] for line in lines} <= set(COLOURS)
-    assert all(0 < line["confidence"] < 1 for line in lines)
-    assert all("token_confidence" not in line for line in lines)
-
-
-def on_a_rank(words: list[str]) -> int:
-    """A command of `vlds` in a process of its own, since it starts ranks there; its exit code."""
-    return run_command(words)
-
-
-@pytest.mark.slow
-def test_the_run_is_evaluated_and_asked(
-    run: Path, world: Path, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["evaluate", "--run", str(run), "--data", f"vqa={world / 'vqa'}"]
-    words += ["--out", str(tmp_path / "scores")]
-    assert ranks2.run(on_a_rank, words, timeout=120) == [0, 0]
-    scored = read_scores(tmp_path / "scores")
-    lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
-    exact = sum(line["prediction"] == line["reference"]["answer"] for line in lines) / len(lines)
-    assert list(scored) == ["vqa"]
-    assert scored["vqa"].scores["exact_match"] == pytest.approx(exact)
-    photo = tmp_path / "photo.jpg"
-    photo.write_bytes(picture("red", 0))
-    capsys.readouterr()
-    asked = ["predict", "--run", str(run), "--task", "vqa", "--image", str(photo)]
-    assert run_command([*asked, "--question", "what colour is it?"]) == 0
-    assert capsys.readouterr().out.strip() in COLOURS
-
-
 @pytest.mark.slow
 def test_a_converted_run_keeps_the_heads(run: Path, tmp_path: Path) -> None:
     assert_same_classes(run, tmp_path / "out", "hf")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["joint", *SLOW_KINDS])
-def test_a_merged_run_keeps_the_heads(kind: str, world: Path, tmp_path: Path) -> None:
-    recipe = class_recipe(kind, world, tmp_path / "run")
-    lora = LoRA(rank=2, roles=["attn_q"], train_biases=False)
-    recipe = replace(recipe, methods={"lora": lora})
-    model = built(recipe).eval()
-    shake(model)
-    save_run(LoadedRun(recipe, recipe.model.load_processor(), model))
-    assert_same_classes(tmp_path / "run", tmp_path / "out", "merge")
-    assert load_run(tmp_path / "out").recipe.methods == {}
 
 
 def assert_same_classes(run: Path, out: Path, layout: str) -> None:
@@ -139,64 +84,12 @@ def assert_same_classes(run: Path, out: Path, layout: str) -> None:
     assert "the tasks' heads are kept apart" in (out / "README.md").read_text("utf-8")
 
 
-@pytest.mark.slow
-def test_a_plan_counts_the_heads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved = str(run / "recipe.yaml")
-    assert run_command(["describe", saved, "--json"]) == 0
-    counts = json.loads(capsys.readouterr().out)
-    stored = load_file(run / "artifact" / "weights.safetensors")
-    heads = sum(t.numel() for name, t in stored.items() if name.startswith("heads."))
-    assert counts["by_part"]["heads"] == {"total": heads, "trainable": heads}
-    assert run_command(["plan", saved, "--json"]) == 0
-    (plan,) = json.loads(capsys.readouterr().out).values()
-    assert "cannot run" not in json.dumps(plan)
-
-
 # What a recipe may say.
-
-
-def test_a_linear_probe_needs_no_methods(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
-    recipe = class_recipe("joint", world, tmp_path / "run", LinearHead(classes=COLOURS), stage=2)
-    kind = replace(recipe.model, train_norms=False, train_visual_embedding=False)  # type: ignore[call-arg]
-    tasks = {"vqa": recipe.tasks["vqa"]}
-    optimizer = replace(recipe.optimizer, connector_learning_rate=None, heads_learning_rate=0.1)
-    probe = replace(recipe, model=kind, methods={}, tasks=tasks, optimizer=optimizer)
-    assert describe(probe.model_setup, ["vqa"]).trainable == (16 + 1) * 3
-    groups = parameter_groups(built(probe), probe)
-    assert {(group["peak_lr"], group["weight_decay"]) for group in groups} == {
-        (0.1, 0.01), (0.1, 0.0),
-    }  # fmt: skip
-    code, printed = ranks1.run(run_and_print, probe, timeout=120)[0]
-    assert code == 0
-    assert "51 of " in printed
-    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
-
-
-def test_one_line_chooses(world: Path, tmp_path: Path) -> None:
-    """Also on the command line."""
-    file = tmp_path / "recipe.yaml"
-    save_recipe(world_recipe(world, tmp_path / "run"), file)
-    words = [str(file), "--tasks.vqa.head", "MLPHead", "--tasks.vqa.head.classes", "[red, blue]"]
-    assert parse_recipe(words).tasks["vqa"].head == MLPHead(classes=("red", "blue"))
-    words = [str(file), "--tasks.vqa.head", "LinearHead", "--tasks.vqa.head.classes", "list.json"]
-    assert parse_recipe(words).tasks["vqa"].head == LinearHead(classes="list.json")
-    assert parse_recipe([*words, "--tasks.vqa.head", "null"]).tasks["vqa"].head is None
 
 
 def with_head(world: Path, tmp_path: Path, head: Head) -> Recipe:
     recipe = class_recipe("joint", world, tmp_path / "run", head)
     return replace(recipe, tasks={"vqa": recipe.tasks["vqa"]})
-
-
-def test_answers_without_a_class_are_counted(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
-    """A third of the pictures are blue, and dark has a class."""
-    recipe = with_head(world, tmp_path, LinearHead(classes=("red", "green")))
-    recipe = replace(recipe, training=replace(recipe.training, steps=1))
-    printed = ranks1.run(run_and_print, recipe, timeout=120)[0][1]
-    assert (
-        "tasks.vqa.head.classes: 24 of the first 48 answers are not classes, such as 'blue'; they "
-        "train no class, and are scored as wrong"
-    ) in printed
 
 
 def test_a_list_of_other_data_is_an_error(world: Path, tmp_path: Path) -> None:
@@ -236,13 +129,3 @@ def test_what_a_head_does_not_go_with() -> None:
     for name in ("choices", "answers"):
         with pytest.raises(ValueError, match=rf"head: .* decoding.{name} limits what is written"):
             VQA(head=head, decoding=Decoding(**{name: ("red", "green")}))
-
-
-def test_the_sequential_reader_learns_classes_too(
-    world: Path, tmp_path: Path, ranks1: RankPool
-) -> None:
-    recipe = class_recipe("joint", world, tmp_path / "run", stage=2)
-    recipe = replace(recipe, data=replace(recipe.data, reader="sequential"))
-    assert ranks1.run(run_recipe, recipe, timeout=120) == [0]
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text("utf-8"))
-    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]

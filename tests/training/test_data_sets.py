@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.cli import main as data_prep
 from tests.toys import official_sets as made
 from tests.toys.class_folders import pack_folders
-from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines, write
-from tests.toys.models import backbone as toy_backbone
-from tests.toys.models import build
-from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import COLOURS, picture, world_recipe
+from vlds.data.config import DataConfig
+from vlds.data.errors import ErrorPolicy
+from vlds.data.shards.store import open_dataset
+from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.backbones import T5, Bart
+from vlds.recipe.config import Recipe, load_recipe, parse_recipe
 from vlds.schema import Decoding
 from vlds.tasks import (
-    NLVR2,
     VQA,
     Caption,
     DirectAnswer,
@@ -36,11 +39,9 @@ from vlds.tasks import (
     TextVQA,
 )
 from vlds.tasks.metrics.plain_scores import plain, split
-from vlds.training.run import check_choices
 
 SPLITS = {"okvqa": "val", "aokvqa": "val", "textvqa": "val", "scienceqa": "test",
           "refcoco": "testA", "flickr30k": "test"}  # fmt: skip
-LABELS = {"red": "entailment", "green": "neutral", "blue": "contradiction"}
 CLASSES = {"red": "a fire", "green": "the grass", "blue": "the sea"}
 
 
@@ -107,33 +108,6 @@ def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_
 
 
 @pytest.mark.slow
-def test_snli_ve(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    """Twelve pictures of one colour with a sentence each."""
-    rows = []
-    for number in range(12):
-        colour = list(COLOURS)[number % 3]
-        pixels = picture(colour, number)
-        write(tmp_path / "src" / "flickr30k-images" / f"{number}.jpg", pixels)
-        sentence = {"sentence2": f"the picture {number} is red", "gold_label": LABELS[colour]}
-        row = {"pairID": f"{number}#0r1", "Flickr30K_ID": str(number), **sentence}
-        rows.append(json.dumps(row))
-    write(tmp_path / "src" / "snli_ve_dev.jsonl", "\n".join(rows))
-    shards = [str(tmp_path / "shards")]
-    pack = ["snli-ve", "--src", str(tmp_path / "src"), "--split", "dev", "--out", *shards]
-    assert data_prep(pack) == 0
-    tasks = {"snli_ve": Entailment(train=shards, evaluate=shards)}
-    scores = scores_of(tasks, shards, world, tmp_path, ranks2)["snli_ve"]
-    assert list(plain(scores)) == ["accuracy"]
-    cells = {split(name): score for name, score in scores.items()}
-    by_label = {cell[2]: score for cell, score in cells.items() if cell and cell[1] == "label"}
-    assert set(by_label) == set(LABELS.values())
-    assert sum(by_label.values()) / 3 == pytest.approx(scores["accuracy"])
-    answers = predicted(tmp_path, "snli_ve")
-    assert len(answers) == 12
-    assert set(answers) <= set(LABELS.values())
-
-
-@pytest.mark.slow
 def test_folders_of_classes(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     """Every answer is one of the classes, whose list comes from dataset.json."""
     for number in range(24):
@@ -152,37 +126,6 @@ def test_folders_of_classes(world: Path, ranks2: RankPool, tmp_path: Path) -> No
     assert set(predicted(tmp_path, "classes")) <= set(CLASSES.values())
 
 
-@pytest.mark.slow
-def test_clips_of_stored_features_and_subtitles(
-    world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = clip_recipe(world, tmp_path)
-    assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
-    lines = read_lines(Path(recipe.output) / "metrics.jsonl")
-    losses = [line for line in lines if "loss" in line]
-    for name in recipe.tasks:
-        assert losses[-1][f"loss/{name}"] < 0.8 * losses[0][f"loss/{name}"]
-        # 40 steps of 8 examples over two tasks of 24, with equal weights.
-        assert losses[-1][f"epoch/{name}"] == 160 / 24
-    assert lines[-1]["scores"].keys() == recipe.tasks.keys()
-    assert lines[-1]["scores"]["tvqa"].keys() == {"accuracy"}
-    assert "word_f1" in lines[-1]["scores"]["tvc"]
-    told = read_lines(Path(recipe.output) / "predictions" / "step-00000040" / "tvqa.jsonl")
-    asked = [f"q{number}-{n}" for number in range(12) for n in range(2)]
-    assert sorted(line["id"] for line in told) == sorted(asked)
-
-
-def test_words_that_begin_alike_are_refused_before_training(world: Path, tmp_path: Path) -> None:
-    model = build(toy_backbone(T5, tmp_path))
-    recipe = world_recipe(world, tmp_path)
-    alike = NLVR2(evaluate=["shards/x"], decoding=Decoding(choices=("w7 w8", "w7")))
-    with pytest.raises(
-        ValueError, match=r"tasks\.nlvr\.decoding\.choices: w7 w8, w7 do not differ"
-    ):
-        check_choices(replace(recipe, tasks={"nlvr": alike}), model)
-    check_choices(replace(recipe, tasks={"nlvr": replace(alike, evaluate=[])}), model)
-
-
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
 @pytest.mark.parametrize("task", [Entailment(), MultipleChoice()], ids=["labels", "letters"])
 def test_real_tokenizers_tell_the_words_apart(family: str, task: Task, shared: Path) -> None:
@@ -194,3 +137,134 @@ def test_real_tokenizers_tell_the_words_apart(family: str, task: Task, shared: P
     choices = task.decoding.choices or ()
     firsts = {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in choices}
     assert len(firsts) == len(choices) > 2
+
+
+# Runs that stream their shards, whose batches are of one task, or that last some epochs.
+
+
+def streamed(recipe: Recipe, world: Path) -> Recipe:
+    """The same tasks from one shard of captions and three of questions, one of them at a URL;
+    two processes for each rank."""
+    caption, vqa = recipe.tasks["caption"], recipe.tasks["vqa"]
+    shards = [f"{world}/vqa/vqa-train-0000{{0,1}}.tar", f"file://{world}/vqa/vqa-train-00002.tar"]
+    tasks = {
+        "vqa": replace(vqa, train=shards),
+        "caption": replace(caption, train=[f"{world}/caption/caption-train-00000.tar"]),
+    }
+    data = DataConfig(
+        global_batch_size=8, micro_batch_size=2, num_workers=2, reader="sequential",
+        shuffle_buffer=8, errors=ErrorPolicy(max_bad_fraction=1.0),
+    )  # fmt: skip
+    return replace(recipe, tasks=tasks, data=data)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_resume(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = streamed(world_recipe(world, tmp_path / "run"), world)
+    short = replace(recipe, training=replace(recipe.training, steps=5))
+    (code, said), (other, _) = ranks2.run(run_and_print, short, False, timeout=120)
+    assert (code, other) == (0, 0)
+    assert "the order of examples depends on their number; --resume begins new shards" in " ".join(
+        said.split()
+    )
+    assert [code for code, _ in ranks2.run(run_and_print, recipe, True, timeout=120)] == [0, 0]
+    lines = read_lines(tmp_path / "run/metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    assert sum("loss/vqa" in line for line in steps) == 10
+    assert not any("epoch/vqa" in line for line in steps)  # nobody knows
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    predictions = (tmp_path / "run/predictions/step-00000010/vqa.jsonl").read_text().splitlines()
+    assert len(predictions) == 48  # evaluation reads the indexed data set, each example once
+
+
+def test_what_needs_an_index_says_so(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    shards = f"{world}/vqa/vqa-train-0000{{0..2}}.tar"
+    vqa = recipe.tasks["vqa"]
+    train_on = replace(recipe, tasks={"vqa": replace(vqa, train=[shards])})
+    with pytest.raises(ValueError, match=r"^tasks\.vqa: .* set data\.reader to sequential; "):
+        training_sources(train_on)
+    score_on = replace(recipe, tasks={"vqa": replace(vqa, evaluate=[shards])})
+    with pytest.raises(ValueError, match=r"^tasks\.vqa: .* put them into a folder and index it"):
+        evaluation_sources(score_on)
+    named = replace(train_on, data=DataConfig(reader="sequential", fields={"vqo": {"a": "b"}}))
+    with pytest.raises(ValueError, match=r"^data\.fields: no task is called vqo; the tasks are"):
+        streamed_sources(named)
+    with pytest.raises(ValueError, match=r"^tasks\.caption: .* holds samples of kind 'vqa'"):
+        streamed_sources(
+            replace(named, tasks={"caption": replace(recipe.tasks["caption"], train=[shards])},
+                    data=DataConfig(reader="sequential"))
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reader", "option", "message"),
+    [
+        ("sequential", ("--data.window", "3"), r"data\.window: got 3, which data\."),
+        (
+            "indexed",
+            ("--data.shuffle_buffer", "5"),
+            r"data\.shuffle_buffer: got 5, which data\.reader indexed",
+        ),
+        ("streamed", (), r"give one of indexed, sequential"),
+        ("sequential", ("--data.shuffle_buffer", "0"), r"shuffle_buffer: got 0"),
+    ],
+)
+def test_options_of_the_other_reader(reader: str, option: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_recipe(["--config", "recipes/demo.yaml", "--data.reader", reader, *option])
+
+
+def task_batches(world: Path, output: Path) -> Recipe:
+    """Two epochs of questions in batches of 7 and captions in batches of 5, without dropout."""
+    recipe = world_recipe(world, output)
+    vqa = replace(recipe.tasks["vqa"], weight=1.0, batch_size=7)
+    caption = replace(recipe.tasks["caption"], batch_size=5)
+    return with_model(
+        replace(
+            recipe,
+            tasks={"vqa": vqa, "caption": caption},
+            data=replace(recipe.data, unit="global_batch", temperature=1.0, micro_batch_size=2),
+            training=replace(recipe.training, steps=None, epochs=2),
+        ),
+        backbone=replace(recipe.model.backbone, dropout=0.0),
+    )
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = read_lines(run / "metrics.jsonl")
+    return [line for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_epochs_become_steps_and_any_ranks_take_the_same(
+    world: Path, ranks1: RankPool, ranks4: RankPool, tmp_path: Path
+) -> None:
+    """Four ranks share batches of 7 and 5 in micro-batches of one and two."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert ranks1.run(run_recipe, task_batches(world, alone), timeout=120) == [0]
+    assert ranks4.run(run_recipe, task_batches(world, shared), timeout=120) == [0] * 4
+    questions, captions = (
+        open_dataset(world / name).num_annotations for name in ("vqa", "caption")
+    )
+    vqa_steps, caption_steps = 2 * ceil(questions / 7), 2 * ceil(captions / 5)
+    steps = vqa_steps + caption_steps
+    saved = load_recipe(shared / "recipe.yaml").training
+    assert (saved.steps, saved.epochs) == (steps, None)
+    one, other = metrics(alone), metrics(shared)
+    assert [line["step"] for line in one] == list(range(1, steps + 1))
+    for name in ("loss", "loss/vqa", "loss/caption", "epoch/vqa", "epoch/caption"):
+        found, expected = ([line.get(name) for line in lines] for lines in (other, one))
+        assert found == [value and pytest.approx(value, rel=1e-3) for value in expected], name
+    # A batch is of one task; its last batch of an epoch is filled up from the next.
+    assert all(("loss/vqa" in line) != ("loss/caption" in line) for line in one)
+    assert other[-1]["epoch/vqa"] == pytest.approx(vqa_steps * 7 / questions)
+    assert other[-1]["epoch/caption"] == pytest.approx(caption_steps * 5 / captions)
+
+
+def test_a_batch_size_needs_batches_of_one_task(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    vqa = replace(recipe.tasks["vqa"], batch_size=7)
+    with pytest.raises(ValueError, match=r"tasks\.vqa\.batch_size: got 7, but data\.unit is exam"):
+        replace(recipe, tasks=recipe.tasks | {"vqa": vqa})

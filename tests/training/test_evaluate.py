@@ -20,9 +20,9 @@ from tests.toys.files import read_lines
 from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import refusal, run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model, with_task
+from tests.toys.recipes import with_task
 from tests.toys.trained_runs import talkative_run
-from tests.toys.world import picture, records, world_recipe, write_tokenizer
+from tests.toys.world import picture, records, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.evaluation.evaluator import Evaluator
@@ -151,19 +151,6 @@ def test_ranks_that_share_the_weights_answer_alike(
     assert len(answers[0]) == NUM_QUESTIONS
 
 
-@pytest.mark.slow
-def test_worlds_of_one_and_three(
-    talkative: Path, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
-) -> None:
-    first, _ = written_by(ranks2, talkative, world, tmp_path)
-    assert written_by(ranks1, talkative, world, tmp_path) == [first] * 2
-    pool = RankPool(3)
-    try:
-        assert written_by(pool, talkative, world, tmp_path) == [first] * 2
-    finally:
-        pool.close()
-
-
 def test_training_wrote_the_same_predictions(run: Path, world: Path, ranks2: RankPool) -> None:
     ((evaluation,), said), (_, silence) = ranks2.run(evaluate_on, run, world / "vqa", timeout=120)
     entries = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
@@ -214,68 +201,6 @@ def command(words: list[str], cache: Path | None = None) -> tuple[int, str]:
     return code, out.getvalue()
 
 
-def test_data_at_a_url(run: Path, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    url = f"vqa=file://{world}/vqa"
-    cache, out = tmp_path / "cache", tmp_path / "out"
-    words = ["evaluate", "--run", str(run), "--data", url, "--out", str(out)]
-    assert [code for code, _ in ranks2.run(command, words, cache, timeout=120)] == [0, 0]
-    own = run / "predictions" / "step-00000010" / "vqa.jsonl"
-    assert (out / "vqa.jsonl").read_bytes() == own.read_bytes()
-    assert len(list((cache / "vlds").glob("*.tar"))) == 3
-
-
-@pytest.mark.slow
-def test_only_listed_answers(
-    talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """The list may come after the run, together with other options."""
-    listed = tmp_path / "answers.json"
-    listed.write_text(json.dumps(["red", "green", "blue", "it is"]), encoding="utf-8")
-    words = ["evaluate", str(talkative), "--data", f"vqa={world}/vqa"]
-    words += ["--out", str(tmp_path), "--tasks.vqa.decoding.answers", str(listed)]
-    for beams in ("1", "3"):
-        found = [*words, "--tasks.vqa.decoding.num_beams", beams]
-        (code, out), _ = ranks2.run(command, found, timeout=120)
-        assert code == 0, out
-        answers = [line["prediction"] for line in read_lines(tmp_path / "vqa.jsonl")]
-        assert len(answers) == NUM_QUESTIONS
-        assert set(answers) <= {"red", "green", "blue", "it is"}
-        assert f"vqa (vqa-train, {NUM_QUESTIONS} examples)" in out
-        assert (tmp_path / "scores.json").is_file()
-
-
-@pytest.mark.parametrize(
-    ("words", "option", "complaint"),
-    [
-        ("evaluate", "--tasks.vqa.decoding.answers no.json", r"decoding.answers: no.json: No such"),
-        ("evaluate", "--optimizer.eps 1", "optimizer.eps: not an option of this command; of a tr"),
-        # A place that cannot be written, before anything is decoded.
-        ("evaluate", "--out FILE", r"^vlds evaluate: --out: cannot write FILE: File exists; name"),
-        (
-            "predict",
-            "--out FILE/x",
-            r"^vlds predict: --out: cannot write FILE/x: Not a dir.*; name",
-        ),
-        ("predict", "--image x.jpg", "--image: not allowed with --data"),
-        ("predict", "--task vqa", "--task: goes with --image; data sets hold their questions"),
-        ("predict --image x.jpg", "--out x", "--out: goes with --data or --split"),
-    ],
-)
-def test_options_that_cannot_be(
-    words: str, option: str, complaint: str, talkative: Path, world: Path, ranks2: RankPool,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    file = tmp_path / "file"
-    file.touch()
-    given = [*words.split(), "--run", str(talkative)]
-    if "--image" not in words:
-        given += ["--data", f"vqa={world}/vqa"]
-    given += option.replace("FILE", str(file)).split()
-    for code, out in ranks2.run(command, given, timeout=120):
-        assert code == 2
-        assert re.search(complaint.replace("FILE", re.escape(str(file))), out), out
-
-
 def test_predict_writes_what_a_leaderboard_takes(
     talkative: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -299,49 +224,6 @@ def test_predict_writes_what_a_leaderboard_takes(
     told = json.loads((tmp_path / "vqav2-test.json").read_text("utf-8"))
     assert {str(entry["question_id"]): entry["answer"] for entry in told} == own
     assert len(own) == 18
-
-
-def test_a_file_that_is_no_picture_is_named(
-    talkative: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    (tmp_path / "red.jpg").write_bytes(picture("red", 1))
-    (tmp_path / "no.json").write_text("[]")
-    words = ["predict", str(talkative), "--task", "caption", "--image"]
-    places = [str(tmp_path / name) for name in ("red.jpg", "no.json")]
-    code, out = ranks2.run(command, [*words, *places], timeout=120)[0]
-    assert code == 2
-    assert f"\nvlds predict: image: picture {tmp_path}/no.json: truncated or damaged" in out
-    assert "object at" not in out
-    code, out = ranks2.run(command, [*words, "https://x.org/a.jpg"], timeout=120)[0]
-    assert code == 2
-    assert out.startswith(
-        "vlds predict: --image: https://x.org/a.jpg: a picture is read from a file"
-    )
-    assert "download it first" in out
-    assert ranks2.run(command, [*words, places[0]], timeout=120)[0][0] == 0
-    words[3] = "vqa"
-    code, out = ranks2.run(command, [*words, places[0], "--question", "what colour is it?"])[0]
-    assert code == 0
-    assert "its end was not read (tasks.vqa.max_prompt_tokens: 12)" in out
-
-
-def test_answers_to_vqa_are_handed_in_in_lower_case(
-    world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """A model that knows nothing but capitals; captions keep them."""
-    write_tokenizer(tmp_path / "capitals.model", capitals=True)
-    recipe = world_recipe(world, tmp_path / "run")
-    backbone = replace(recipe.model.backbone, tokenizer=str(tmp_path / "capitals.model"))
-    run = talkative_run(with_model(recipe, backbone=backbone))
-    words = ["predict", "--run", str(run), "--data", f"vqa={world}/vqa", f"caption={world}/caption"]
-    (code, out), _ = ranks2.run(command, [*words, "--out", str(tmp_path)], timeout=120)
-    assert code == 0, out
-    told = {
-        task: "".join(dict(read_pairs(tmp_path / f"{task}.jsonl")).values())
-        for task in ("vqa", "caption")
-    }
-    assert told["vqa"].islower()
-    assert told["caption"].isupper()
 
 
 @pytest.mark.slow

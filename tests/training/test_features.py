@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import redirect_stderr
 from dataclasses import replace
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +18,20 @@ import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.class_folders import CLASSES, write_classes
-from tests.toys.rank_jobs import run_recipe
+from tests.toys.dask_processes import DaskProcesses
+from tests.toys.deadly_encoder import DIES_AT, DeadlyNet
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import with_model
-from tests.toys.resumed_runs import losses
-from tests.toys.world import picture, world_recipe
+from tests.toys.world import picture, records, world_recipe
 from vlds.cli.main import run_command
 from vlds.data.shards.pictures import decode_image
-from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import open_dataset
 from vlds.evaluation import features
-from vlds.evaluation.features import Done, compute_features
-from vlds.models.methods import Adapter
+from vlds.evaluation.features import ATTEMPT, compute_features, remove_attempts
 from vlds.models.vision import ConvNet, StoredFeatures
 from vlds.models.vision.base import GridEncoder
 from vlds.recipe.config import Recipe, save_recipe
+from vlds.runtime.cluster import open_cluster
 
 NO_PROCESS = 1 << 22
 """No process of Linux has this number, or a larger one."""
@@ -113,24 +117,6 @@ def with_a_bad_picture(folder: Path, num: int, **more: int) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_a_run_on_features(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "stored", timeout=120)
-    folders = [str(tmp_path / "stored")]
-    stored = with_model(
-        replace(
-            recipe,
-            tasks={"vqa": replace(recipe.tasks["vqa"], train=folders, evaluate=folders)},
-            methods={"adapter": Adapter(reduction=4)},
-        ),
-        vision=StoredFeatures(dim=8, grid=2),
-    )
-    assert ranks2.run(run_recipe, stored, timeout=120) == [0, 0]
-    found = losses(Path(stored.output))
-    assert len(found) == 10
-    assert found[-1][1] < found[0][1]
-
-
 def test_what_is_interrupted_goes_on(
     recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -182,40 +168,6 @@ def test_other_weights_under_the_same_name_do_not_go_on(
         ranks1.run(compute, recipe, str(world / "vqa"), out, timeout=120)
 
 
-def test_the_same_weights_elsewhere_go_on(
-    recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    job = begun(recipe, world, tmp_path / "out", 1)
-    written = job.tars[1].stat().st_mtime_ns
-    weights = shutil.copy(str(recipe.encoder.source), tmp_path / "moved.safetensors")
-    moved = with_model(recipe, vision=replace(recipe.encoder, weights=str(weights)))
-    assert ranks1.run(compute, moved, str(world / "vqa"), job.out, timeout=120) == [0]
-    assert job.tars[1].stat().st_mtime_ns == written
-
-
-@pytest.mark.parametrize("lie", ["other features", "nothing to read", "all bad", "another shard"])
-def test_a_marker_is_not_believed(
-    lie: str, recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    ranks1.run(compute, recipe, str(world / "vqa"), whole, timeout=120)
-    job = begun(recipe, world, half, 1, *([0] if lie == "another shard" else []))
-    marker = beside(job.tars[1], ".done")
-    if lie == "other features":  # as many bytes
-        marked = marker.read_bytes()
-        job.write_shard(other_weights(tmp_path), 1, job.tars[1])
-        marker.write_bytes(marked)
-    elif lie == "nothing to read":
-        Done(job.identity, None).save(job.tars[1])
-    elif lie == "all bad":
-        bad = [{"id": f"vqa-{n}", "reason": "it is damaged"} for n in range(8, 16)]
-        Done(job.identity, None, bad).save(job.tars[1])
-    else:
-        shutil.copy(beside(job.tars[0], ".done"), marker)
-    assert ranks1.run(compute, recipe, str(world / "vqa"), half, timeout=120) == [0]
-    assert files(half) == files(whole)
-
-
 def test_bad_pictures_are_dropped_and_listed(
     recipe: Recipe, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -248,17 +200,6 @@ def test_encoders_that_cannot(
         compute_features(with_model(recipe, vision=vision), str(world / "vqa"), tmp_path, None)
 
 
-@pytest.mark.slow
-def test_a_place_that_cannot_be_written(
-    recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        RankError, match=r"cannot write .*file/out: Not a directory; name another place. Finished"
-    ):
-        ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "file" / "out", timeout=120)
-
-
 def test_a_name_that_no_file_can_have(recipe: Recipe, world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name 'a/b': it becomes part of file names"):
         compute_features(recipe, str(world / "vqa"), tmp_path / "out", "a/b")
@@ -280,3 +221,109 @@ def test_the_command(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Pa
     )
     for one, other in zip(command, direct, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-3)
+
+
+# `vlds features` on several machines: by a Dask cluster's workers, and by ranks.
+
+SHARDS, BATCHES = 8, 32
+"""Shards of eight samples, in batches of two."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in `data`, weights of the encoder, and in `marks` the batches that it counts."""
+    folder = tmp_path_factory.mktemp("machines")
+    write_dataset(
+        folder / "data", name="vqa", kind="vqa", split="train", records=records("vqa", 8 * SHARDS),
+        shard_samples=8,
+    )  # fmt: skip
+    for name in ("marks", "net"):
+        (folder / name).mkdir()
+    deadly(folder)
+    torch.manual_seed(3)
+    net = DeadlyNet(image_size=16, grid=2, widths=[4, 8, 8], folder=str(folder / "marks"))
+    net.export(net.build(torch.float32), folder / "net")
+    return folder
+
+
+@pytest.fixture
+def deadly_recipe(place: Path, world: Path, tmp_path: Path) -> Recipe:
+    encoder = DeadlyNet(
+        image_size=16, grid=2, widths=[4, 8, 8], folder=str(place / "marks"),
+        weights=str(next((place / "net").glob("*.safetensors"))),
+    )  # fmt: skip
+    deadly(place)
+    deadly_recipe = with_model(world_recipe(world, tmp_path / "run"), vision=encoder)
+    return replace(deadly_recipe, data=replace(deadly_recipe.data, eval_batch_size=2))
+
+
+def deadly(place: Path, *numbers: int) -> None:
+    """Let the batches of these numbers kill, and count from 0."""
+    for old in (place / "marks").glob("batch-*"):
+        old.unlink()
+    (place / "marks" / DIES_AT).write_text(" ".join(map(str, numbers)))
+
+
+@pytest.fixture
+def whole(deadly_recipe: Recipe, place: Path, ranks1: RankPool) -> dict[str, bytes]:
+    out = place / "whole"
+    ranks1.run(compute_features, deadly_recipe, str(place / "data"), out, None, timeout=120)
+    return files(out)
+
+
+def test_what_is_left_of_attempts_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, ending in (("a-train-00001.tar", ""), ("a-train-00002.tar", ".done")):
+        attempt = tmp_path / f".{name}@host-7-aaaa{ATTEMPT}"
+        attempt.mkdir()
+        (attempt / f"{name}{ending}").touch()
+    remove_attempts(tmp_path)
+    assert capsys.readouterr().err.splitlines() == [
+        "a-train-00001.tar was left half written by worker host-7-aaaa, and is removed: another "
+        "computed it",
+        "a-train-00002.tar was computed twice: the copy of worker host-7-aaaa is removed",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def compute_on(deadly_recipe: Recipe, folder: str, out: Path, executor: str) -> tuple[int, str]:
+    """On a rank: the exit code of the command on a cluster, and what it says on stderr."""
+    with redirect_stderr(StringIO()) as said, open_cluster(executor) as cluster:
+        code = compute_features(deadly_recipe, folder, out, None, cluster)
+    return code, said.getvalue()
+
+
+dask_only = pytest.mark.skipif(
+    find_spec("distributed") is None, reason="Dask is missing: pip install 'vlds[dask]'"
+)
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
+    cluster = DaskProcesses(tmp_path_factory.mktemp("dask"))
+    yield cluster
+    cluster.stop()
+
+
+@dask_only
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(4))
+def test_workers_that_die_in_a_shard(
+    kill: int,
+    deadly_recipe: Recipe,
+    place: Path,
+    whole: dict[str, bytes],
+    dask: DaskProcesses,
+    ranks1: RankPool,
+    tmp_path: Path,
+) -> None:
+    """At a batch that the seed draws: the shard is begun, and another worker computes it."""
+    deadly(place, *random.Random(kill).sample(range(BATCHES), 1 + kill % 2))
+    out = tmp_path / "out"
+    words = (deadly_recipe, str(place / "data"), out, dask.executor)
+    ((code, said),) = ranks1.run(compute_on, *words, timeout=280)
+    assert code == 0
+    assert files(out) == whole
+    assert said.count(" is gone; ") == 1 + kill % 2
+    assert said.count("was left half written by worker") == 1 + kill % 2

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPModel
 
-from tests.toys.dual import CLASSES, TASK, WIDTH, class_recipe, text_recipe
+from tests.toys.dual import CLASSES, TASK, class_recipe, text_recipe
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
@@ -24,7 +23,6 @@ from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.data.shards.store import few_shots, open_dataset
 from vlds.models.collate import View
-from vlds.models.heads import LinearHead
 from vlds.models.kinds.dual_encoder_model import DualEncoderModel
 from vlds.models.methods import Adapter, APoLLo, LoRA, Method, SimNL, TipAdapter
 from vlds.recipe.config import Recipe
@@ -119,15 +117,6 @@ def test_the_artifact_holds_the_cached_embeddings(
     assert_same_answers(evaluated(ranks1, run, tmp_path / "out"), own_lines(run))
 
 
-def test_a_linear_probe(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
-    """LinearHead without methods."""
-    recipe = class_recipe(world, tmp_path / "run", {}, head=LinearHead())
-    run = trained(ranks1, recipe)
-    weights = load_run(run).model.trained_by
-    assert set(weights) == {f"heads.{TASK}.weight", f"heads.{TASK}.bias"}
-    assert losses(run)[-1][1] < losses(run)[0][1]
-
-
 @pytest.mark.slow
 def test_pairs_train_alike_on_any_number_of_ranks(
     world: Path, tmp_path: Path, ranks1: RankPool, ranks2: RankPool
@@ -152,27 +141,6 @@ def test_pairs_train_alike_on_any_number_of_ranks(
         images, texts = loaded.embed_views([View(pixels[0])]), loaded.embed_texts([text], 0)
         found = loaded.scale * images @ texts.T
     assert torch.allclose(found, expected, atol=1e-3)
-
-
-@pytest.mark.slow
-def test_a_run_with_a_resnet_becomes_a_model(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
-    """LoRA in its attention pool folds into it, and its batch norms are as before."""
-    run = trained(ranks1, class_recipe(world, tmp_path / "run", {"lora": POOL}, model="resnet"))
-    out = tmp_path / "merged"
-    assert run_command(["convert", "merge", "--run", str(run), "--out", str(out)]) == 0
-    before, after = (load_file(f / "model.safetensors") for f in (world / "resnet", out))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"vision_model.net.head.v.weight"}
-    assert_same_answers(evaluated(ranks1, out, tmp_path / "scores"), own_lines(run))
-
-
-@pytest.mark.slow
-def test_an_update_folds_into_the_towers(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
-    """`convert merge` writes a CLIP that says what the run says."""
-    run = trained(ranks1, class_recipe(world, tmp_path / "run", {"lora": METHODS["lora"]}))
-    out = tmp_path / "merged"
-    assert run_command(["convert", "merge", "--run", str(run), "--out", str(out)]) == 0
-    assert CLIPModel.from_pretrained(out).config.projection_dim == WIDTH
 
 
 def test_shots_are_drawn_by_the_seed(world: Path, tmp_path: Path) -> None:

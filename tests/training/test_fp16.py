@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,14 @@ from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.world import world_recipe
-from vlds.models.methods import Peft
+from vlds.data.order.mixed_order import BatchCut
 from vlds.recipe.config import MetaConfig, Recipe
-from vlds.runtime.deepspeed_start import start_ranks
-from vlds.training.engine import Engine, State
-from vlds.training.faults import NonFiniteSteps
-from vlds.training.sinks import StepReport
+from vlds.training.deepspeed_config import (
+    SMALL,
+    complete_deepspeed_config,
+    fit_sizes,
+)
+from vlds.training.engine import State
 from vlds.training.states import LossScale, read_progress, state_folders
 
 STEPS = 6
@@ -113,54 +117,6 @@ def test_the_scale_falls_until_gradients_are_finite(
         assert of_rank["scale"] == LossScale(2.0 ** (41 - sum(skipped)), 40, last, 1)
 
 
-@pytest.mark.slow
-def test_a_resumed_run_goes_on_with_its_scale(
-    ranks1: RankPool, ranks2: RankPool, tmp_path: Path
-) -> None:
-    case = make_case(tmp_path, stage=2, precision="fp16", scaling=EACH_STEP)
-    (whole,) = ranks1.run(train, case, timeout=120)
-    (half,) = ranks1.run(train, case, 3, timeout=120)
-    assert half["scale"] == LossScale(1024, 3, -1, 1)
-    place = STEPS, (half["state"], half["scale"]), 3
-    (same,) = ranks1.run(train, case, *place, timeout=120)
-    assert same["scale"] == whole["scale"]
-    for name, tensors in whole["state"].items():
-        for key, tensor in tensors.items():
-            assert torch.equal(same["state"][name][key], tensor), (name, key)
-    other = make_case(tmp_path, stage=3, precision="fp16", scaling=EACH_STEP)
-    elsewhere, *_ = ranks2.run(train, other, *place, timeout=120)
-    assert elsewhere["scale"] == whole["scale"]
-    for report, expected in zip(elsewhere["reports"], whole["reports"][3:], strict=True):
-        assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
-
-
-def rule_gradients(case: Case) -> list[torch.Tensor]:
-    """What AdaLoRA's rule reads in one step, by which it judges its ranks."""
-    read: list[torch.Tensor] = []
-    take = Engine._gradients_for_rules
-
-    def kept(engine: Engine) -> Any:
-        gradients = take(engine)
-        read.extend(gradients.values())
-        return gradients
-
-    with mock.patch.object(Engine, "_gradients_for_rules", kept):
-        train(case, 1)
-    return read
-
-
-def test_rules_read_gradients_without_the_scale(ranks2: RankPool, tmp_path: Path) -> None:
-    budget = {"init_r": 4, "target_r": 2, "tinit": 0, "tfinal": 1, "deltaT": 1}
-    method = Peft(type="ADALORA", settings=budget, roles=["attn_q"])
-    fields: dict[str, Any] = {"stage": 2, "method": method, "num_steps": STEPS}
-    exact, *_ = ranks2.run(rule_gradients, make_case(tmp_path, **fields), timeout=120)
-    case = make_case(tmp_path, precision="fp16", scaling=EACH_STEP, **fields)
-    found, *_ = ranks2.run(rule_gradients, case, timeout=120)
-    norms = [[float(gradient.norm()) for gradient in read] for read in (found, exact)]
-    assert norms[0] == pytest.approx(norms[1], rel=0.02)
-    assert any(norms[1])
-
-
 def run_in_fp16(recipe: Recipe, resume: bool = False) -> int:
     """What `vlds train` does on a rank of a device that computes in fp16."""
     with fp16_computes():
@@ -173,7 +129,10 @@ def test_a_run_resumes_while_its_scale_falls(world: Path, ranks2: RankPool, tmp_
     settings = json.loads(Path(recipe.training.deepspeed).read_text(encoding="utf-8"))
     settings["fp16"] = {"initial_scale_power": 20, "loss_scale_window": 1, "hysteresis": 1}
     file.write_text(json.dumps(settings), encoding="utf-8")
-    training = replace(recipe.training, precision="fp16", deepspeed=str(file))
+    # Steps that are skipped for their scale are no fault, however few of those a run may have.
+    training = replace(
+        recipe.training, precision="fp16", deepspeed=str(file), max_nonfinite_steps=0
+    )
     recipe = replace(recipe, training=training)
     check_resume(ranks2, recipe, tmp_path, run=run_in_fp16, skips=True)
     half, whole = (
@@ -183,36 +142,6 @@ def test_a_run_resumes_while_its_scale_falls(world: Path, ranks2: RankPool, tmp_
     assert half == whole
     # Both parts of the run skip steps, so that the scale that was saved is not the first one.
     assert 0 < half[0].skipped < half[1].skipped == 10 - len(losses(tmp_path / "half"))
-
-
-def report(**fields: Any) -> StepReport:
-    """A skipped step's report."""
-    zeros = torch.zeros(1)
-    return StepReport(zeros, zeros, math.inf, {}, skipped=True, loss_scale=4.0, **fields)
-
-
-def watch_skipped(recipe: Recipe) -> list[str]:
-    """What is said of steps skipped for their scale, for an example, and at the least scale."""
-    watch = NonFiniteSteps(recipe, start_ranks(60))
-    said = [watch.after_step(step, report(scale_can_fall=True), []) for step in range(1, 9)]
-    said.append(watch.after_step(9, report(scale_can_fall=True, not_finite=["a"]), []))
-    with pytest.raises(ValueError) as stopped:  # noqa: PT011 (the test looks at the message)
-        watch.after_step(10, report(), [])
-    return [line for lines in said for line in lines] + [str(stopped.value)]
-
-
-def test_only_a_scale_at_its_least_is_a_fault(
-    world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    recipe = world_recipe(world, tmp_path / "run", stage=2)
-    training = replace(recipe.training, precision="fp16", max_nonfinite_steps=1)
-    (said,) = ranks1.run(watch_skipped, replace(recipe, training=training))
-    *scaled, example, stopped = said
-    why = "is skipped: in fp16, its gradient times the loss scale of 4 is infinite or NaN"
-    assert scaled == [f"step {step} {why}" for step in range(1, 9)]
-    assert "step 9 is skipped, its loss or gradient is NaN or infinite; the loss of a" in example
-    assert "2 steps in a row, the last of them 10" in stopped
-    assert "set training.precision to fp32" in stopped
 
 
 def test_a_device_without_fp16_says_so_before_data_are_read(world: Path, tmp_path: Path) -> None:
@@ -228,3 +157,93 @@ def test_steps_inside_tasks_are_not_scaled(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run", stage=2)
     with pytest.raises(ValueError, match=r"meta: .* training.precision fp16; set that to bf16"):
         replace(recipe, meta=MetaConfig(), training=replace(recipe.training, precision="fp16"))
+
+
+# The recipe fills DeepSpeed's "auto" fields, and contradictions are refused by name.
+
+
+def completed(
+    folder: Path, precision: str = "bf16", stage: int = 2, **fields: Any
+) -> dict[str, Any]:
+    """A file with these fields, completed for a recipe."""
+    file = folder / "mine.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}, **fields}))
+    recipe = world_recipe(folder, folder / "run", precision=precision)
+    return complete_deepspeed_config(file, recipe, BatchCut(2, 2))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gradients_are_summed_in_fp32(precision: str, tmp_path: Path) -> None:
+    config = completed(tmp_path, precision)
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["communication_data_type"] == "fp32"
+    assert completed(tmp_path, communication_data_type="auto") == completed(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"mine.json says data_types.grad_accum_dtype = bf16, .*fp32"
+    ):
+        completed(tmp_path, data_types={"grad_accum_dtype": "bf16"})
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_stage_1_does_not_go_with_half_precision(precision: str, tmp_path: Path) -> None:
+    assert completed(tmp_path, "fp32", 1)["zero_optimization"] == {"stage": 1}
+    with pytest.raises(ValueError, match=rf"stage = 1, .*precision {precision}; set 2"):
+        completed(tmp_path, precision, 1)
+
+
+@pytest.mark.parametrize(
+    ("fp16", "told"),
+    [
+        ([], "has fp16 = []; give settings"),
+        ({"loss_scale_window": 0}, "fp16.loss_scale_window = 0; give a whole number from 1 to "),
+        ({"min_loss_scale": 0.5}, "fp16.min_loss_scale = 0.5; give a whole number"),
+        ({"hysteresis": True}, "fp16.hysteresis = True; give a whole number"),
+        ({"initial_scale_power": 64}, "fp16.initial_scale_power = 64; give a whole number from 0"),
+        ({"initial_scale_power": 2, "min_loss_scale": 8}, "= 8, and begins at 4 (2 ^ fp16.initial"),
+        ({"loss_scale": -1}, "fp16.loss_scale = -1; give the number by which"),
+        ({"loss_scale": "dynamic"}, "fp16.loss_scale = 'dynamic'; give the number"),
+        ({"enabled": True}, "says fp16.enabled = True, the recipe says False"),
+    ],
+)
+def test_a_wrong_loss_scale_is_found_before_the_start(fp16: Any, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        completed(tmp_path, fp16=fp16)
+    scaled = completed(tmp_path, "fp16", fp16={"loss_scale": 128, "initial_scale_power": 0})
+    assert scaled["fp16"] == {"loss_scale": 128, "initial_scale_power": 0, "enabled": True}
+    assert scaled["bf16"]["enabled"] is False
+
+
+def test_sizes_fit_the_model() -> None:
+    layers = torch.nn.ModuleList([torch.nn.Linear(3, 5), torch.nn.Linear(4, 7)])
+    layers[1].requires_grad_(False)
+    model = torch.nn.ModuleDict({"table": torch.nn.Embedding(9, 9), "layers": layers})
+    model["table"].requires_grad_(False)
+    given = {
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": 5e7,
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_max_live_parameters": "auto",
+            "stage3_max_reuse_distance": 11,
+        },
+        "other": 1,
+    }
+    before = deepcopy(given)
+    assert fit_sizes(given, model) == {
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": 20,
+            "allgather_bucket_size": 20,
+            "overlap_comm": True,
+            "stage3_prefetch_bucket_size": SMALL,
+            "stage3_max_live_parameters": SMALL,
+            "stage3_max_reuse_distance": 11,
+        },
+        "other": 1,
+    }
+    there = fit_sizes(given, model, on_gpu=True)["zero_optimization"]
+    assert there["stage3_prefetch_bucket_size"] == 35
+    assert there["stage3_max_live_parameters"] == 70
+    assert given == before
+    small = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 4}}
+    assert fit_sizes(small, model)["zero_optimization"]["reduce_bucket_size"] == 4

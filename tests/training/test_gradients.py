@@ -3,7 +3,8 @@ weight decay says."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,24 +13,33 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys.engines import (
+    BETA_1,
+    EPS,
     NUM_EXAMPLES,
     Case,
     case_recipe,
     global_batch,
     make_case,
     own_micro_batches,
+    part_of,
     recipe_model,
     start_engine,
 )
+from tests.toys.models import Words
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
-from vlds.models.methods import Adapter, LoRA, Method
+from vlds.data.config import DataConfig
+from vlds.data.order.mixed_order import BatchCut
+from vlds.models.build import build_model
+from vlds.models.methods import Method
+from vlds.models.methods.bottleneck import BottleneckModule
 from vlds.models.methods.host import Host, LinearExtension
-from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import OptimizerRule, OptimizerRules
+from vlds.training import engine
+from vlds.training.deepspeed_config import complete_deepspeed_config
 from vlds.training.engine import Engine
 from vlds.training.gradients import WATCHED_STEPS, GradientWatch
+from vlds.training.optimizer import parameter_groups, similar_rows
 
 STEPS, LATE = 6, 3
 """Steps, and the step from which the second weight is read. ZeRO wants all ranks to read the same
@@ -84,16 +94,6 @@ def lines_of(case: Case) -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, 2])
-def test_nothing_is_said_of_weights_that_train(
-    stage: int, ranks2: RankPool, tmp_path: Path
-) -> None:
-    method = Adapter(reduction=4, sharing="multiple", init="identity")
-    for told in ranks2.run(lines_of, make_case(tmp_path, stage=stage, method=method)):
-        assert told == [[]] * (WATCHED_STEPS + 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [3, 2])
 def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     some, none = (make_case(tmp_path, stage=stage, method=Shifts(used=used)) for used in (3, 0))
     told = ranks2.run(lines_of, some)
@@ -104,57 +104,6 @@ def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path
     for told in ranks2.run(lines_of, none):
         (error,) = told[0]
         assert error.startswith("method: none of its 4 trainable tensors takes part in the loss")
-
-
-def lines_without_boxes(case: Case) -> list[list[str]]:
-    """What a rank is told of a model whose boxes are all zero."""
-    run = with_model(case_recipe(case), visual_embedding=VisualEmbeddingConfig())
-    model, ranks = recipe_model(run), start_ranks(60)
-    watch, told = GradientWatch(model, model.trained_by, ranks), []
-    for step in range(2):
-        model(global_batch(step), torch.ones(NUM_EXAMPLES)).loss.backward()
-        told.append(watch.after_step(last=step == 1))
-    return told
-
-
-def test_boxes_of_zeros(ranks2: RankPool, tmp_path: Path) -> None:
-    """The projection of boxes has a gradient only where boxes are not zero."""
-    (first, last), _ = ranks2.run(lines_without_boxes, make_case(tmp_path))
-    assert first == []
-    assert last == [
-        "no gradient in 2 steps: visual_embedding.box_projection.weight (the boxes are all zero: "
-        "model.visual_embedding.boxes, or the data's)"
-    ]
-
-
-def test_what_lies_behind_zeros(ranks2: RankPool, tmp_path: Path) -> None:
-    """LoRA's A has no gradient while B is zero: here no optimizer moves it."""
-    case = make_case(tmp_path, method=LoRA(rank=2, dropout=0.0))
-    (_, last), _ = ranks2.run(lines_without_boxes, case)
-    behind = [line for line in last if "behind a matrix that is still zero" in line]
-    assert len(behind) == 12
-    assert all(".extensions.method.a (" in line for line in behind)
-    assert len(last) == 13  # and the boxes
-
-
-def lines_of_a_connector() -> list[list[str]]:
-    """What a rank is told of a connector that no picture goes through, in two steps."""
-    model = nn.ModuleDict({"connector": nn.Linear(1, 1), "method": nn.Linear(1, 1)})
-    trained_by = {name: name.partition(".")[0] for name, _ in model.named_parameters()}
-    watch = GradientWatch(model, trained_by, start_ranks(60))
-    row = torch.ones(1, 1)
-    (model["method"](row) + 0 * model["connector"](row)).sum().backward()
-    return [watch.after_step(last=last) for last in (False, True)]
-
-
-def test_a_connector_without_pictures(ranks1: RankPool) -> None:
-    assert ranks1.run(lines_of_a_connector)[0] == [
-        [],
-        [
-            f"no gradient in 2 steps: connector.{name} (did no row have a picture?)"
-            for name in ("weight", "bias")
-        ],
-    ]
 
 
 def read_by(step: int, engine: Engine) -> None:
@@ -206,3 +155,125 @@ def test_a_resumed_run_knows_what_has_been_read(
     for state, expected in zip(resumed, whole[first:], strict=True):
         for name, tensors in expected.items():
             assert all(torch.equal(state[name][key], tensors[key]) for key in tensors), name
+
+
+# Gradients of micro-batches and parts: their sums and norms are those of the whole batch, and of
+# DeepSpeed, also where weights have none and in bf16.
+
+SUMMED = 6
+NOT_FINITE = 3
+"""The step whose loss is nan."""
+
+
+def steps_of(case: Case, deepspeed: bool) -> tuple[list[float], Any]:
+    """Norms of some steps and the state after them; `deepspeed`: with its own sums."""
+    with pytest.MonkeyPatch.context() as patch:
+        if deepspeed:
+            patch.setattr(engine, "sum_in_place", lambda zero, ranks: None)
+        made, cut = start_engine(case)
+    first = next(m for m in made.model.modules() if isinstance(m, BottleneckModule))
+    norms = []
+    for step in range(SUMMED):
+        batch = global_batch(step)
+        if step == NOT_FINITE:
+            batch = replace(batch, weights=torch.full_like(batch.weights, torch.nan))
+        with pytest.MonkeyPatch.context() as patch:
+            if step % 2:  # its weights have no gradient
+                patch.setattr(first, "through", lambda states: states)
+            report = made.step(own_micro_batches(batch, made, cut))
+        assert report.skipped == (step == NOT_FINITE)
+        norms.append(report.gradient_norm)
+    state = made.export()
+    made.close()
+    return norms, state
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("pool", ["ranks1", "ranks2"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sums_are_those_of_deepspeed(
+    pool: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    ranks: RankPool = request.getfixturevalue(pool)
+    case = make_case(
+        tmp_path, stage=2, precision=precision, clip_norm=0.1, weight_decay=0.5, micro_batch_size=3
+    )
+    norms, state = ranks.run(steps_of, case, False)[0]
+    right_norms, right_state = ranks.run(steps_of, case, True)[0]
+    assert norms == pytest.approx(right_norms, rel=1e-6)
+    assert len(set(norms)) == SUMMED
+    for name, tensors in state.items():
+        for key, value in tensors.items():
+            assert torch.allclose(value, right_state[name][key], rtol=1e-5, atol=1e-7), (name, key)
+
+
+ROWS = 4
+
+
+def engine_of(case: Case, micro_batches: int) -> Engine:
+    """An engine at rate 0 whose weights are bf16 numbers, in bf16 or in fp32."""
+    run, ranks = case_recipe(case), start_ranks(60)
+    model = build_model(run.model_setup, list(run.tasks), torch.bfloat16, Words())
+    model = model.to(torch.bfloat16 if case.precision == "bf16" else torch.float32)
+    run = replace(run, data=DataConfig(global_batch_size=micro_batches * ROWS * ranks.world_size))
+    cut = BatchCut(ranks.world_size, ROWS)
+    config = complete_deepspeed_config(Path(run.training.deepspeed), run, cut)
+    groups, tasks = parameter_groups(model, run), list(run.tasks.values())
+    return Engine(model, groups, config, ranks=ranks, tasks=tasks, eps=EPS)
+
+
+def gradient(case: Case, micro_batches: int) -> Tensor | None:
+    """The gradient of each rank's micro-batch, repeated so many times; on the first rank."""
+    made = engine_of(case, micro_batches)
+    start = made.ranks.global_rank * ROWS
+    made.step([part_of(global_batch(0), slice(start, start + ROWS))] * micro_batches)
+    state = made.export()
+    made.close()
+    if state is None:
+        return None
+    return torch.cat([t["exp_avg"].flatten() for t in state.values()]) / (1 - BETA_1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pool", "stage", "counts"),
+    [
+        ("ranks1", 2, (32,)),
+        ("ranks1", 3, (16,)),
+        *product(("ranks1", "ranks2"), (2, 3), [(16, 256)]),
+    ],
+)
+def test_many_micro_batches_are_as_exact_as_one(
+    pool: str, stage: int, counts: tuple[int, ...], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    ranks: RankPool = request.getfixturevalue(pool)
+    case = make_case(tmp_path, stage=stage, precision="bf16")
+    exact = ranks.run(gradient, replace(case, precision="fp32"), 1)[0]
+    errors = {}
+    for count in (1, *counts):
+        found = ranks.run(gradient, case, count, timeout=300)[0]
+        errors[count] = ((found - exact).norm() / exact.norm()).item()
+    print(f"relative error of the gradient by number of micro-batches: {errors}")
+    assert 0 < errors[1] < 0.03
+    assert all(error <= errors[1] for error in errors.values())
+
+
+@pytest.mark.parametrize("parts", [2, 4, NUM_EXAMPLES])
+def test_parts_have_every_row_once_and_the_same_loss(tmp_path: Path, parts: int) -> None:
+    model = recipe_model(case_recipe(make_case(tmp_path)))
+    batch, scale = global_batch(5), torch.linspace(0.1, 1, NUM_EXAMPLES)
+    rows = similar_rows(model.sizes(batch), parts)
+    assert sorted(torch.cat(rows).tolist()) == list(range(NUM_EXAMPLES))
+    assert len(rows) == parts
+    found = []
+    for cut in ([], rows):
+        model.zero_grad()
+        output = model(batch, scale, cut)
+        output.loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((output, gradients))
+    (whole, whole_gradients), (cut_up, cut_gradients) = found
+    assert torch.allclose(cut_up.token_nll_sum, whole.token_nll_sum, rtol=1e-5)
+    assert torch.allclose(cut_up.loss, whole.loss, rtol=1e-5)
+    for one, other in zip(whole_gradients, cut_gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -25,7 +25,6 @@ from vlds.models.kinds.media import READ_CLIPS
 from vlds.models.kinds.picture_forms import UNPARTITIONED
 from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
 from vlds.models.partitioned import partitioned_loading
-from vlds.plan import planned
 from vlds.recipe.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import Batch
@@ -257,24 +256,3 @@ def test_blank_pictures_change_no_text(world: Path, ranks1: RankPool, tmp_path: 
     for one, other in zip(seen.media, unseen.media, strict=True):
         assert one["pixel_values"].std(0).max() > 0.05
         assert other["pixel_values"].std(0).max() < 1e-6
-
-
-def held(recipe: Recipe) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes that this rank holds, and that were planned."""
-    ranks = start_ranks(60)
-    cut = cut_batches(recipe, ranks.world_size)
-    config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
-    processor = recipe.model.load_processor()
-    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
-    groups = parameter_groups(model, recipe)
-    plan = planned(model, groups, config["zero_optimization"], ranks.world_size)
-    engine = Engine(model, groups, config, ranks=ranks, tasks=list(recipe.tasks.values()))
-    sizes = engine.bytes_per_rank()
-    engine.close()
-    return sizes, {name: getattr(plan, name) for name in sizes}
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-def test_the_plan_is_exact(stage: int, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
-    for found, expected in ranks2.run(held, recipe_in(tmp_path, world, stage)):
-        assert found == expected

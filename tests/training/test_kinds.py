@@ -12,18 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.cli import main
 from data_prep.cli import main as data_prep
-from tests.toys.causal import TEMPLATE, causal_recipe, save_model
+from tests.toys.causal import TEMPLATE, causal_recipe
 from tests.toys.files import read_lines, write
 from tests.toys.films import film
-from tests.toys.image_text.rows import tiny
 from tests.toys.kinds import ALL_KINDS, kind_recipe
-from tests.toys.own_rows import pack_rows, photos
-from tests.toys.pictures import jpeg
+from tests.toys.own_rows import photos
 from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model, with_task
@@ -33,18 +30,15 @@ from vlds.cli.main import run_command
 from vlds.convert.verify import logits
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
-from vlds.evaluation.evaluator import check_number, first_examples
-from vlds.evaluation.sources import picture_limits, training_sources
+from vlds.evaluation.evaluator import first_examples
+from vlds.evaluation.sources import training_sources
 from vlds.models import Causal
-from vlds.models.methods import Full, LoRA
 from vlds.recipe.config import Recipe
 from vlds.schema import IGNORED_LABEL, Decoding, Row
 from vlds.tasks import Chat
 from vlds.training.prepare import prepare
 
 # A whole run of a causal model: evaluating, converting, folding.
-
-PREDICTIONS = "predictions/step-00000010/vqa.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +52,6 @@ def trained(pool: RankPool, recipe: Recipe) -> Path:
     """The folder of a run that has ended well."""
     assert pool.run(run_recipe, recipe, timeout=120) == [0] * pool.world_size
     return Path(recipe.output)
-
-
-def test_evaluate_writes_the_runs_own_predictions(
-    whole: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    words = ["evaluate", "--run", str(whole), "--out", str(tmp_path / "out")]
-    assert ranks1.run(run_command, words, timeout=60) == [0]
-    (file,) = (tmp_path / "out").rglob("vqa.jsonl")
-    expected, found = read_lines(whole / PREDICTIONS), read_lines(file)
-    assert [line["prediction"] for line in found] == [line["prediction"] for line in expected]
-    assert [line["id"] for line in found] == [line["id"] for line in expected]
 
 
 @pytest.mark.slow
@@ -87,30 +70,6 @@ def test_a_converted_folder_opens_in_hugging_face(whole: Path, tmp_path: Path) -
     state = moved.model.backbone.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in text.state_dict().items())
     assert AutoTokenizer.from_pretrained(tmp_path / "moved").chat_template == TEMPLATE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_a_saved_model_is_trained_further_and_folded(
-    kind: str, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """With weights from a folder, in parts; the artifact holds what trains, and what the folder
-    lacks."""
-    save_model(tmp_path / kind, kind)
-    recipe = causal_recipe(tmp_path, world, tmp_path / "run", 3, path=str(tmp_path / kind))
-    lora = LoRA(rank=2, roles=["attn_q", "attn_out", "ffn_out"], train_biases=False)
-    methods = {"lora": lora, "eyes": Full(part="vision", learning_rate=1e-3)}
-    recipe = replace(
-        recipe,
-        methods=methods,  # type: ignore[arg-type]
-        data=replace(recipe.data, parts=2),
-    )
-    run = trained(ranks2, recipe)
-    stored = load_file(run / "artifact" / "weights.safetensors")
-    assert all("lora" in n or n.startswith(("connector.", "vision.")) for n in stored)
-    words = ["convert", "merge", "--run", str(run), "--out", str(tmp_path / "out")]
-    assert run_command([*words, "--verify"]) == 0
-    assert load_run(tmp_path / "out").recipe.methods == {}
 
 
 # Runs on one's own conversations and rows: without pictures, with several, and with clips.
@@ -222,44 +181,6 @@ def test_a_run_is_the_same_on_more_ranks_and_after_a_stop(
 
 
 NUM_ROWS = 12
-
-
-@pytest.fixture
-def text_rows(tmp_path: Path) -> Path:
-    """A data set of which every third row has a picture."""
-    content = [
-        {"question": f"what is {n} ?", "answer": "red"} | ({"image": "a"} if n % 3 == 0 else {})
-        for n in range(NUM_ROWS)
-    ]
-    write(tmp_path / "images" / "a.jpg", jpeg(width=48, height=32))
-    file = write(tmp_path / "rows.json", content)
-    assert pack_rows(file, tmp_path / "images", tmp_path / "data", "--text-rows") == 0
-    return tmp_path / "data"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["causal", "image_text"])
-def test_rows_without_pictures_train_beside_others(
-    kind: str, text_rows: Path, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    recipe = kind_recipe(kind, world, tmp_path / "run", stage=3)
-    task = replace(recipe.tasks["vqa"], train=[str(text_rows)], evaluate=[str(text_rows)])
-    recipe = replace(recipe, tasks={"vqa": task})
-    assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
-    (file,) = (tmp_path / "run" / "predictions").rglob("vqa.jsonl")
-    samples = [answer["sample"] for answer in read_lines(file)]
-    assert len(samples) == NUM_ROWS
-    assert sum(sample.startswith("row ") for sample in samples) == NUM_ROWS - NUM_ROWS // 3
-
-
-def test_some_models_need_pictures(world: Path, tmp_path: Path) -> None:
-    recipe = kind_recipe("joint", world, tmp_path / "run")
-    assert picture_limits(recipe, "vqa").fewest == 1
-    for model_type, fewest in (("paligemma", 1), ("llava", 0)):
-        model = tiny(model_type).kind
-        assert picture_limits(replace(recipe, model=model), "vqa").fewest == fewest
-    with pytest.raises(ValueError, match=r"^image: got 0, and the task vqa takes 1 to 2$"):
-        check_number(recipe, "vqa", 0)
 
 
 @pytest.fixture

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 
 from tests.toys.files import BLOCK, ROOT
 from tests.toys.launched_run import Launch, last_step
 from tests.toys.official import write_vqav2
-from tests.toys.processes import until
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.store import s3_server, use_store
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
 from vlds.recipe.config import Recipe, save_recipe
-from vlds.runtime.folders import NAME as LOCK
-from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import damage, read_metric_lines
 from vlds.training.states import newest
 
@@ -95,69 +86,10 @@ def test_under_torchrun(number: signal.Signals, whole: Recipe, tmp_path: Path) -
     assert len(losses[0]) == 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", ["ranks", "supervisor"])
-def test_a_killed_run_leaves_no_temporary_folders(
-    killed: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    temp = Path(tempfile.mkdtemp())  # pytest's own folders have longer paths than sockets may have
-    monkeypatch.setenv("TMPDIR", str(temp))
-    monkeypatch.setattr(tempfile, "tempdir", str(temp))
-    recipe = long_recipe(world, tmp_path / "run")
-    recipe = replace(recipe, data=replace(recipe.data, num_workers=2))
-    run = Launch(recipe, tmp_path / "recipe.yaml")
-    run.wait_for_step(2)
-    for process in [run.process] if killed == "supervisor" else run.ranks():
-        process.kill()
-    run.end()
-    if killed == "supervisor":
-        until(lambda: not (run.run / LOCK).exists(), 60)  # the ranks save and end by themselves
-        with scratch_folder():
-            pass
-    assert [path.name for path in temp.iterdir() if "torch" not in path.name] == []
-    shutil.rmtree(temp)
-
-
 def long_recipe(world: Path, output: Path) -> Recipe:
     """Twenty steps, a state after each fifth."""
     recipe = world_recipe(world, output)
     return replace(recipe, training=replace(recipe.training, steps=20, save_every=5))
-
-
-@pytest.mark.slow
-def test_a_damaged_shard_stops_all_ranks_with_one_message(world: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(world, tmp_path / "world"))
-    shard = folder / "vqa" / "vqa-train-00001.tar"
-    start = int(np.frombuffer(shard.with_name(f"{shard.name}.idx").read_bytes(), "<u8")[5])
-    with shard.open("r+b") as file:
-        file.seek(start)
-        file.write(b"\xff" * 100)
-    recipe = world_recipe(folder, tmp_path / "run")
-    # Not evaluated, or all ranks would find the damage when the run looks at what it will be asked.
-    tasks = {name: replace(task, evaluate=[]) for name, task in recipe.tasks.items()}
-    launch = Launch(replace(recipe, tasks=tasks), tmp_path / "recipe.yaml")
-    code, output = launch.end()
-    assert code == 2, output
-    assert output.count("vlds train: shard ") == 1
-    assert "vqa-train-00001.tar, sample 5: " in output
-    assert "ends because another rank has ended" in output
-    assert "Traceback" not in output
-
-
-@pytest.mark.slow
-def test_a_mistake_in_the_recipe_is_found_before_ranks_start(tmp_path: Path, world: Path) -> None:
-    recipe = world_recipe(world, tmp_path / "run")
-    launch = Launch(recipe, tmp_path / "recipe.yaml", "--methods.adapter.reduktion", "4")
-    below: Callable[[], list[psutil.Process]] = psutil.Process(launch.process.pid).children
-    seen = set()
-    while launch.process.poll() is None:
-        seen |= {process.pid for process in below()}
-        time.sleep(0.05)
-    code, output = launch.end()
-    assert code == 2
-    assert not seen
-    assert output.count("vlds train: ") == 1
-    assert "reduktion" in output
 
 
 @pytest.mark.slow

@@ -3,31 +3,25 @@ else."""
 
 from __future__ import annotations
 
-import os
-import signal
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.toys.dual import class_recipe, text_recipe
 from tests.toys.files import read_lines
 from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import run_and_print, run_recipe
-from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import recipe_complaint, train_words
 from tests.toys.resumed_runs import assert_same_run, half_a_run
 from tests.toys.world import world_recipe, write_world
 from vlds.artifact import load_run
 from vlds.cli.check_recipe import check_recipe
-from vlds.models.methods import APoLLo, Full, Method, Peft, SimNL, TipAdapter
+from vlds.models.methods import APoLLo, Full, Method, SimNL, TipAdapter
 from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
 from vlds.recipe.config import MetaConfig, Recipe, load_recipe
-from vlds.schema import Example, Sample
-from vlds.tasks import VQA
-from vlds.training.states import state_folders
 
 META = MetaConfig(steps=3, learning_rate=0.01)
 SAID = "meta-learning "
@@ -128,57 +122,6 @@ def test_ranks_and_micro_batches_change_nothing(
         assert two[name] == pytest.approx(one[name], rel=tolerance)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndingVQA(VQA):
-    """Sends its own rank a signal when it makes its last example."""
-
-    count_file: str
-    number: int
-    last: int
-
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
-    ) -> Example:
-        if rng is not None and os.environ["RANK"] == "1":
-            with open(self.count_file, "a+", encoding="utf-8") as file:
-                file.write("x")
-                if file.tell() == self.last:
-                    os.kill(os.getpid(), self.number)
-        return super().example(name, sample, annotation, rng)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_ends_meanwhile_begins_again(
-    number: signal.Signals, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    recipe = with_meta(world_recipe(world, run))
-    vqa = recipe.tasks["vqa"]
-    own = {field.name: getattr(vqa, field.name) for field in fields(vqa)}
-    task = EndingVQA(**own, count_file=str(tmp_path / "count"), number=number, last=4)
-    ending = replace(recipe, tasks=recipe.tasks | {"vqa": task})
-    if number == signal.SIGKILL:
-        with pytest.raises(RankError):
-            ranks2.run(run_recipe, ending, timeout=120)
-    else:
-        (first, text), (second, _) = ranks2.run(run_and_print, ending, timeout=120)
-        assert (first, second) == (143, 143)
-        assert text.splitlines()[-1].startswith("stopped in step ")
-        assert text.splitlines()[-1].endswith(
-            " of 3 of meta-learning because another rank was told to; start it again"
-        )
-    assert state_folders(run / "state") == []
-    assert not (run / "metrics.jsonl").exists()
-
-    assert ranks2.run(run_recipe, recipe, "auto", timeout=120) == [0, 0]
-    whole = replace(recipe, output=str(tmp_path / "whole"))
-    assert ranks2.run(run_recipe, whole, timeout=120) == [0, 0]
-    assert_same_run(run, tmp_path / "whole")
-    (found,), (expected,) = meta_lines(run), meta_lines(tmp_path / "whole")
-    assert found["loss_2"] == expected["loss_2"]
-
-
 def test_an_artifact_opens_without_it(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
     recipe = with_meta(world_recipe(world, tmp_path / "run"))
     recipe = replace(recipe, training=replace(recipe.training, steps=1))
@@ -186,17 +129,6 @@ def test_an_artifact_opens_without_it(world: Path, ranks1: RankPool, tmp_path: P
     loaded = load_run(tmp_path / "run")
     assert loaded.recipe.meta == META
     assert check_recipe(train_words(replace(recipe, output=str(tmp_path / "new"))), 2) == 0
-
-
-def test_a_method_that_follows_the_steps_is_refused(
-    world: Path, ranks1: RankPool, tmp_path: Path
-) -> None:
-    recipe = with_meta(world_recipe(world, tmp_path / "run"))
-    settings = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2, "deltaT": 1}
-    rule = Peft(type="ADALORA", settings=settings, roles=["attn_q"])
-    with pytest.raises(RankError, match=r"meta: methods\.rule follows the run's optimizer steps"):
-        ranks1.run(run_recipe, replace(recipe, methods={"rule": rule}), timeout=120)
-    assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
 def test_batches_of_one_example_are_refused(world: Path, tmp_path: Path) -> None:

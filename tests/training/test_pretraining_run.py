@@ -16,6 +16,7 @@ import torch
 from data_prep.cli import main
 from data_prep.packed.vocabularies import train_tokenizer
 from tests.toys.files import ROOT, read_lines, write
+from tests.toys.lxmert_files import row
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
@@ -39,20 +40,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows: list[dict[str, Any]] = []
     for number in range(PICTURES):
         image_id = f"COCO_train2014_{number:012d}"
+        label = {"red": 0.6, "blue": 0.3}
         questions = {
-            source: [f"what colour is {source} ?"] for source in ("vqa", "gqa", "visual7w")
+            source: (f"what colour is {source} ?", label) for source in ("vqa", "gqa", "visual7w")
         }
-        rows.append(
-            {
-                "img_id": image_id,
-                "sentf": {
-                    "mscoco": [f"a picture that is {number} and dark"],
-                    "vg": [f"nothing but number {number}"],
-                    **questions,
-                },
-                "labelf": {source: [{"red": 0.6, "blue": 0.3}] for source in questions},
-            }
-        )
+        captions = [f"a picture that is {number} and dark", f"nothing but number {number}"]
+        rows.append(row(image_id, captions, **questions))
         np.savez(
             src / f"{image_id}.npz",
             features=draws.normal(size=(BOXES, DIM)).astype(np.float32),
@@ -127,7 +120,7 @@ def test_shipped_tasks_train_and_are_scored(
     recipe = small_recipe(name, shards, world, tmp_path / "run")
     assert ranks2.run(run_recipe, recipe, timeout=240) == [0, 0]
     rows = read_lines(tmp_path / "run" / "metrics.jsonl")
-    (scores,) = [row["scores"] for row in rows if "scores" in row]
+    (scores,) = [line["scores"] for line in rows if "scores" in line]
     assert {task: next(iter(of_task)) for task, of_task in scores.items()} == {
         "lm": "restored",
         "itm": "accuracy",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice, product
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.toys.files import read_lines
@@ -21,22 +23,27 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import short_recipe, with_model
 from tests.toys.resumed_runs import check_resume
+from tests.toys.trained_runs import write_run
 from tests.toys.world import world_recipe, write_tokenizer
-from vlds.artifact import load_run
+from vlds.artifact import load_run, save_artifact
 from vlds.convert.verify import logits
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.models.methods import LST, Full, Peft
+from vlds.models.methods import LST, Adapter, Full, Peft, SimAdapter
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import Best
 from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.json_files import write_manifest
 from vlds.training import checkpoint
+from vlds.training.checkpoint import BestStep
+from vlds.training.engine import State
 from vlds.training.importance import write_importance
 from vlds.training.loop import train
 from vlds.training.prepare import prepare
 from vlds.training.run import build_run
-from vlds.training.states import newest, read_progress
+from vlds.training.states import Progress, newest, read_progress
 
 
 def logits_elsewhere(run: Path) -> Tensor:
@@ -98,22 +105,39 @@ def test_statistics_of_a_training_encoder_are_resumed(
 
 
 @pytest.mark.slow
-def test_another_tokenizer_under_the_same_name_is_refused(
-    world: Path, ranks1: RankPool, tmp_path: Path
+@pytest.mark.parametrize("part", ["tokenizer", "vision encoder", "methods.method.runs.b"])
+def test_other_files_under_the_same_name_are_refused(
+    part: str, world: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:
+    """Run states hold no frozen weights, so these must be those that the state saw."""
     recipe = short_recipe(world, tmp_path / "run", 2)
-    words = tmp_path / "words.model"
-    write_tokenizer(words)
-    backbone = replace(recipe.model.backbone, tokenizer=str(words))
-    recipe = with_model(recipe, backbone=backbone)
-    recipe = replace(recipe, training=replace(recipe.training, steps=2))
-    assert ranks1.run(run_recipe, recipe, timeout=120) == [0]
-    before = words.read_bytes()
-    write_tokenizer(words, capitals=True)
-    longer = replace(recipe, training=replace(recipe.training, steps=4))
-    with pytest.raises(RankError, match=rf"was trained on another tokenizer than {words} is now"):
+    place = tmp_path / "place.model"
+
+    def put(seed: int) -> None:
+        if part == "tokenizer":
+            write_tokenizer(place, capitals=bool(seed))
+        elif part == "vision encoder":
+            torch.manual_seed(seed)
+            save_file(recipe.model.vision.build(torch.float32).state_dict(), place)
+        else:
+            write_run(replace(recipe, output=str(place), methods={"a": Adapter()}), seed)
+
+    put(0)
+    if part == "tokenizer":
+        used = with_model(recipe, backbone=replace(recipe.model.backbone, tokenizer=str(place)))
+    elif part == "vision encoder":
+        used = with_model(recipe, vision=replace(recipe.model.vision, weights=str(place)))
+    else:
+        method = SimAdapter(runs={"vqa": str(place), "b": str(place)})
+        used = replace(recipe, methods={"method": method})
+    short, longer = (
+        replace(used, training=replace(recipe.training, steps=steps)) for steps in (2, 4)
+    )
+    assert ranks1.run(run_recipe, short, timeout=120) == [0]
+    put(1)
+    with pytest.raises(RankError, match=rf"was trained on another {part} than .* is now"):
         ranks1.run(run_recipe, longer, True, timeout=120)
-    words.write_bytes(before)
+    put(0)
     assert ranks1.run(run_recipe, longer, True, timeout=120) == [0]
 
 
@@ -277,3 +301,71 @@ def test_other_weights_are_a_new_phase(
     }
     assert new["caption"] > 3 * new["vqa"]
     assert sum(new.values()) == pytest.approx(5 * recipe.data.global_batch_size)
+
+
+# A run state is whole or is passed over; so is the artifact of the best step, wherever the run is
+# killed or stopped.
+
+
+def a_state(seed: int) -> State:
+    torch.manual_seed(seed)
+    return {"a.weight": {key: torch.randn(3, 4) for key in ("fp32", "exp_avg", "exp_avg_sq")}}
+
+
+def test_a_state_of_an_older_format_is_not_read(tmp_path: Path) -> None:
+    file = checkpoint.save(tmp_path, a_state(0), Progress(5, {}), keep=2) / "state.json"
+    content = json.loads(file.read_text())
+    del content["task_updates"]
+    file.write_text(json.dumps(content | {"format": 1}))
+    file.with_name("manifest.json").unlink()
+    write_manifest(file.parent)
+    found, (complaint,) = newest(tmp_path)
+    assert found is None
+    assert "format is 1, 2 expected" in complaint
+
+
+def test_states_that_were_passed_over_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+    for step in (5, 10):
+        checkpoint.save(tmp_path, a_state(step), Progress(step, {}), keep=2)
+    (tmp_path / "step-00000010" / "manifest.json").unlink()
+    (tmp_path / ".step-00000011@elsewhere-7-0.partial").mkdir()
+    found, complaints = newest(tmp_path)
+    assert found == tmp_path / "step-00000005"
+    assert len(complaints) == 1, "nothing is said of what is half written"
+    checkpoint.save(tmp_path, a_state(6), Progress(6, {}), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+
+
+SCORE = "vqa/exact_match"
+
+
+def keep(recipe: Recipe, step: int, tokenizer: Any) -> None:
+    """What a run does with its best step so far."""
+    best = BestStep(SCORE, Path(recipe.output) / "best", resumed=True)
+    notes = best.note(step / 100, step)
+    save_artifact(best.folder, {"step": torch.tensor(step)}, recipe, tokenizer, notes)
+
+
+def test_what_is_not_whole_is_not_the_best(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A lost or damaged score is said once, and the best step is sought anew; a run that has none
+    says nothing."""
+    recipe = world_recipe(world, tmp_path)
+    folder = tmp_path / "best"
+    assert BestStep(SCORE, folder, resumed=True).known is None
+    assert capsys.readouterr().out == ""
+    for lose in (Path.unlink, partial(Path.write_text, data='{"step": "ten"}')):
+        keep(recipe, 10, recipe.model.backbone.load_tokenizer())
+        capsys.readouterr()
+        assert BestStep(SCORE, folder, resumed=True).known == Best(10, SCORE, 0.1)
+        assert capsys.readouterr().out == ""
+        lose(folder / "best.json")
+        assert BestStep(SCORE, folder, resumed=True).known is None
+        (said,) = capsys.readouterr().out.splitlines()
+        assert said.startswith(f"training.best: {folder} is skipped: best.json is ")
+        assert said.endswith("; the run looks for the best step from here on")
+    (folder / "best.json").write_text('{"step": "ten"}')
+    write_manifest(folder)
+    assert BestStep(SCORE, folder, resumed=True).known is None
+    assert "best.json cannot be read (step is 'ten', a valid integer exp" in capsys.readouterr().out

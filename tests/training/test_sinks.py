@@ -4,28 +4,32 @@ terminal, and plain lines elsewhere."""
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
-import os
+import re
 import socket
-import subprocess
 import sys
+from contextlib import closing, redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
+from torch import nn
 
 import vlds.training.sinks
-from tests.toys.files import ROOT, read_lines
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
+from vlds.cli.words import split_words
 from vlds.evaluation.shown import ShownExample
-from vlds.recipe.config import Recipe, TrackingConfig, save_recipe
+from vlds.recipe.config import Recipe, TrackingConfig
 from vlds.runtime.ranks import Ranks
+from vlds.training import profile as profile_module
+from vlds.training.loop import train
+from vlds.training.profile import SPANS, StepProfile, between_steps, check_profile, span
 from vlds.training.sinks import (
     MetricsFile,
     Sink,
@@ -34,26 +38,11 @@ from vlds.training.sinks import (
     check_tracking,
     has_scores,
     open_sinks,
-    progress_bar,
 )
 
 SCORES = {"loss": 0.25, "scores": {"vqa": {"vqa_accuracy": 0.5}}, "note": "no number"}
 RED = ShownExample("vqa", "vqa: what color?", "red", "blue", Image.new("RGB", (30, 20), "red"))
 SECRET = "http://user:hunter2@host/x"
-
-
-def test_the_file_drops_what_a_resumed_run_repeats(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    for first_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        sink = MetricsFile(file, first_step)
-        for step in steps:
-            sink.write(step, {"loss": float(10 * first_step + step)})
-        with file.open("a") as end:
-            end.write('{"step": 3, "lo')  # what a machine that went down has left
-    assert not has_scores(file, 3)
-    MetricsFile(file, 4)
-    lines = read_lines(file)
-    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1), (2, 2), (3, 23), (4, 24)]
 
 
 def test_odd_lines_are_dropped_and_told_once(
@@ -261,51 +250,85 @@ def tracked(recipe: Recipe, **trackers: str | bool | int) -> Recipe:
     return replace(recipe, tracking=TrackingConfig(**trackers))  # type: ignore[arg-type]
 
 
-TOLD = "loss 0.213  1,422 examples/s  vqa 0.222  gqa 0.131  nlvr2 0.172  caption 0.399"
+# Where a step goes: a table of its parts, and a trace.
 
 
-@pytest.mark.parametrize("width", [50, 80, 200])
-def test_steps_and_time_left_are_never_cut(width: int) -> None:
-    out = StringIO()
-    console = Console(file=out, width=width, force_terminal=True, color_system=None)
-    bar = progress_bar(console, 17_000, 0)
-    bar.update(bar.task_ids[0], completed=12_345, description=TOLD)
-    bar.refresh()
-    bar.stop()
-    line = out.getvalue().split("\r")[-1].splitlines()[0]
-    assert "12345/17000 " in line
-    assert ":" in line.split("12345/17000 ")[1][:8]
-    assert "loss 0.213" in line
-    assert (TOLD in line) == (width == 200)
-
-
-PROGRAM = """
-import sys
-import torch
-from vlds.recipe.config import load_recipe
-from vlds.runtime import terminal
-from vlds.runtime.ranks import Ranks
-from vlds.training.sinks import Tracker
-
-terminal.SECONDS_BETWEEN_LINES = 0.0
-tracker = Tracker(load_recipe(sys.argv[1]), Ranks(0, 1, 0, 1, torch.device("cpu")), 0)
-tracker.say("step 1 of 10, [bold]3[/bold] losses")
-list(terminal.follow(range(2), "reading", 2))
-tracker.close()
-"""
+def profiled(recipe: Recipe, resume: bool = False) -> str:
+    """What a run prints that profiles three of its steps."""
+    with redirect_stdout(io.StringIO()) as printed:
+        assert train(recipe, resume=resume, profile=3) == 0
+    return printed.getvalue()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
-def test_what_is_no_terminal_gets_plain_lines(variable: str, world: Path, tmp_path: Path) -> None:
-    """Notebooks and build servers set such variables for every program."""
+def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
-    Path(recipe.output).mkdir()
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.yaml")],
-        env={**os.environ, variable: "1", "TERM": "xterm"},
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout == "step 1 of 10, [bold]3[/bold] losses\n", done.stderr
-    assert done.stderr == "reading: 0 of 2\nreading: 1 of 2\n"
+    # All evaluation and most saving lies between the steps, and in none of them.
+    config = replace(recipe.training, evaluate_every=3, save_every=3, log_every=5)
+    recipe = replace(recipe, training=config)
+    text, _ = ranks2.run(profiled, recipe, timeout=120)
+    whole = float(re.search(r"a step takes ([\d.,]+) ms", text)[1].replace(",", ""))  # type: ignore[index]
+    rows = {
+        name: float(ms.replace(",", "")) for name, ms in re.findall(r"  (\D+?) +([\d.,]+) ms", text)
+    }
+    names = [SPANS[name] for name in SPANS if name in ("data", "forward", "backward", "optimizer")]
+    assert rows.keys() >= {*names, "all else"}
+    between = [name for name in rows if name.startswith("between ranks")]
+    assert sum(ms for name, ms in rows.items() if name not in between) == pytest.approx(
+        whole, abs=1
+    )
+    assert min(rows[name] for name in names) > 0
+    trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text("utf-8"))
+    spans = [event["name"] for event in trace["traceEvents"] if "vlds: " in event.get("name", "")]
+    assert spans.count("vlds: backward") == 3 * 2  # micro-batches
+    assert re.search(r"\n    .*data wait \d+%", text)
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    shares = [line["data_wait"] for line in lines if "loss" in line]
+    assert len(shares) == 2
+    assert all(0 <= share <= 1 for share in shares)
+
+
+def profile_of_one_step(folder: Path, num_operations: int = 1) -> list[str]:
+    profile = StepProfile(1, folder, None)
+    assert profile.after_step() == profile.after_step() == []
+    with span("backward"):
+        for _ in range(num_operations):
+            torch.ones(3)
+    return profile.after_step()
+
+
+def test_a_new_run_is_too_short(tmp_path: Path) -> None:
+    check_profile(0, tmp_path, 1)
+    check_profile(3, tmp_path, 5)
+    check_profile(3, tmp_path, None)
+    with pytest.raises(ValueError, match="takes 5 steps, but the run has 4; give at most 2, or"):
+        check_profile(3, tmp_path, 4)
+    with pytest.raises(ValueError, match="but the run has 1; leave --profile out, or raise"):
+        check_profile(3, tmp_path, 1)
+
+
+def test_an_error_ends_what_is_profiled(tmp_path: Path) -> None:
+    vision = nn.Linear(2, 2)
+    with closing(StepProfile(5, tmp_path, vision)) as profile:
+        profile.after_step()
+        profile.after_step()
+        for part in (span("forward"), between_steps()):
+            with pytest.raises(RuntimeError), part:
+                raise RuntimeError
+            assert profile_module._active is profile
+        assert vision._forward_hooks
+    assert profile_module._active is None
+    assert not vision._forward_hooks
+    assert not vision._forward_pre_hooks
+    assert len(profile_of_one_step(tmp_path)) > 1
+
+
+def test_the_number_of_steps() -> None:
+    words = split_words(["train", "r.yaml", "--profile", "5"])
+    assert words.profile == 5
+    assert words.for_ranks == ["train", "r.yaml", "--profile", "5"]
+    with pytest.raises(ValueError, match=r"^--profile is 'x'; give a number of steps, 1 or more$"):
+        split_words(["train", "r.yaml", "--profile", "x"])
+    assert split_words(["train", "r.yaml", "--profile=50"]).profile == 50
+    with pytest.raises(ValueError, match=r"^--profile is 51, but each .*; give at most 50$"):
+        split_words(["train", "r.yaml", "--profile", "51"])

@@ -9,6 +9,7 @@ import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -17,12 +18,13 @@ from data_prep.packing.writer import write_dataset
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
 from tests.toys.trained_runs import built_run, save_run
 from tests.toys.world import records, world_recipe
 from vlds.cli.main import run_command
-from vlds.evaluation.prediction_files import read_pairs
+from vlds.evaluation.sources import evaluation_sources
 from vlds.recipe.config import Recipe
+from vlds.tasks import GQA, Caption
+from vlds.tasks.metrics import coco_package
 
 NOWHERE = "no/such/folder"
 
@@ -116,77 +118,6 @@ def test_every_list_is_scored_under_its_name(run: Path, ranks2: RankPool, tmp_pa
     assert list(json.loads((tmp_path / "two" / "scores.json").read_text("utf-8"))) == ["vqa"]
 
 
-def test_what_both_lists_name_is_decoded_once(
-    run: Path, world: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    words = ["evaluate", "--run", str(run), "--out", str(tmp_path), "--data.eval_batch_size", "7"]
-    words += ["--tasks.vqa.test", f"[{world}/vqa]", "--tasks.caption.test", "[]"]
-    (code, out), _ = ranks2.run(command, words, timeout=120)
-    assert code == 0, out
-    assert re.search(r"^vqa: \d+ of 48 examples", out, re.MULTILINE)
-    assert "vqa.test: " not in out
-    assert (tmp_path / "vqa.test.jsonl").read_bytes() == (tmp_path / "vqa.jsonl").read_bytes()
-    scores = json.loads((tmp_path / "scores.json").read_text("utf-8"))
-    assert scores["vqa.test"] == scores["vqa"]
-
-
-def test_data_of_the_command_line_are_the_only_ones(
-    run: Path, data: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    words = ["evaluate", "--run", str(run), "--out", str(tmp_path), "--data", f"vqa={data}"]
-    (code, out), _ = ranks2.run(command, words, timeout=120)
-    assert code == 0, out
-    assert list(json.loads((tmp_path / "scores.json").read_text("utf-8"))) == ["vqa"]
-
-
-@pytest.mark.slow
-def test_a_leaderboard_takes_a_list_of_the_recipe(
-    run: Path, data: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """Files of leaderboards are named by data set and split; what answers one twice, by list."""
-    words = ["predict", "--run", str(run), "--out", str(tmp_path)]
-    (code, out), _ = ranks2.run(command, [*words, "--split", "test"], timeout=120)
-    assert code == 0, out
-    assert "vqa.test (vqa-test, 18 examples)" in out
-    assert f"{tmp_path}/vqa-test.json" in out.splitlines()
-    assert read_pairs(tmp_path / "vqa-test.json") == read_pairs(tmp_path / "vqa.test.jsonl")
-    assert not (tmp_path / "vqa.jsonl").exists()
-    words += ["--split", "evaluate", "test", "--tasks.vqa.evaluate", f"[{data}]"]
-    (code, out), _ = ranks2.run(command, words, timeout=120)
-    assert code == 0, out
-    names = {path.name for path in tmp_path.glob("*-vqa-test.json")}
-    assert names == {"vqa-vqa-test.json", "vqa.test-vqa-test.json"}
-
-
-@pytest.mark.slow
-def test_mistakes_are_said_before_the_model_is_built(
-    world: Path, data: Path, ranks2: RankPool, tmp_path: Path
-) -> None:
-    """The backbone's config is gone by then, which building it would tell."""
-    (tmp_path / "t5.json").write_bytes((world / "t5.json").read_bytes())
-    recipe = with_test(world_recipe(world, tmp_path / "run"), vqa=str(data))
-    backbone = replace(recipe.model.backbone, config=str(tmp_path / "t5.json"))
-    run = str(save_run(built_run(with_model(recipe, backbone=backbone))))
-    (tmp_path / "t5.json").unlink()
-    for words, complaint in (
-        (["--tasks.vqa.test", f"[{NOWHERE}]"], f"tasks.vqa.test: data set {NOWHERE}"),
-        (["--tasks.vqa.test", f"[{world}/caption]"], "tasks.vqa.test: .* of kind 'caption'"),
-        (
-            ["--tasks.vqa.test", "[]", "--split", "test"],
-            "--split: no task of .* names data sets under `test`; name them with --data, or with",
-        ),
-        (["--split", "test", "--data", str(data)], "--data: not allowed with --split"),
-        ([], "t5.json"),
-    ):
-        for code, out in ranks2.run(command, ["evaluate", "--run", run, *words], timeout=60):
-            assert code == 2
-            assert re.search(complaint, out), out
-    words = ["evaluate", "--predictions", "x.json", "--data", str(data), "--split", "test"]
-    assert "--split: " in command(words)[1]
-    words = ["predict", "--run", run, "--image", "x.jpg", "--split", "test"]
-    assert "--split: not allowed with --image" in command(words)[1]
-
-
 def test_a_task_must_not_be_called_like_a_list(world: Path, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path)
     with pytest.raises(ValueError, match=r"tasks: 'vqa\.test' cannot be a task's name"):
@@ -225,3 +156,84 @@ def test_scores_of_other_data_do_not_take_the_place_of_the_runs_own(
     assert own == {"predictions/vqa.jsonl", "predictions/scores.json"}
     lines = read_lines(copied / "predictions" / "vqa.jsonl")
     assert len({line["data"] for line in lines}) == 1
+
+
+# Scores that a recipe asks for are checked before a run; `vlds evaluate` gives all of them.
+
+
+def captions_recipe(world: Path, output: Path, **fields: Any) -> Recipe:
+    """The world's captions, evaluated."""
+    recipe = world_recipe(world, output)
+    task = recipe.tasks["caption"]
+    changed = replace(task, evaluate=task.train, **fields)
+    return replace(recipe, tasks={"caption": changed})
+
+
+def test_what_needs_java_is_refused_without_it(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    asked = captions_recipe(world, tmp_path, scores=["word_f1", "CIDEr"])
+    with pytest.raises(
+        ValueError, match=r"^tasks\.caption\.scores: CIDEr was asked for, and .* missing \("
+    ):
+        evaluation_sources(asked)
+    assert len(evaluation_sources(captions_recipe(world, tmp_path))) == 1
+    untouched = replace(asked.tasks["caption"], evaluate=[])
+    assert evaluation_sources(replace(asked, tasks={"caption": untouched}))[0].datasets == []
+
+
+def test_what_is_left_out_without_java_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the scores that there are; and nothing where those were asked for."""
+    monkeypatch.setenv("PATH", "")
+    write_dataset(
+        tmp_path / "data", name="c", kind="caption", split="val", records=records("caption", 2)
+    )
+    told = [{"id": f"caption-{number}", "prediction": "it is red"} for number in range(2)]
+    (tmp_path / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    words = ["--predictions", str(tmp_path / "told.json"), "--data", str(tmp_path / "data")]
+    assert run_command(["evaluate", *words]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"cider_plain_tokens +\d", out)
+    assert "left out are CIDEr, BLEU, METEOR and ROUGE-L: " in out
+    assert "missing (" in out
+    assert "cider_plain_tokens of 2 pictures means nothing" in out
+    assert run_command(["evaluate", *words, "--scores", "[word_f1]"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == []
+
+
+def test_a_file_that_a_score_needs_is_asked_for(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path)
+    task = GQA(evaluate=["shards/gqa-val"], choices="eval/absent.json")
+    with pytest.raises(ValueError, match=r"^tasks\.gqa\.choices: eval/absent\.json is neither"):
+        evaluation_sources(replace(recipe, tasks={"gqa": task}))
+
+
+def evaluate_run(run: Path) -> str:
+    """What `vlds evaluate` prints on a rank."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        assert run_command(["evaluate", "--run", str(run)]) == 0
+    return printed.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(coco_package.missing() is not None, reason=str(coco_package.missing()))
+def test_evaluate_gives_more_scores_than_training(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = captions_recipe(world, tmp_path / "run")
+    recipe = replace(recipe, training=replace(recipe.training, steps=1, save_every=1))
+    assert ranks2.run(run_recipe, recipe, timeout=120) == [0, 0]
+    first, *others = ranks2.run(evaluate_run, tmp_path / "run", timeout=300)
+    assert others == [""]
+    shown = re.findall(r"^  (\S+) +\d\.\d{4}$", first, re.MULTILINE)
+    assert shown == [
+        "CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "word_f1",
+    ]  # fmt: skip
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
+    assert '"CIDEr"' in metrics
+    assert "METEOR" not in metrics
+    assert isinstance(recipe.tasks["caption"], Caption)

@@ -195,14 +195,6 @@ def test_frozen_weights_must_be_the_same(world: Path, tmp_path: Path) -> None:
         Transfer.of(replace(other, start=str(first)))
 
 
-def test_settings_that_differ_are_told(world: Path, tmp_path: Path) -> None:
-    recipe = recipe_with("T5", "LoRA", world, tmp_path / "first")
-    first = write_run(replace(recipe, methods={"lora": LoRA(rank=2, alpha=2.0)}))
-    lora = {"lora": LoRA(rank=2, alpha=8.0)}
-    _, lines, _ = begun(replace(recipe, methods=lora, start=str(first)))
-    assert lines[-1] == f"start: methods.lora.alpha is 8.0 here and 2.0 in {first}"
-
-
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_same_on_two_ranks_and_resumed(
     stage: int, ranks2: RankPool, world: Path, tmp_path: Path

@@ -1,5 +1,5 @@
-"""Record what two other libraries compute, for tests/methods/test_own_methods.py, and what one of them
-writes, for tests/convert/test_others.py.
+"""Record what two other libraries compute, for tests/methods/test_own_methods.py, and what one of
+them writes, for tests/convert/test_others.py.
 
 Each needs an environment of its own (`adapters` wants an older transformers):
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +44,6 @@ def test_captions_are_gathered_by_picture(src: Path, pack_split: Any, output: An
     told = output()
     assert "dropped: empty caption: 1" in told
     assert "dropped: no annotation: 1" in told
-
-
-def test_captions_of_pictures_that_are_not_there(
-    src: Path, tmp_path: Path, pack_split: Any, output: Any
-) -> None:
-    file = src / "annotations/captions_val2014.json"
-    content = json.loads(file.read_text())
-    content["annotations"].append({"image_id": 55, "id": 12, "caption": "Lost"})
-    write(file, content)
-    pack_split("coco-captions --split val", src)
-    told = output()
-    assert re.search(r"annotations +5 in = 3 written \+ 2 dropped", told)
-    assert "dropped: picture not in the file: 1" in told
-    given = ["--annotations", str(file), "--workers", "1"]
-    assert main(["verify", str(tmp_path / "out"), *given]) == 0
 
 
 def test_a_test_split_has_pictures_alone(src: Path, pack_split: Any) -> None:

@@ -99,6 +99,7 @@ def test_every_form_is_stored_as_float16(make: Any, tmp_path: Path) -> None:
     [
         (array(0, (TOKENS + 1, DIM)), "features: 5 x 3, the first have (4, 3)"),
         (array(0) * np.nan, "features: not finite in float16"),
+        (array(0) * 1e6, "features: not finite in float16"),
         (np.zeros(3, np.float32), "features: not a matrix of numbers: float32 (3,)"),
         (np.zeros((TOKENS, DIM), np.int64), "features: not a matrix of numbers: int64 (4, 3)"),
         (b"no array", "features: missing or damaged"),

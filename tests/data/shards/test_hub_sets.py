@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
 from tests.toys.files import ROOT
 from tests.toys.hub import TOKEN, Hub, running_hub
@@ -74,13 +73,3 @@ def test_data_sets_on_the_hub_are_verified(hub: Hub, run: Run) -> None:
     assert wrong.returncode == 1
     assert "many-train-00002.tar" in wrong.stdout + wrong.stderr
     assert "many-train-00002" in shard.with_name("quarantine.jsonl").read_text()
-
-
-def test_nothing_is_written_there_file_by_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"image": "a.png", "question": "what ?", "answer": "a"}\n')
-    words = ["--task", "vqa", "--annotations", str(rows), "--images", str(tmp_path), "--out", URL]
-    assert main(["jsonl", *words]) == 2
-    assert "give a folder here, and store it at once" in capsys.readouterr().err

@@ -196,28 +196,6 @@ def test_the_newest_predictions_count(run: Path, after: int | None, age: int) ->
     assert [unsure in note for note in found.notes] == ([True] if after is None else [])
 
 
-@pytest.mark.parametrize(
-    ("logged", "said"),
-    [
-        ({"exact_match": 99.5}, "exact_match 0.666667, and metrics.jsonl has 99.5"),
-        ({"vqa_accuracy": 0.7}, "no vqa_accuracy, and metrics.jsonl has 0.7"),
-    ],
-)
-def test_scores_that_contradict_their_predictions_are_said_and_not_shown(
-    runs: Runs, tmp_path: Path, logged: dict[str, float], said: str
-) -> None:
-    recipe = scored_recipe(runs.world, tmp_path / "run")
-    lines = {"vqa": lines_of(recipe.tasks["vqa"], 3)}
-    run = write_scored_run(tmp_path / "run", recipe, lines, scores={"vqa": logged})
-    report = collect([run])
-    assert report.only.score("vqa", "exact_match") == pytest.approx(2 / 3)
-    assert report.only.score("vqa", "vqa_accuracy") is None
-    assert report.only.results["vqa"].interval is not None
-    (note,) = report.only.notes
-    file = run / "predictions" / "step-00000010" / "vqa.jsonl"
-    assert note == f"vqa: {file} gives {said}; the former is shown"
-
-
 @pytest.mark.parametrize("step", [10, None])
 def test_without_java_the_official_cider_costs_its_interval_alone(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int | None

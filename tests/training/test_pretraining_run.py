@@ -44,8 +44,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         questions = {
             source: (f"what colour is {source} ?", label) for source in ("vqa", "gqa", "visual7w")
         }
-        captions = [f"a picture that is {number} and dark", f"nothing but number {number}"]
-        rows.append(row(image_id, captions, **questions))
+        rows.append(row(image_id, [f"a picture that is {number} and dark"], **questions))
+        rows[-1]["sentf"]["vg"] = [f"nothing but number {number}"]
         np.savez(
             src / f"{image_id}.npz",
             features=draws.normal(size=(BOXES, DIM)).astype(np.float32),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -26,9 +25,8 @@ from tests.toys.image_text.clips import (
 )
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.image_text.theirs import generated
-from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
-from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, Piece, RefusedRows, Turn
+from vlds.schema import IGNORED_LABEL, Clip, Decoding, Piece, RefusedRows, Turn
 
 TYPES = [pytest.param(t, marks=[] if t in FAST_TYPES else [pytest.mark.slow]) for t in READ_CLIPS]
 
@@ -159,36 +157,3 @@ def test_times_reach_bfloat16_models_exactly() -> None:
     built = model.build().to(torch.bfloat16)
     assert torch.equal(built.inputs(batch)["second_per_grid_ts"], seconds)
     assert built.inputs(batch)["pixel_values_videos"].dtype == torch.bfloat16
-
-
-def counted(built: ImageTextModel, batch: Batch, partitioned: bool) -> int:
-    """How often the tower runs in a training step."""
-    tower, calls = built.get_submodule(built.parts["vision"].path), []
-    hook = tower.register_forward_hook(lambda *_: calls.append(1))
-    first = next(built.backbone.parameters())
-    with mock.patch.object(first, "ds_id", 0, create=True) if partitioned else mock.MagicMock():
-        built.train()(batch, torch.ones(len(batch)))
-    hook.remove()
-    return len(calls)
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "internvl", "llava_onevision"])
-def test_all_rows_run_the_tower_as_often_under_zero_3(model_type: str) -> None:
-    """If the data have clips; else, and elsewhere, nothing runs that is not asked for."""
-    model = tiny(model_type)
-    built = model.build()
-    rows, pictures = mixed(model)
-    batches = [model.collator([row], pictures, evaluation=False) for row in rows]
-    apart = 1 if model_type == "internvl" else 2
-    assert not built.shows_clips
-    as_asked, always = [1, apart, 1, 1], [apart] * 4
-    for shows_clips, partitioned in ((False, False), (False, True), (True, False), (True, True)):
-        built.shows_clips = shows_clips
-        expected = always if shows_clips and partitioned else as_asked
-        assert [counted(built, batch, partitioned) for batch in batches] == expected
-    built.eval()
-    losses = [built.token_nll(batch).sum() for batch in batches]
-    with mock.patch.object(next(built.backbone.parameters()), "ds_id", 0, create=True):
-        stepped = [built.train().token_nll(batch).sum() for batch in batches]
-    assert torch.allclose(torch.stack(stepped), torch.stack(losses), atol=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import shutil
 import subprocess
 import tempfile
@@ -35,8 +34,6 @@ class Seen:
     """Addresses that were fetched, without `data:` URLs; the first is the page's."""
     values: list[Any] = field(default_factory=list)
     """Values of the expressions, in order."""
-    screenshot: bytes = b""
-    """PNG of the whole page."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,6 @@ class Setting:
 
     width: int = 1280
     dark: bool = False
-    scale: float = 1
-    scripts: bool = True
-    """False: the page's scripts do not run; expressions always do."""
 
 
 def visit(address: str, *expressions: str, **setting: Any) -> Seen:
@@ -86,11 +80,10 @@ async def look_at(tab: Tab, address: str, expressions: tuple[str, ...], setting:
     """Load the page and evaluate the expressions."""
     for domain in ("Page", "Network", "Runtime", "Log"):
         await tab.call(f"{domain}.enable")
-    size = {"width": setting.width, "height": 844, "deviceScaleFactor": setting.scale}
+    size = {"width": setting.width, "height": 844, "deviceScaleFactor": 1}
     await tab.call("Emulation.setDeviceMetricsOverride", **size, mobile=setting.width < 600)
     scheme = [{"name": "prefers-color-scheme", "value": "dark" if setting.dark else "light"}]
     await tab.call("Emulation.setEmulatedMedia", features=scheme)
-    await tab.call("Emulation.setScriptExecutionDisabled", value=not setting.scripts)
     await tab.call("Page.navigate", url=address)
     while "Page.loadEventFired" not in tab.events:
         await tab.receive()
@@ -100,8 +93,6 @@ async def look_at(tab: Tab, address: str, expressions: tuple[str, ...], setting:
         )
         assert "exceptionDetails" not in result, result
         tab.seen.values.append(result["result"].get("value"))
-    shot = await tab.call("Page.captureScreenshot", captureBeyondViewport=True)
-    tab.seen.screenshot = base64.b64decode(shot["data"])
     return tab.seen
 
 

@@ -1,13 +1,11 @@
-"""The page in a real browser: it is quiet, fetches nothing, fits a phone, and shows its colours."""
+"""The page in a real browser: it is quiet, fetches nothing, and fits a phone."""
 
 from __future__ import annotations
 
 import shutil
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.toys.browser import PROGRAM, visit
 from tests.toys.scored_runs import Runs
@@ -39,27 +37,3 @@ def test_it_is_quiet_fetches_nothing_and_fits(
         assert seen.requested == [page.as_uri()]
         assert (folded, unfolded) == (width, width)
         assert pictures >= 5
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_it_shows_pictures_and_curves_in_light_and_dark(
-    run: Path, tmp_path: Path, dark: bool
-) -> None:
-    page = write_report([read_run(run)], tmp_path)
-    seen = visit(page.as_uri(), width=1200, dark=dark)
-    with Image.open(BytesIO(seen.screenshot)) as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or []}
-    assert {(200, 10, 20), (10, 200, 20), (10, 20, 200), (250, 250, 0)} <= colours
-    ground, curve = ((20, 23, 27), (130, 177, 255)) if dark else ((252, 252, 251), (31, 95, 191))
-    assert {ground, curve} <= colours
-
-
-IS_SHOWN = "getComputedStyle(document.querySelector('{}')).display !== 'none'"
-
-
-def test_all_but_the_filters_is_there_without_script(sure: Path, tmp_path: Path) -> None:
-    page = write_report([read_run(sure)], tmp_path)
-    shown = [IS_SHOWN.format(part) for part in (".linear", ".log", "#explorer", "noscript")]
-    switch = "document.getElementById('loss-log').checked = true"
-    seen = visit(page.as_uri(), *shown, switch, *shown[:2], HEADING, PICTURES, scripts=False)
-    assert seen.values == [True, False, False, True, True, False, True, "sure", 12 + 16 + 10]

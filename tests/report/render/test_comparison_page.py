@@ -1,4 +1,4 @@
-"""The table of `vlds compare` in each of its formats, and its page in a real browser."""
+"""The table of `vlds compare` in each of its formats."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.toys.browser import PROGRAM, visit
-from tests.toys.compared_runs import SCORES, folders_of, write_compared, write_compared_run
+from tests.toys.compared_runs import folders_of, write_compared, write_compared_run
 from tests.toys.files import ROOT
 from vlds.cli.main import run_command
 from vlds.recipe.config import load_recipe, save_recipe
@@ -139,33 +138,3 @@ def test_a_seed_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     told = capsys.readouterr().out
     assert "| seed-0, seed-2 (2 seeds) |" in told
     assert "seed-1: is left out, it has recipe and seed of seed-0." in told
-
-
-WIDTH = "document.scrollingElement.scrollWidth"
-HEADING = "document.querySelector('h1').textContent"
-CELLS = "[...document.querySelectorAll('tbody tr')].map(row => row.cells.length)"
-CIRCLES = "document.querySelectorAll('svg[role=img] circle').length"
-BARS = "document.querySelectorAll('.bars dd').length"
-CUT = (
-    "[...document.querySelectorAll('svg text')].filter(t => {"
-    " const box = t.getBoundingClientRect(), frame = t.ownerSVGElement.getBoundingClientRect();"
-    " return box.left < frame.left - 1 || box.right > frame.right + 1 }).length"
-)
-INJECTED = "document.querySelectorAll('th b, li b').length"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome on PATH")
-@pytest.mark.parametrize(("width", "dark"), [(390, True), (390, False), (1280, False)])
-def test_the_page_in_a_browser(
-    comparison: Comparison, tmp_path: Path, width: int, dark: bool
-) -> None:
-    page = tmp_path / "compare.html"
-    page.write_text(FORMATS["html"](comparison), encoding="utf-8")
-    seen = visit(
-        page.as_uri(), HEADING, WIDTH, CELLS, CIRCLES, BARS, CUT, INJECTED, width=width, dark=dark
-    )
-    assert seen.logged == []
-    assert seen.requested == [page.as_uri()]
-    # Three spots of ours and a published one; a bar for each row and score.
-    assert seen.values == ["table", width, [10] * 3, 4, 3 * len(SCORES), 0, 0]

@@ -185,13 +185,6 @@ class RecordedCase:
         return slices
 
 
-def fill(tensor: Tensor, width: int, value: Any) -> Tensor:
-    """Pad the second dimension on the right."""
-    wide = tensor.new_full((len(tensor), width), value)
-    wide[:, : tensor.shape[1]] = tensor
-    return wide
-
-
 @contextmanager
 def exact_t5_norm() -> Iterator[None]:
     """Inside, Hugging Face's T5 norm takes its variance in the precision of its input; by itself

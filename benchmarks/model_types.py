@@ -31,11 +31,37 @@ from tests.toys.image_text.words import tokenizer
 HEAD = """\
 # Types of image-text models
 
-Of the {total} types that `AutoModelForImageTextToText` of transformers 5.24 maps, {tested} are
-tested, {opens} more open by the same rules, {refused} are refused before training, and of
-{unknown} nothing is known. `python benchmarks/model_types.py` makes this page: it builds each type
-with its default config, or that of its tests, and without weights. Whether a processor fits shows
-only with its files: a run reads two small pictures before its first step.
+Which types of the hub's models [`ImageTextToText`](models.md) opens. This asks for three of them,
+and builds these without weights:
+
+```sh
+python - qwen2_5_vl aria fuyu <<END
+import sys, torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+from vlds.models.kinds.image_text import TESTED, find_parts
+for name in sys.argv[1:]:
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(name))
+    try:
+        parts = find_parts(model)
+        print(name, "tested" if name in TESTED else "opens", parts.language, parts.vision)
+    except ValueError as error:
+        print(str(error).partition(";")[0])
+END
+```
+
+```text
+qwen2_5_vl tested model.language_model model.visual
+aria opens model.language_model model.vision_tower
+fuyu: models of this type have no separate vision encoder
+```
+
+Each line ends with the names of language model and vision tower. Of the {total} types that
+`AutoModelForImageTextToText` of transformers 5.24 maps, {tested} are tested, {opens} more open
+by the same rules, {refused} are refused before training, and of {unknown} nothing is known.
+`python benchmarks/model_types.py` makes this page: it builds each type with its default config, or
+that of its tests. Whether a processor fits shows only with its files: a run reads two small
+pictures before its first step.
 
 ## Tested types
 

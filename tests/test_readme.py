@@ -423,7 +423,7 @@ def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> Non
     python = sum(len(blocks(page.with_name(n), "python")) for n in ("python.md", "attach.md"))
     # The other eight: four are quoted from files, one is about Parquet, one about a GGUF file, one
     # an entry of the contract tests, one of a tutorial (tests/test_site.py).
-    assert everywhere == len(blocks(page, "python")) + python + 8
+    assert everywhere == len(blocks(page, "python")) + python + 9
 
 
 @pytest.mark.slow

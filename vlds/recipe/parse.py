@@ -132,7 +132,8 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
                 raise ValueError(
                     f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
                 ) from None
-    return renamed(tree, options, shipped_or_given)
+    placed: dict[str, Any] = renamed(tree, options, shipped_or_given)
+    return placed
 
 
 def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[str, Any]) -> None:

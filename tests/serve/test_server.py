@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -52,16 +50,6 @@ def test_it_answers_as_predict_does(server: Server, talkative: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on PATH")
-def test_the_line_of_the_docs(server: Server, root: Path, tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(RED)
-    page = (root / "docs" / "serve.md").read_text("utf-8")
-    (line,) = re.findall(r"^curl .*$", page, re.MULTILINE)
-    words = shlex.split(line.replace(":8000", f":{server.server_port}"))
-    done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
-    (shown,) = re.findall(r'^{"text".*$', page, re.MULTILINE)
-    assert json.loads(done.stdout).keys() == json.loads(shown).keys()
-
-
 def test_many_ask_at_once(server: Server) -> None:
     bodies = [form_of(("image", picture(c, 1)), *ASKED[1:]) for c in ("red", "green", "blue")] * 4
     with ThreadPoolExecutor(12) as pool:
